@@ -1,0 +1,33 @@
+# make demo: compare both frameworks on the embedded data set.   make test: run every test on both.
+# A fresh machine needs Python 3.11+ and make; everything else is installed into .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint clean
+
+demo: .venv/all
+	$(BIN)/keras-segen compare unet --data shapes --out runs/compare
+
+test: .venv/test lint
+	KERAS_BACKEND=tensorflow $(BIN)/pytest
+	KERAS_BACKEND=torch $(BIN)/pytest
+
+lint: .venv/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.venv/all: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed.")'
+	$(PYTHON) -m venv .venv
+	@echo "Installing keras-segen with TensorFlow and PyTorch into .venv (about 2.4 GB) ..."
+	$(PIP) --editable '.[all]'
+	@touch $@
+
+.venv/test: .venv/all
+	$(PIP) --editable '.[all,test]'
+	@touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info runs

@@ -1,0 +1,39 @@
+"""keras_segen: image segmentation and generation, each model written once in Keras 3.
+
+The same code runs on TensorFlow and on PyTorch: `KERAS_BACKEND` chooses. Importing this package
+imports neither Keras nor a framework; each name below is loaded when it is first used.
+"""
+
+import importlib
+
+from keras_segen import frameworks
+
+__version__ = "0.1.0"
+
+_MODULES = (
+    "compare",
+    "data",
+    "determinism",
+    "experiment",
+    "losses",
+    "metrics",
+    "plot",
+    "segmentation",
+    "training",
+)
+
+__all__ = ["__version__", "initialize", *_MODULES]
+
+frameworks.choose()
+
+
+def __getattr__(name):
+    if name in _MODULES:
+        return importlib.import_module(f"keras_segen.{name}")
+    if name == "initialize":
+        return importlib.import_module("keras_segen.determinism").initialize
+    raise AttributeError(f"module 'keras_segen' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted(__all__)

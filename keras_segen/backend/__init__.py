@@ -1,0 +1,34 @@
+"""The seam: all that keras_segen needs of a framework, and the only room that imports one.
+
+`tensorflow.py` and `torch.py` define the same functions, side by side; this file takes those of
+the framework that Keras runs on.
+"""
+
+from keras_segen import frameworks
+
+frameworks.require()
+
+import keras  # noqa: E402  (a missing framework is reported above, in one line)
+
+frameworks.require(keras.backend.backend())
+
+if keras.backend.backend() == "tensorflow":
+    from keras_segen.backend.tensorflow import (
+        check,
+        infer,
+        make_loader,
+        peak_device_memory,
+        settings,
+        synchronize,
+    )
+else:
+    from keras_segen.backend.torch import (
+        check,
+        infer,
+        make_loader,
+        peak_device_memory,
+        settings,
+        synchronize,
+    )
+
+__all__ = ["check", "infer", "make_loader", "peak_device_memory", "settings", "synchronize"]

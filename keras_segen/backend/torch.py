@@ -1,0 +1,107 @@
+"""The seam on PyTorch: see `tensorflow.py` for the same functions on TensorFlow."""
+
+import keras
+import torch
+
+
+def check(condition, message):
+    """Raises a ValueError if `condition`, a boolean tensor without dimensions, is false.
+
+    On a GPU the check is queued with the other work, so that nothing waits for it; the error is
+    then CUDA's own.
+    """
+    if condition.device.type == "meta":  # Keras infers shapes: there are no values
+        return
+    if condition.device.type == "cuda":
+        torch._assert_async(condition, message)
+    elif not bool(condition):
+        raise ValueError(message)
+
+
+class _Epochs(torch.utils.data.IterableDataset):
+    """The epochs of a `Batches`, one for each iterator that is read to its end.
+
+    Before it trains, Keras takes one batch to learn its shape and drops that iterator; after
+    each epoch it opens one that it never reads. Neither may count. An epoch of several batches
+    is done when its last batch has been taken. If it has a single batch, a look at it takes all
+    of it: then it is done only if the next iterator is opened, or the end reached, while this
+    one is still held; Keras drops the one it peeked with before that.
+    """
+
+    def __init__(self, batches):
+        self.batches = batches
+        self.taken = False  # the only batch of an epoch was taken by an iterator still held
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        self._finish_single()
+        return self._one_epoch()
+
+    def _finish_single(self):
+        if self.taken:
+            self.taken = False
+            self.batches.epoch += 1
+
+    def _one_epoch(self):
+        batches = self.batches
+        for step, batch in enumerate(batches.read(batches.epoch)):
+            if len(batches) > 1:
+                if step == len(batches) - 1:
+                    batches.epoch += 1
+                yield batch
+                continue
+            self.taken = True
+            try:
+                yield batch
+            except GeneratorExit:
+                self.taken = False
+                raise
+            self._finish_single()
+
+
+def make_loader(batches):
+    """Makes a `torch.utils.data.DataLoader` of a `keras_segen.data.loader.Batches`.
+
+    Each pass over it is one epoch; an iterator that somebody opens, peeks into and drops leaves
+    the next epoch as it was. `Batches` reads ahead itself, in its own thread or processes.
+    """
+    # A generator of its own: opening an iterator draws a number from it.
+    return torch.utils.data.DataLoader(
+        _Epochs(batches), batch_size=None, generator=torch.Generator()
+    )
+
+
+def infer(model, images):
+    """Runs the model once, for inference: NumPy images in, NumPy outputs out."""
+    with torch.no_grad():
+        return keras.ops.convert_to_numpy(model(images, training=False))
+
+
+def synchronize():
+    """Waits until all work given to the device is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    elif torch.backends.mps.is_available():
+        torch.mps.synchronize()
+
+
+def peak_device_memory():
+    """Returns the peak memory of the first GPU in bytes, or None without one."""
+    return int(torch.cuda.max_memory_allocated()) if torch.cuda.is_available() else None
+
+
+def settings():
+    """Returns what affects speed and numbers here, as a dict of plain values."""
+    cuda = torch.cuda.is_available()
+    device = keras.ops.zeros(()).device.type
+    return {
+        "framework": torch.__version__,
+        "device": torch.cuda.get_device_name() if cuda else device.upper(),
+        "mode": "eager",
+        "compiler": "none (torch.compile off)",
+        "threads": torch.get_num_threads(),
+        "TensorFloat-32": cuda and torch.backends.cudnn.allow_tf32,
+        "oneDNN": torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled,
+    }

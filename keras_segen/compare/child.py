@@ -1,0 +1,172 @@
+"""The process that trains an experiment on one backend and writes down all that it saw.
+
+    python -m keras_segen.compare.child train FOLDER     trains, into FOLDER/<backend>/
+    python -m keras_segen.compare.child serve FOLDER     runs the models that the others trained
+
+FOLDER holds `experiment.json`; `KERAS_BACKEND` says which backend this is. Progress goes to
+standard output, one JSON object a line. Keras is imported inside the functions, since the time
+that it takes is measured.
+"""
+
+import hashlib
+import json
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from keras_segen.data.loader import Batches
+from keras_segen.experiment import Experiment
+from keras_segen.files import write_atomically, write_json
+
+NUM_LOADER_BATCHES = 32
+NUM_PROBES = 16
+
+
+def tell(event, **values):
+    """Writes one line of progress. When nobody listens any more, this ends the process."""
+    print(json.dumps({"event": event, **values}), flush=True)
+
+
+class CheckedBatches(Batches):
+    """Takes a checksum of every batch that it hands out; the time for it counts as waiting."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.checksums = {}
+
+    def read(self, epoch):
+        for step, (images, masks) in enumerate(super().read(epoch)):
+            start = time.perf_counter()
+            self.checksums[f"epoch {epoch}, step {step}"] = zlib.crc32(masks, zlib.crc32(images))
+            self.waited[-1] += time.perf_counter() - start
+            yield images, masks
+
+
+def train(folder, started):
+    """Trains the experiment and writes `model.keras`, `arrays.npz` and `result.json`."""
+    import keras
+
+    from keras_segen import backend, evaluation, machine
+    from keras_segen.compare import speed
+
+    seconds = {"imports": time.perf_counter() - started}
+    experiment = Experiment.from_json(folder / "experiment.json")
+    folder = folder / keras.backend.backend()
+
+    tell("phase", phase="building")
+    mark = time.perf_counter()
+    train_data, val_data = experiment.load_data("train"), experiment.load_data("val")
+    model = experiment.build_model(train_data)
+    batches = experiment.training_batches(train_data, kind=CheckedBatches)
+    experiment.compile(model, train_data, len(batches))
+    seconds["build"] = time.perf_counter() - mark
+
+    probes = _probes(val_data)
+    weights = hashlib.sha256(b"".join(w.tobytes() for w in model.get_weights())).hexdigest()
+    arrays = {"first_logits": backend.infer(model, probes)}
+    tell("phase", phase="measuring the loader")
+    loader = speed.loader_times(experiment.training_batches(train_data), NUM_LOADER_BATCHES)
+
+    tell("phase", phase="training", steps=len(batches) * experiment.epochs)
+    recorder = speed.Recorder(batches, tell=lambda **values: tell("step", **values))
+    mark = time.perf_counter()
+    history = model.fit(
+        backend.make_loader(batches),
+        validation_data=backend.make_loader(Batches(val_data, experiment.batch_size)),
+        epochs=experiment.epochs,
+        shuffle=False,  # the loader has shuffled already
+        callbacks=[recorder],
+        verbose=0,
+    ).history
+    seconds["training"] = time.perf_counter() - mark
+    seconds["first_step"] = recorder.seconds[0]
+
+    tell("phase", phase="predicting")
+    arrays["last_logits"] = backend.infer(model, probes)
+    arrays["ids"], predict = _predict(model, val_data, experiment.batch_size)
+    memory, on_device = machine.peak_memory(), backend.peak_device_memory()
+    matrix = evaluation.confusion_matrix(model, val_data, experiment.batch_size)
+    with write_atomically(folder / "model.keras") as temporary:
+        model.save(temporary)
+    with write_atomically(folder / "arrays.npz") as temporary:
+        np.savez_compressed(temporary, **arrays)
+
+    per_epoch = len(recorder.losses) // len(history["loss"])
+    history["loss"] = np.reshape(recorder.losses, (-1, per_epoch)).mean(axis=1)
+    seconds["total"] = time.perf_counter() - started
+    write_json(
+        folder / "result.json",
+        {
+            "settings": {
+                **backend.settings(),
+                "layout": keras.config.image_data_format(),
+                "precision": experiment.precision,
+                **machine.versions(),
+            },
+            "parameters": model.count_params(),
+            "weights_sha256": weights,
+            "batches_crc32": batches.checksums,
+            "seconds": {key: round(value, 3) for key, value in seconds.items()},
+            "milliseconds": {
+                "step": speed.spread(speed.steady(recorder.seconds)),
+                "wait": speed.spread(speed.steady(recorder.waits)),
+                "loader": speed.spread(loader),
+                "predict": speed.spread(speed.steady(predict)),
+            },
+            "memory_mib": {
+                # Taken before Keras saves the model: that imports TensorFlow, if it is installed.
+                "peak_resident": round(memory / 2**20, 1),
+                "peak_device": None if on_device is None else round(on_device / 2**20, 1),
+            },
+            "losses": recorder.losses,
+            "steps_per_epoch": per_epoch,
+            "history": {key: [float(v) for v in values] for key, values in history.items()},
+            "metrics": evaluation.figures(matrix, val_data.class_names),
+        },
+    )
+
+
+def serve(folder, started):
+    """Loads the models that the other backends saved and predicts the same images with them."""
+    import keras
+
+    from keras_segen import backend
+
+    experiment = Experiment.from_json(folder / "experiment.json")
+    val_data = experiment.load_data("val")
+    here = keras.backend.backend()
+    for path in sorted(folder.glob("*/model.keras")):
+        trained_on = path.parent.name
+        if trained_on == here:
+            continue
+        tell("phase", phase=f"running the model that {trained_on} trained")
+        model = keras.models.load_model(path, compile=False, safe_mode=True)
+        ids, _ = _predict(model, val_data, experiment.batch_size)
+        logits = backend.infer(model, _probes(val_data))
+        with write_atomically(folder / here / f"serving-{trained_on}.npz") as temporary:
+            np.savez_compressed(temporary, ids=ids, last_logits=logits)
+
+
+def _probes(dataset):
+    return np.stack([dataset[i][0] for i in range(min(NUM_PROBES, len(dataset)))])
+
+
+def _predict(model, dataset, batch_size):
+    """Class ids `(items, height, width)`, uint8, of a data set, and the seconds of each batch."""
+    from keras_segen import backend
+
+    ids, seconds = [], []
+    for images, _ in Batches(dataset, batch_size).read(epoch=0):
+        start = time.perf_counter()
+        logits = backend.infer(model, images)
+        seconds.append(time.perf_counter() - start)
+        ids.append(logits.argmax(axis=-1).astype("uint8"))
+    return np.concatenate(ids), seconds
+
+
+if __name__ == "__main__":
+    phases = {"train": train, "serve": serve}
+    phases[sys.argv[1]](Path(sys.argv[2]), time.perf_counter())

@@ -1,0 +1,568 @@
+"""What a comparison found, as report.json, as one self-contained HTML page, and in the terminal.
+
+The page needs nothing but itself: style, charts and pictures are inside, it runs no script and
+asks the network for nothing. The report is a plain dict, written by `compare/run.py`; any part of
+it may be missing, because a backend may have failed or been interrupted at any moment.
+"""
+
+import base64
+import io
+import math
+import re
+from pathlib import Path
+
+import jinja2
+import matplotlib
+import numpy as np
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from rich.table import Table
+from rich.text import Text
+
+from keras_segen.files import write_json, write_text
+from keras_segen.frameworks import FRAMEWORKS
+from keras_segen.plot import finite
+
+# Two colours that colour-blind eyes tell apart, and two dashes for those who see none.
+COLORS = {"tensorflow": "#e8710a", "torch": "#c2185b"}
+OTHER_COLORS = ("#1a73e8", "#188038")
+DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
+TEXT_COLOR, RULE_COLOR = "#010203", "#010204"  # replaced in the SVG, to follow light and dark
+SMALLEST_DIFFERENCE = 1e-9  # what the logarithmic axis shows for "equal"
+
+STATUS = {
+    "passed": ("✓", "Passed", "green"),
+    "parted": ("≠", "Parted", "red"),
+    "failed": ("✕", "Failed", "red"),
+    "interrupted": ("◼", "Interrupted", "yellow"),
+}
+
+# label, unit, where it stands in a backend's part of the report, digits
+FIGURES = (
+    ("Time per training step", "ms", ("milliseconds", "step"), 3),
+    ("Loader time per batch", "ms", ("milliseconds", "loader"), 3),
+    ("Prediction per batch", "ms", ("milliseconds", "predict"), 3),
+    ("First step", "s", ("seconds", "first_step"), 3),
+    ("Start-up: imports", "s", ("seconds", "imports"), 3),
+    ("Start-up: building the model", "s", ("seconds", "build"), 3),
+    ("Training", "s", ("seconds", "training"), 3),
+    ("Whole process", "s", ("seconds", "total"), 3),
+    ("Peak memory, process", "MiB", ("memory_mib", "peak_resident"), 4),
+    ("Peak memory, device", "MiB", ("memory_mib", "peak_device"), 4),
+    ("Mean IoU, validation", "0 to 1", ("metrics", "mean_iou"), 4),
+    ("Mean Dice, validation", "0 to 1", ("metrics", "mean_dice"), 4),
+    ("Pixel accuracy, validation", "0 to 1", ("metrics", "pixel_accuracy"), 4),
+)
+CARDS = ("Time per training step", "Mean IoU, validation", "Peak memory, process", "First step")
+
+
+def write_report(report, folder):
+    """Writes `report.json` and `report.html` into a folder, each whole or not at all.
+
+    Args:
+        report: dict as `compare/run.py` makes it; NaN and infinity are written as null.
+        folder: where to; the files named under `"pictures"` lie there already.
+
+    Returns:
+        `pathlib.Path` of `report.html`.
+    """
+    folder = Path(folder)
+    write_json(folder / "report.json", plain(report))
+    write_text(folder / "report.html", page(report, folder))
+    return folder / "report.html"
+
+
+def print_report(report, console, folder):
+    """Prints the verdict, the figures, the checks and where the report lies.
+
+    Args:
+        report: dict as for `write_report`.
+        console: a `rich.console.Console`.
+        folder: the folder that `write_report` wrote to.
+    """
+    report = complete(report)
+    names = list(report["backends"])
+    sign, word, color = STATUS[report["status"]]
+    console.print()
+    console.print(Text.assemble((f"{sign} {word}  ", f"bold {color}"), verdict(report)))
+
+    rows = figures(report)
+    if rows:
+        headings = ratio_headings(report)
+        title = f"Figures; the ratio is {headings[0]}" if len(headings) == 1 else "Figures"
+        table = Table(title=title, title_justify="left", title_style="bold", box=None)
+        table.add_column("median, p10 to p90", header_style="dim")
+        for name in names:
+            table.add_column(Text(display_name(name)), justify="right")
+        for heading in headings if len(headings) > 1 else ["ratio"] * len(headings):
+            table.add_column(Text(heading), justify="right")
+        for row in rows:
+            cells = [
+                Text.assemble(value, (f"\n{spread}" if spread else "", "dim"))
+                for value, spread in zip(row["shown"], row["spreads"], strict=True)
+            ]
+            table.add_row(Text(f"{row['label']}, {row['unit']}"), *cells, *row["ratios"])
+        console.print()
+        console.print(table)
+    if report["checks"]:
+        table = Table(title="Checks", title_justify="left", title_style="bold", box=None)
+        table.add_column("")
+        table.add_column("check")
+        table.add_column("measured", justify="right")
+        table.add_column("tolerance", justify="right")
+        table.add_column("unit")
+        for check in report["checks"]:
+            mark = passed_mark(check.get("passed"))
+            style = {"✓": "green", "✕": "red"}.get(mark, "yellow")
+            table.add_row(
+                Text(mark, style),
+                Text(str(check["name"])),
+                show(check.get("measured")),
+                show(check.get("tolerance")),
+                Text(str(check.get("unit") or "")),
+            )
+        console.print()
+        console.print(table)
+    for name, backend in report["backends"].items():
+        if backend.get("error"):
+            console.print()
+            console.print(Text(f"{display_name(name)} {backend.get('status')}:", "bold red"))
+            console.print(Text(str(backend["error"]).rstrip()))
+    console.print()
+    console.print(Text(f"Report: {Path(folder) / 'report.html'}"), soft_wrap=True)
+
+
+def verdict(report):
+    """Says in one sentence what was compared and what came out.
+
+    Args:
+        report: dict as for `write_report`.
+
+    Returns:
+        str.
+    """
+    report = complete(report)
+    experiment, backends = report["experiment"], report["backends"]
+    names = [display_name(name) for name in backends]
+    subject = str(experiment.get("model") or "The model")
+    if report["parameters"]:
+        subject += f" with {report['parameters']:,} parameters"
+    if experiment.get("data"):
+        subject += f", trained on {experiment['data']}"
+    if experiment.get("epochs"):
+        subject += f" for {experiment['epochs']} epoch{'s' if experiment['epochs'] != 1 else ''}"
+    subject += f" on {listing(names)}"
+
+    status = report["status"]
+    if status == "interrupted":
+        counts = [
+            f"{len(backend.get('losses') or []) or 'no'}{planned(backend, experiment)} steps "
+            f"on {display_name(name)}"
+            for name, backend in backends.items()
+        ]
+        return f"{subject}: interrupted after {listing(counts)}; what was measured is kept."
+    if status == "failed":
+        failed = [name for name, backend in backends.items() if backend.get("status") == "failed"]
+        reasons = [f"{display_name(name)} failed{last_line(backends[name])}" for name in failed]
+        kept = [display_name(name) for name in backends if name not in failed]
+        ending = f"; the result of {listing(kept)} is kept" if kept else ""
+        return f"{subject}: {listing(reasons) or 'the comparison failed'}{ending}."
+
+    checks = report["checks"]
+    missed = [check for check in checks if check.get("passed") is False]
+    if status == "parted":
+        result = "the results parted"
+        if missed:
+            first = missed[0]
+            result = (
+                f"{len(missed)} of {len(checks)} checks failed, first “{first['name']}” "
+                f"({show(first.get('measured'))}, tolerance {show(first.get('tolerance'))}"
+                f"{parting_step(report)})"
+            )
+    elif len(backends) == 1:
+        result = "one backend alone, so nothing to compare it with"
+    else:
+        result = "from the same weights and the same batches both came to the same result"
+        if len(backends) > 2:
+            result = result.replace("both", "all")
+        result += f", all {len(checks)} checks passed" if checks else ""
+    return f"{subject}: {result}{in_figures(backends)}."
+
+
+def in_figures(backends):
+    """The end of the verdict: time per step and mean IoU, as far as they are known."""
+    times = {
+        name: median(dig(backend, "milliseconds", "step")) for name, backend in backends.items()
+    }
+    scores = {name: dig(backend, "metrics", "mean_iou") for name, backend in backends.items()}
+    parts = []
+    if None not in times.values():
+        parts.append(
+            "a step took " + listing(f"{show(t)} ms{on(n, times)}" for n, t in times.items())
+        )
+    if None not in scores.values():
+        shown = {name: show(score, 4) for name, score in scores.items()}
+        if len(set(shown.values())) == 1 and len(shown) > 1:
+            parts.append(f"mean IoU is {next(iter(shown.values()))} on each")
+        else:
+            parts.append("mean IoU is " + listing(f"{s}{on(n, shown)}" for n, s in shown.items()))
+    return "; " + ", ".join(parts) if parts else ""
+
+
+def planned(backend, experiment):
+    if not backend.get("steps_per_epoch") or not experiment.get("epochs"):
+        return ""
+    return f" of {backend['steps_per_epoch'] * experiment['epochs']}"
+
+
+def on(name, backends):
+    return f" on {display_name(name)}" if len(backends) > 1 else ""
+
+
+def parting_step(report):
+    """Where the losses parted, if the report says which difference is too much."""
+    limit = dig(report, "loss_tolerance", "relative")
+    if limit is None:
+        return ""
+    differences = finite(report["loss_difference"])[: report["loss_tolerance"]["steps"]]
+    beyond = np.flatnonzero(differences > limit)
+    return f"; the losses parted at step {beyond[0] + 1}" if len(beyond) else ""
+
+
+def figures(report):
+    """The measured figures side by side.
+
+    Args:
+        report: dict as for `write_report`.
+
+    Returns:
+        List of dicts, one per figure that at least one backend has: `label`, `unit`, and, one per
+        backend, `values` (number or None), `shown` (str), `spreads` (str), `shares` (value as
+        share of the largest, in percent); `ratios` (str), one per backend after the first.
+    """
+    rows = []
+    for label, unit, keys, digits in FIGURES:
+        measured = [dig(backend, *keys) for backend in report["backends"].values()]
+        values = [median(value) for value in measured]
+        if all(value is None for value in values):
+            continue
+        largest = max(value for value in values if value is not None)
+        rows.append(
+            {
+                "label": label,
+                "unit": unit,
+                "values": values,
+                "shown": [show(value, digits) for value in values],
+                "spreads": [spread(value) for value in measured],
+                "shares": [100 * (v or 0) / largest if largest > 0 else 0 for v in values],
+                "ratios": [ratio(value, values[0]) for value in values[1:]],
+            }
+        )
+    return rows
+
+
+def settings(report):
+    """Every setting of every backend: list of (name, one str per backend, whether they differ)."""
+    backends = list(report["backends"].values())
+    names = dict.fromkeys(name for backend in backends for name in backend.get("settings") or {})
+    rows = []
+    for name in names:
+        values = [setting(dig(backend, "settings", name)) for backend in backends]
+        rows.append((name, values, len(set(values) - {"–"}) > 1))
+    return rows
+
+
+def page(report, folder):
+    """The HTML page as a str. `folder` is where the pictures lie."""
+    report = complete(report)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("keras_segen", "compare"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters.update(
+        show=show, percent=percent, name=display_name, setting=setting, mark=passed_mark
+    )
+    rows = figures(report)
+    class_iou = {
+        name: dig(backend, "metrics", "class_iou") or []
+        for name, backend in report["backends"].items()
+    }
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        status=STATUS[report["status"]],
+        verdict=verdict(report),
+        colors={name: color(report, name) for name in report["backends"]},
+        figures=rows,
+        cards=[row for label in CARDS for row in rows if row["label"] == label],
+        ratio_headings=ratio_headings(report),
+        settings=settings(report),
+        settings_compared=sum(bool(b.get("settings")) for b in report["backends"].values()) > 1,
+        class_iou=class_iou if any(class_iou.values()) else {},
+        charts=charts(report),
+        pictures=[picture(entry, folder) for entry in report["pictures"]],
+        item=lambda values, i: values[i] if i < len(values) else None,
+    )
+
+
+def charts(report):
+    """The charts as inline SVG: list of (title, note, Markup)."""
+    backends = report["backends"]
+    found = []
+    losses = {name: finite(backend.get("losses") or []) for name, backend in backends.items()}
+    if any(np.isfinite(values).any() for values in losses.values()):
+        chart = Chart("training step", "loss")
+        for name, values in losses.items():
+            chart.line(report, name, values)
+        note = "Where the lines coincide, the dashes lie on the line."
+        found.append(("Loss of every step", note if len(chart.axes.lines) > 1 else "", chart.svg()))
+
+    differences = finite(report["loss_difference"])
+    if np.isfinite(differences).any():
+        chart = Chart("training step", "relative difference")
+        shown = np.where(
+            np.isfinite(differences), np.maximum(differences, SMALLEST_DIFFERENCE), math.nan
+        )
+        steps = np.arange(1, len(shown) + 1)
+        chart.axes.semilogy(steps, shown, color=TEXT_COLOR, linewidth=1.2, label="difference")
+        if len(shown) == 1:
+            chart.axes.lines[-1].set_marker("o")
+        note = "Of the two losses at each step; both start from the same weights."
+        if (differences <= SMALLEST_DIFFERENCE).any():
+            note += " Equal losses are drawn at 10⁻⁹."
+        if dig(report, "loss_tolerance", "relative"):
+            tolerance = report["loss_tolerance"]
+            chart.axes.hlines(
+                tolerance["relative"],
+                1,
+                min(tolerance["steps"], len(shown)),
+                color=TEXT_COLOR,
+                linestyle=":",
+                linewidth=1.6,
+                label="tolerance",
+            )
+            note += f" The tolerance holds for the first {tolerance['steps']} steps."
+        found.append(("Relative difference of the losses", note, chart.svg()))
+
+    for key, quantity in (("val_loss", "validation loss"), ("val_mean_iou", "validation mean IoU")):
+        history = {name: finite(dig(b, "history", key) or []) for name, b in backends.items()}
+        if max(np.isfinite(values).sum() for values in history.values()) > 1:
+            chart = Chart("epoch", quantity)
+            for name, values in history.items():
+                chart.line(report, name, values, marker="o")
+            title = f"{quantity[0].upper()}{quantity[1:]} after every epoch"
+            found.append((title, "", chart.svg()))
+    return found
+
+
+class Chart:
+    """One small line chart that takes its text colour from the page around it."""
+
+    def __init__(self, x_label, y_label):
+        self.figure = Figure(figsize=(4.7, 2.7), layout="constrained")
+        self.axes = self.figure.subplots()
+        self.axes.set_xlabel(x_label, color=TEXT_COLOR, fontsize=9.5)
+        self.axes.set_ylabel(y_label, color=TEXT_COLOR, fontsize=9.5)
+        self.axes.spines[["top", "right"]].set_visible(False)
+        self.axes.spines[["left", "bottom"]].set_color(RULE_COLOR)
+        self.axes.tick_params(
+            which="both", color=RULE_COLOR, labelcolor=TEXT_COLOR, labelsize=9, length=3
+        )
+        self.axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, nbins=6))
+        self.axes.grid(axis="y", color=RULE_COLOR, linewidth=0.6)
+        self.axes.set_axisbelow(True)
+
+    def line(self, report, name, values, marker=None):
+        if not np.isfinite(values).any():
+            return
+        index = list(report["backends"]).index(name)
+        self.axes.plot(
+            np.arange(1, len(values) + 1),
+            values,
+            color=color(report, name),
+            linestyle=DASHES[index % len(DASHES)],
+            linewidth=2.4 if index == 0 else 1.5,  # so that the first shows under the second
+            marker=marker or ("o" if len(values) == 1 else None),
+            markersize=4,
+            label=display_name(name),
+        )
+
+    def svg(self):
+        if len(self.axes.get_legend_handles_labels()[1]) > 1:
+            self.axes.legend(
+                loc="lower left",
+                bbox_to_anchor=(0, 1.0),
+                ncols=4,
+                frameon=False,
+                labelcolor=TEXT_COLOR,
+                fontsize=9.5,
+                borderaxespad=0.2,
+                handlelength=2.6,
+            )
+        file = io.StringIO()
+        with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "keras_segen"}):
+            self.figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+        svg = file.getvalue()
+        svg = svg[svg.index("<svg") :]
+        svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+        svg = re.sub(
+            r' id="(figure|axes|patch|text|line2d|legend|matplotlib|xtick|ytick)[^"]*"', "", svg
+        )
+        svg = re.sub(r"<svg ([^>]*)>", self._opening, svg, count=1)
+        svg = re.sub(r"font(-family)?: ([\d.]+px )?[^;\"]*DejaVu Sans[^;\"]*", self._font, svg)
+        svg = svg.replace(TEXT_COLOR, "currentColor").replace(RULE_COLOR, "var(--rule)")
+        for name, code in COLORS.items():
+            svg = svg.replace(code, f"var(--{name})")
+        return Markup(svg)
+
+    def _opening(self, match):
+        box = re.search(r'viewBox="[^"]*"', match[1])[0]
+        label = f"{self.axes.get_ylabel()} over {self.axes.get_xlabel()}"
+        return f'<svg {box} role="img" aria-label="{label}">'
+
+    def _font(self, match):
+        return f"font-size: {match[2].strip()}" if match[2] else "font-family: inherit"
+
+
+def picture(entry, folder):
+    """One of the report's pictures with its file as data URI; `source` is None if it is missing."""
+    path = Path(folder) / entry["file"]
+    source = None
+    if path.is_file():
+        source = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+    return {"title": "", "note": "", **entry, "source": source}
+
+
+def complete(report):
+    """The report as plain values, with something empty where a part is missing."""
+    empty = {"experiment": {}, "machine": {}, "checks": [], "pictures": [], "hand_over": []}
+    empty |= {"loss_difference": [], "class_names": [], "palette": [], "notes": []}
+    empty |= dict.fromkeys(("parameters", "disagreement", "loss_tolerance", "command"))
+    empty |= dict.fromkeys(("version", "created"), "")
+    known = {name: value for name, value in plain(report).items() if value is not None}
+    known["backends"] = {name: backend or {} for name, backend in known["backends"].items()}
+    return {**empty, **known}
+
+
+def plain(value):
+    """The same value out of what JSON knows: NaN and infinity become None, arrays lists."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value)
+
+
+def show(value, digits=3):
+    """A number for people: `digits` digits that count, 10⁻⁵ instead of e-05, a dash for None.
+
+    >>> show(1234.5), show(0.0), show(0.000024), show(49.23), show(None)
+    ('1,234', '0', '2.4×10⁻⁵', '49.2', '–')
+    """
+    if value is None:
+        return "–"
+    if isinstance(value, str):
+        return value
+    if value == 0 or isinstance(value, int):
+        return f"{value:,.0f}"
+    if not 1e-3 <= abs(value) < 1e7:
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        mantissa = mantissa.rstrip("0").rstrip(".")
+        raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+        return f"{mantissa}×10{raised}"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    if 0.99 < value < 1:  # as many nines as it takes
+        decimals = max(decimals, math.ceil(-math.log10(1 - value)) + 1)
+    text = f"{value:,.{decimals}f}"
+    if float(text.replace(",", "")) == value and "." in text:
+        text = text.rstrip("0").rstrip(".")
+    return text
+
+
+def percent(share):
+    """A share as percent; never rounded up to 100.
+
+    >>> percent(0.5), percent(0.99999), percent(1.0), percent(None)
+    ('50 %', '99.999 %', '100 %', '–')
+    """
+    if share is None:
+        return "–"
+    if 0.99 < share < 1:
+        return f"{100 * share:.{math.ceil(-math.log10(1 - share))}f}".rstrip("0") + " %"
+    return show(100 * share) + " %"
+
+
+def setting(value):
+    """A setting's value as text."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(setting(item) for item in value)
+    return str(value)
+
+
+def passed_mark(passed):
+    return "–" if passed is None else "✓" if passed else "✕"
+
+
+def display_name(backend):
+    return FRAMEWORKS.get(backend, backend)
+
+
+def color(report, backend):
+    others = [name for name in report["backends"] if name not in COLORS]
+    if backend in COLORS:
+        return COLORS[backend]
+    return OTHER_COLORS[others.index(backend) % len(OTHER_COLORS)]
+
+
+def ratio_headings(report):
+    names = [display_name(name) for name in report["backends"]]
+    return [f"{name} / {names[0]}" for name in names[1:]]
+
+
+def ratio(value, reference):
+    return f"{value / reference:.2f}" if value is not None and reference else "–"
+
+
+def median(value):
+    """The number itself, or the median of a dict of statistics."""
+    return value.get("median") if isinstance(value, dict) else value
+
+
+def spread(value):
+    """The 10th to the 90th percentile of a dict of statistics, as text; else nothing."""
+    if not isinstance(value, dict) or value.get("p10") is None or value.get("p90") is None:
+        return ""
+    return f"{show(value['p10'])} to {show(value['p90'])}"
+
+
+def dig(value, *keys):
+    """What stands at a path of keys, None where a part of the path is missing."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def listing(words):
+    """Joins words: "a", "a and b", "a, b and c"."""
+    *start, last = list(words) or [""]
+    return f"{', '.join(start)} and {last}" if start else last
+
+
+def last_line(backend):
+    lines = str(backend.get("error") or "").strip().splitlines()
+    return f" ({lines[-1].strip()[:200]})" if lines else ""

@@ -1,0 +1,253 @@
+"""The main job: train one experiment on each backend, one after the other, and report.
+
+Every backend runs in a process of its own (`child.py`), alone on the machine, with the same
+number of threads. Then each loads the models that the others saved.
+"""
+
+import contextlib
+import datetime
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import psutil
+import rich.console
+import rich.progress
+
+import keras_segen
+from keras_segen import frameworks, machine, plot
+from keras_segen.compare import parity, report
+from keras_segen.files import write_json
+
+NUM_PICTURES = 6
+
+
+def run(experiment, folder, backends=("tensorflow", "torch"), threads=None, console=None):
+    """Compares backends on one experiment.
+
+    Writes into the folder: `report.html`, `report.json`, `predictions.png`, and for each backend
+    a folder with `model.keras`, `result.json` and `log.txt`. An earlier comparison there is
+    replaced.
+
+    Args:
+        experiment: a `keras_segen.experiment.Experiment`.
+        folder: path to write to.
+        backends: names of the backends, in the order in which they run.
+        threads: int, threads for each process; None for one per core.
+        console: a `rich.console.Console` for the live progress; None for standard error.
+
+    Returns:
+        The report, a dict as in `report.json`. `report["status"]` is `"passed"`, `"parted"` (a
+        check is outside its tolerance), `"failed"` (a backend failed; the other's results are
+        there) or `"interrupted"`.
+
+    Raises:
+        ModuleNotFoundError: a backend's framework is not installed.
+        FileExistsError: the folder holds something else than a comparison.
+    """
+    for backend in backends:
+        frameworks.require(backend)
+    folder = Path(folder)
+    _prepare(folder, backends)
+    write_json(folder / "experiment.json", {"experiment": experiment.to_dict()})
+    threads = threads or os.cpu_count()
+    outcomes = {backend: {"status": "running", "losses": []} for backend in backends}
+    interrupted = False
+    try:
+        with _progress(console) as progress:
+            bars = {
+                backend: progress.add_task(backend, total=None, phase="waiting", loss="")
+                for backend in backends
+            }
+            for backend in backends:
+                _run_child("train", backend, folder, threads, outcomes[backend], progress, bars)
+            done = [name for name in backends if outcomes[name]["status"] == "ok"]
+            if len(done) > 1:
+                for backend in done:
+                    _run_child("serve", backend, folder, threads, outcomes[backend], progress, bars)
+    except KeyboardInterrupt:
+        interrupted = True
+        for outcome in outcomes.values():
+            if outcome["status"] == "running":
+                outcome["status"] = "interrupted"
+    result = _conclude(experiment, folder, outcomes, interrupted)
+    report.write_report(result, folder)
+    return result
+
+
+def _prepare(folder, backends):
+    """Makes the folder, and removes what an earlier comparison left in it."""
+    if folder.exists() and any(folder.iterdir()) and not (folder / "experiment.json").exists():
+        raise FileExistsError(
+            f"{folder} is not empty and holds no comparison: name a new folder with --out."
+        )
+    for backend in frameworks.FRAMEWORKS:
+        shutil.rmtree(folder / backend, ignore_errors=True)
+    for name in ("report.html", "report.json", "predictions.png"):
+        (folder / name).unlink(missing_ok=True)
+    for backend in backends:
+        (folder / backend).mkdir(parents=True)
+
+
+def _progress(console):
+    return rich.progress.Progress(
+        rich.progress.TextColumn("{task.description:<10}"),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TextColumn("{task.fields[phase]}{task.fields[loss]}"),
+        rich.progress.TimeElapsedColumn(),
+        console=console or rich.console.Console(stderr=True),
+    )
+
+
+def _run_child(phase, backend, folder, threads, outcome, progress, bars):
+    """Runs one child to its end, shows its progress, and notes how it went in `outcome`."""
+    environment = {
+        **os.environ,
+        "KERAS_BACKEND": backend,
+        "OMP_NUM_THREADS": str(threads),
+        "TF_NUM_INTRAOP_THREADS": str(threads),
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+    }
+    command = [sys.executable, "-m", "keras_segen.compare.child", phase, str(folder.resolve())]
+    bar = bars[backend]
+    log = folder / backend / "log.txt"
+    with open(log, "a", encoding="utf-8") as errors:
+        # A session of its own: Ctrl-C reaches this process alone, which then ends the child.
+        child = subprocess.Popen(
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            for line in child.stdout:
+                event = _parse(line)
+                if event.get("event") == "phase":
+                    progress.update(bar, phase=event["phase"], loss="")
+                    if "steps" in event:
+                        progress.update(bar, total=event["steps"])
+                elif event.get("event") == "step":
+                    outcome["losses"].append(event["loss"])
+                    progress.update(
+                        bar, completed=event["step"], loss=f", loss {event['loss']:.4f}"
+                    )
+            code = child.wait()
+        finally:
+            _end(child)
+    if code == 0:
+        outcome["status"] = "ok"
+        progress.update(bar, phase="done", loss="")
+    else:
+        outcome["status"] = "failed"
+        outcome["error"] = _last_lines(log) or f"ended with exit status {code}"
+        progress.update(bar, phase="failed", loss="")
+
+
+def _parse(line):
+    """An event of the child; other output of a library on its standard output is not one."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return {}
+    return event if isinstance(event, dict) else {}
+
+
+def _end(child):
+    """Ends the child and all that it started, if they still run."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(child.pid)
+        for one in [*process.children(recursive=True), process]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+    child.wait()
+    child.stdout.close()
+
+
+def _last_lines(path, count=12):
+    lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return "\n".join(lines[-count:])
+
+
+def _conclude(experiment, folder, outcomes, interrupted):
+    """Puts together the report from what the children wrote."""
+    results, arrays = {}, {}
+    for backend in outcomes:
+        path = folder / backend / "result.json"
+        if path.exists():
+            results[backend] = json.loads(path.read_text(encoding="utf-8"))
+            results[backend]["metrics"]["class_iou"] = list(
+                results[backend]["metrics"]["class_iou"].values()
+            )
+            arrays[backend] = dict(np.load(folder / backend / "arrays.npz"))
+    serving = {}
+    for run_on in results:
+        for trained_on in results:
+            path = folder / run_on / f"serving-{trained_on}.npz"
+            if path.exists():
+                serving[trained_on, run_on] = dict(np.load(path))
+
+    dataset = experiment.load_data("val")
+    both = len(results) == 2
+    checks = parity.checks(results, arrays, serving) if both else []
+    failed = any(outcome["status"] == "failed" for outcome in outcomes.values())
+    status = "interrupted" if interrupted else "failed" if failed else "passed"
+    if status == "passed" and not all(check["passed"] for check in checks):
+        status = "parted"
+    disagreement = None
+    if both:
+        a, b = (arrays[backend]["ids"] for backend in results)
+        pixels = int((a != b).sum())
+        disagreement = {"pixels": pixels, "of": int(a.size), "share": pixels / a.size}
+    return {
+        "schema": 1,
+        "version": keras_segen.__version__,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["keras-segen", *sys.argv[1:]]),
+        "status": status,
+        "experiment": experiment.to_dict(),
+        "parameters": next((result["parameters"] for result in results.values()), None),
+        "class_names": list(dataset.class_names),
+        "palette": np.asarray(dataset.palette).tolist(),
+        "machine": machine.describe(),
+        "backends": {
+            backend: {**outcome, **results.get(backend, {})}
+            for backend, outcome in outcomes.items()
+        },
+        "checks": checks,
+        "loss_difference": (
+            parity.loss_difference(*(result["losses"] for result in results.values()))
+            if both
+            else []
+        ),
+        "pictures": [_draw(dataset, arrays, folder)] if arrays else [],
+        "disagreement": disagreement,
+        "hand_over": parity.hand_over(arrays, serving) if both else [],
+        "notes": [],
+    }
+
+
+def _draw(dataset, arrays, folder):
+    chosen = np.linspace(0, len(dataset) - 1, min(NUM_PICTURES, len(dataset))).astype(int)
+    items = [dataset[int(index)] for index in chosen]
+    figure = plot.comparison(
+        np.stack([image for image, _ in items]),
+        np.stack([mask for _, mask in items]),
+        {backend: saved["ids"][chosen] for backend, saved in arrays.items()},
+        palette=dataset.palette,
+        class_names=dataset.class_names,
+        ignore_class=dataset.ignore_class,
+    )
+    plot.save(figure, folder / "predictions.png")
+    return {
+        "title": "The same validation images on both backends",
+        "file": "predictions.png",
+        "note": "Image, truth, what each backend's own training predicts, and where they disagree.",
+    }

@@ -1,0 +1,133 @@
+"""What a step costs: the clock around `fit`, and the share of the loader."""
+
+import time
+
+import keras
+import numpy as np
+
+from keras_segen import backend
+from keras_segen.data.loader import Batches
+
+WARM_UP = 3
+
+
+def spread(seconds):
+    """Summarises durations: dict of median, 10th and 90th percentile in ms, and their count."""
+    low, median, high = np.percentile(np.asarray(seconds) * 1e3, [10, 50, 90])
+    return {
+        "median": round(float(median), 3),
+        "p10": round(float(low), 3),
+        "p90": round(float(high), 3),
+        "count": len(seconds),
+    }
+
+
+def steady(seconds):
+    """Leaves out the first steps, which trace, compile and warm up."""
+    return seconds[WARM_UP:] or seconds
+
+
+class Recorder(keras.callbacks.Callback):
+    """Writes down the loss and the time of every step of `fit`.
+
+    A step lasts from the end of the one before to its own end, the device waited for, less the
+    time that it waited for its batch. So it means the same on a backend that fetches the batch
+    inside the step and on one that fetches it before.
+
+    Args:
+        batches: the `Batches` behind the loader that `fit` reads.
+        tell: called with keyword arguments `step` and `loss` after each step.
+
+    Attributes:
+        losses: list of float, the loss of each step.
+        seconds: list of float, the time of each step.
+        waits: list of float, the time that each step waited for its batch.
+    """
+
+    def __init__(self, batches, tell=lambda **values: None):
+        super().__init__()
+        self.batches = batches
+        self.tell = tell
+        self.losses, self.seconds, self.waits = [], [], []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        backend.synchronize()
+        self.started = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        backend.synchronize()
+        now = time.perf_counter()
+        wait = self.batches.waited[-1]
+        self.waits.append(wait)
+        self.seconds.append(now - self.started - wait)
+        self.losses.append(float(logs["loss"]))
+        for metric in self.model.metrics:
+            if metric.name == "loss":  # Keras' running mean: begin it anew, for single losses
+                metric.reset_state()
+        self.tell(step=len(self.losses), loss=self.losses[-1])
+        self.started = time.perf_counter()
+
+
+def loader_times(batches, count):
+    """Measures how long batches take that nobody works beside: list of seconds per batch."""
+    seconds = []
+    reading = batches.read(epoch=0)
+    for _ in range(min(count, len(batches))):
+        start = time.perf_counter()
+        next(reading)
+        seconds.append(time.perf_counter() - start)
+    reading.close()
+    return seconds
+
+
+class InMemory(Batches):
+    """The first epoch of a `Batches`, made once and handed out again and again."""
+
+    def __init__(self, batches):
+        self.__dict__.update(batches.__dict__, waited=[])
+        self.stored = list(batches.read(epoch=0))
+
+    def read(self, epoch):
+        for batch in self.stored:
+            self.waited.append(0.0)
+            yield batch
+
+
+def loader_ratio(experiment, epochs=2, tell=lambda text: None):
+    """Measures what feeding costs: epochs of `fit` from the loader, and from memory.
+
+    The same model trains on the same batches, once prepared by the loader while it trains and
+    once held in memory; the epochs alternate, so that a machine that slows down harms both.
+
+    Args:
+        experiment: a `keras_segen.experiment.Experiment`.
+        epochs: int, epochs of each kind that are measured, after one that warms up.
+        tell: called with a line of text after each epoch.
+
+    Returns:
+        Dict with `loader_seconds` and `memory_seconds` (lists of float, one per epoch) and
+        `ratio`, that of their sums.
+    """
+    dataset = experiment.load_data("train")
+    model = experiment.build_model(dataset)
+    batches = experiment.training_batches(dataset)
+    experiment.compile(model, dataset, len(batches))
+    sources = {"memory": InMemory(batches), "loader": batches}
+    loaders = {kind: backend.make_loader(source) for kind, source in sources.items()}
+    seconds = {kind: [] for kind in sources}
+    model.fit(loaders["memory"], shuffle=False, verbose=0)
+    tell("warmed up for one epoch")
+    for _ in range(epochs):
+        for kind, loader in loaders.items():
+            sources[kind].epoch = 0
+            backend.synchronize()
+            start = time.perf_counter()
+            model.fit(loader, shuffle=False, verbose=0)
+            backend.synchronize()
+            seconds[kind].append(time.perf_counter() - start)
+            tell(f"{kind}: {seconds[kind][-1]:.1f} s")
+    return {
+        "loader_seconds": seconds["loader"],
+        "memory_seconds": seconds["memory"],
+        "ratio": sum(seconds["loader"]) / sum(seconds["memory"]),
+    }

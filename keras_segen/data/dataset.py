@@ -1,0 +1,211 @@
+"""What a data set is: images with masks, the names of the classes and their colours."""
+
+import operator
+
+import numpy as np
+
+SPLITS = ("train", "val", "test")
+
+
+class Dataset:
+    """Images with masks. Subclasses say how many (`__len__`) and read one (`read`).
+
+    `dataset[i]` is `(image, mask)`: image float32 `(height, width, channels)` in [0, 1], mask
+    int32 `(height, width)` with values 0 to `num_classes - 1` or `ignore_class`. Both belong
+    to the caller.
+
+    Args:
+        name: str, the data set's name, such as `"shapes"`.
+        split: str, `"train"`, `"val"` or `"test"`.
+        class_names: sequence of str, one per class.
+        palette: array-like `(num_classes, 3)`, RGB colours, 0 to 255. None gives each class a
+            colour of its own.
+        ignore_class: int or None, the label that losses and metrics leave out.
+        label_ids: sequence of int, the id that each class has in the mask files. None is
+            0 to `num_classes - 1`.
+        image_shape: `(height, width, channels)` of every item, or None if items keep their
+            own sizes.
+
+    Raises:
+        ValueError: if the split is unknown or the classes do not fit together.
+    """
+
+    def __init__(
+        self,
+        name,
+        split,
+        class_names,
+        palette=None,
+        ignore_class=None,
+        label_ids=None,
+        image_shape=None,
+    ):
+        self.name = name
+        self.split = check_split(split)
+        self.class_names = tuple(class_names)
+        if not self.class_names:
+            raise ValueError("a data set needs at least one class, found no class names")
+        if palette is None:
+            palette = distinct_palette(self.num_classes)
+        self.palette = np.array(palette)
+        if self.palette.shape != (self.num_classes, 3):
+            raise ValueError(
+                f"palette has shape {self.palette.shape}, expected ({self.num_classes}, 3): "
+                "red, green and blue for each class"
+            )
+        if self.palette.min() < 0 or self.palette.max() > 255:
+            raise ValueError(
+                f"palette has values from {self.palette.min()} to {self.palette.max()}, "
+                "expected 0 to 255"
+            )
+        self.palette = self.palette.astype(np.uint8)
+        if ignore_class is not None and 0 <= ignore_class < self.num_classes:
+            raise ValueError(
+                f"ignore_class {ignore_class} is also the class "
+                f"{self.class_names[ignore_class]!r}; expected None or a label outside "
+                f"0 to {self.num_classes - 1}, such as 255"
+            )
+        self.ignore_class = ignore_class
+        self.label_ids = tuple(range(self.num_classes) if label_ids is None else label_ids)
+        self.image_shape = None if image_shape is None else tuple(image_shape)
+        self._counts = None
+
+    @property
+    def num_classes(self):
+        """The number of classes, without the ignored one."""
+        return len(self.class_names)
+
+    def __len__(self):
+        raise NotImplementedError
+
+    def read(self, index):
+        """Returns item `index`, 0 to `len - 1`, as `(image, mask)`; new arrays each time."""
+        raise NotImplementedError
+
+    def read_mask(self, index):
+        """Returns the mask of item `index`, int32 `(height, width)`."""
+        return self.read(index)[1]
+
+    def __getitem__(self, index):
+        return self.read(self._index(index))
+
+    def item_name(self, index):
+        """Returns a name for item `index` that serves as a file name, without suffix."""
+        return f"{self.split}_{self._index(index):05d}"
+
+    def _index(self, index):
+        index = operator.index(index)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"item {index} of {self.name}, {self.split}, which has {len(self)}")
+        return index % len(self)
+
+    def __repr__(self):
+        return f"<{self.name} {self.split}: {len(self)} items, {self.num_classes} classes>"
+
+    def pixel_counts(self):
+        """Counts the pixels of each class over the split, once.
+
+        Returns:
+            int64 `(num_classes,)`; ignored pixels are in no count.
+        """
+        return self._counted()[0].copy()
+
+    def _counted(self):
+        if self._counts is None:
+            self._counts = np.array(self._count(), np.int64).reshape(2, self.num_classes)
+        return self._counts
+
+    def _count(self):
+        """Returns [pixels of each class, labelled pixels of the images that hold the class]."""
+        counts = np.zeros((2, self.num_classes), np.int64)
+        for index in range(len(self)):
+            mask = self.read_mask(index)
+            if self.ignore_class is not None:
+                mask = mask[mask != self.ignore_class]
+            pixels = np.bincount(mask.ravel(), minlength=self.num_classes)
+            counts[0] += pixels
+            counts[1] += np.where(pixels > 0, pixels.sum(), 0)
+        return counts.tolist()
+
+    def batches(
+        self, batch_size, *, seed=None, augment=None, workers=0, drop_last=False, first_epoch=0
+    ):
+        """Makes batches for `fit` on the backend in use; see `keras_segen.data.loader.batches`."""
+        from keras_segen.data import loader
+
+        return loader.batches(
+            self,
+            batch_size,
+            seed=seed,
+            augment=augment,
+            workers=workers,
+            drop_last=drop_last,
+            first_epoch=first_epoch,
+        )
+
+
+def median_frequency_weights(dataset):
+    """Computes class weights that balance rare and common classes (median frequency balancing).
+
+    The frequency of a class is its number of pixels divided by the number of labelled pixels of
+    the images in which it occurs. Its weight is the median of all frequencies divided by its
+    own: above 1 for rare classes, below 1 for common ones. Classes that never occur have weight
+    0 and are left out of the median; ignored pixels are in no count.
+
+    Reference: Eigen and Fergus, "Predicting Depth, Surface Normals and Semantic Labels with a
+    Common Multi-Scale Convolutional Architecture", 2015, section 6.3.2.
+
+    Args:
+        dataset: a `Dataset`, the training split.
+
+    Returns:
+        float32 `(num_classes,)`.
+    """
+    pixels, pixels_of_images = dataset._counted()
+    present = pixels > 0
+    weights = np.zeros(dataset.num_classes, np.float32)
+    if present.any():
+        frequencies = pixels[present] / pixels_of_images[present]
+        weights[present] = np.median(frequencies) / frequencies
+    return weights
+
+
+def distinct_palette(num_classes):
+    """Returns the first colours of the PASCAL VOC palette, uint8 `(num_classes, 3)`, RGB.
+
+    The bits of the class's number are dealt to red, green and blue, the highest first, so that
+    no two of 256 colours are equal.
+    """
+    palette = np.zeros((num_classes, 3), np.uint8)
+    for index in range(num_classes):
+        for bit in range(8):
+            palette[index, bit % 3] |= (index >> bit & 1) << (7 - bit // 3)
+    return palette
+
+
+def check_split(split):
+    """Returns `split` if it is one of `SPLITS`."""
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}, expected one of {', '.join(SPLITS)}")
+    return split
+
+
+def check_channels(channels):
+    """Returns `channels` if it is 1 or 3."""
+    if channels not in (1, 3):
+        raise ValueError(f"channels is {channels!r}, expected 3 (RGB) or 1 (grey)")
+    return int(channels)
+
+
+def check_size(size):
+    """Returns `size`, an int or a pair, as `(height, width)`."""
+    pair = (size, size) if isinstance(size, (int, np.integer)) else size
+    try:
+        height, width = (operator.index(side) for side in pair)
+    except (TypeError, ValueError):
+        height = width = 0
+    if min(height, width) < 1 or isinstance(size, bool):
+        raise ValueError(
+            f"size is {size!r}, expected a number of pixels or (height, width), both at least 1"
+        )
+    return height, width

@@ -1,0 +1,160 @@
+"""Image files to arrays and back to the size one wants.
+
+A file is what its content says, whatever its suffix.
+"""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
+GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F"}
+PALETTE_MODES = {"P", "PA"}
+
+
+def read_image(path, channels=3):
+    """Reads a photo as it is meant to be seen, turned as its EXIF orientation says.
+
+    Alpha is dropped, palettes become their colours, grey is repeated to three channels, and
+    colour becomes grey by luma (0.299 red, 0.587 green, 0.114 blue).
+
+    Args:
+        path: a PNG, JPEG, TIFF, BMP or WebP file.
+        channels: int, 3 (RGB) or 1 (grey).
+
+    Returns:
+        `(height, width, channels)`, uint8, or uint16 if the file has 16 bits per channel.
+
+    Raises:
+        ValueError: if the file is no such image, is cut short, is too large to be a photo, has
+            several pages, or holds 32-bit numbers.
+    """
+    pixels, _ = decode(path)
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise ValueError(
+            f"{path}: an image of {pixels.dtype} numbers; expected 8 or 16 bits per channel. "
+            "Scale it and save it again"
+        )
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    if channels == 1 and pixels.shape[-1] == 3:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[..., None]
+    if channels == 3 and pixels.shape[-1] == 1:
+        pixels = np.repeat(pixels, 3, axis=-1)
+    return np.ascontiguousarray(pixels)
+
+
+def read_mask(path):
+    """Reads the labels or the colours of a mask.
+
+    Args:
+        path: a PNG, TIFF, BMP or WebP file.
+
+    Returns:
+        Integers `(height, width)` for a grey or palette file (the palette's indices), or uint8
+        or uint16 `(height, width, 3)` for a colour file; and whether it has one bit per pixel.
+
+    Raises:
+        ValueError: as `read_image`, and if the file is a JPEG.
+    """
+    pixels, mode = decode(path, mask=True)
+    if pixels.dtype.kind == "f":
+        raise ValueError(f"{path}: a mask of {pixels.dtype} numbers; expected whole label ids")
+    return pixels, mode == "1"
+
+
+def decode(path, mask=False):
+    """Returns the pixels of a file, `(height, width)` or RGB, and Pillow's name of its mode."""
+    data = Path(path).read_bytes()
+    if not data:
+        raise ValueError(f"{path}: the file is empty; expected an image")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            mode, file_format = image.mode, image.format
+            if mask and file_format in ("JPEG", "MPO"):
+                raise ValueError(
+                    f"{path}: the mask is a JPEG, which alters label ids; save it as PNG"
+                )
+            # Cameras write MPO: a JPEG with a preview or a second view behind it.
+            if file_format != "MPO" and getattr(image, "n_frames", 1) > 1:
+                raise ValueError(
+                    f"{path}: {image.n_frames} pages or frames in one file; expected one image"
+                )
+            sixteen_bits = has_sixteen_bit_colour(image, data)
+            image.load()
+            if not mask:
+                image = ImageOps.exif_transpose(image)
+            if sixteen_bits:
+                return decode_sixteen_bit_colour(path, data, image), mode
+            if mode in PALETTE_MODES and mask:
+                return np.array(image.getchannel("P") if mode == "PA" else image), mode
+            if mode in ("1", "LA", "La"):
+                return np.array(image.convert("L")), mode
+            if mode in GREY_MODES:
+                pixels = np.array(image)
+                return pixels.astype(pixels.dtype.newbyteorder("=")), mode
+            return np.array(image.convert("RGB")), mode
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path}: the image is too large to be read safely: {error}") from error
+    except (OSError, SyntaxError, EOFError, struct.error, zlib.error) as error:
+        raise ValueError(
+            f"{path}: cannot be read as an image, it is damaged, cut short or of another type "
+            f"({error}); expected PNG, JPEG, TIFF, BMP or WebP"
+        ) from error
+
+
+def has_sixteen_bit_colour(image, data):
+    """Whether a file has several channels of 16 bits, which Pillow would cut to 8."""
+    if image.format == "PNG":
+        # Byte 24 is the bit depth, byte 25 the colour type: 2 RGB, 4 grey + alpha, 6 RGBA.
+        return data[24] == 16 and data[25] in (2, 4, 6)
+    if image.format == "TIFF":
+        bits = image.tag_v2.get(258, (8,))  # BitsPerSample
+        return len(bits) > 1 and bits[0] == 16
+    return False
+
+
+def decode_sixteen_bit_colour(path, data, image):
+    """Decodes with OpenCV what Pillow has checked but cannot hold: uint16."""
+    flags = cv2.IMREAD_UNCHANGED  # no EXIF rotation, alpha kept
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    if pixels is None or pixels.dtype != np.uint16:
+        raise ValueError(f"{path}: cannot be read as a 16-bit image; save it as PNG")
+    if pixels.ndim == 2:
+        return pixels
+    pixels = cv2.cvtColor(pixels[..., :3], cv2.COLOR_BGR2RGB)
+    grey = image.mode in ("LA", "L", "I;16")
+    return pixels[..., 0] if grey else pixels
+
+
+def resize_image(image, size):
+    """Resizes `(height, width, channels)`: area when shrinking, bilinear when enlarging."""
+    height, width = size
+    if image.shape[:2] == (height, width):
+        return image
+    shrinks = height <= image.shape[0] and width <= image.shape[1]
+    resized = cv2.resize(
+        image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    )
+    return resized.reshape(height, width, image.shape[2])
+
+
+def resize_mask(mask, size):
+    """Resizes `(height, width)` to the label at the centre of each new pixel."""
+    if mask.shape == tuple(size):
+        return mask
+    rows, columns = (
+        (2 * np.arange(new) + 1) * old // (2 * new)
+        for new, old in zip(size, mask.shape, strict=True)
+    )
+    return mask[rows[:, None], columns]
+
+
+def to_float(image):
+    """Returns uint8 or uint16 as float32 in [0, 1]."""
+    return np.divide(image, np.iinfo(image.dtype).max, dtype=np.float32)

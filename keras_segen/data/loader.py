@@ -1,0 +1,201 @@
+"""From a data set to batches: order, augmentation and stacking in NumPy, the same on any backend.
+
+Batch k of epoch e is a pure function of (data set, seed, e, k): the order comes from
+(seed, epoch), the augmentation of an item from (seed, epoch, index). How many workers there are,
+what they read ahead and who peeks into an iterator changes nothing.
+"""
+
+import collections
+import concurrent.futures
+import multiprocessing
+import pickle
+import time
+import warnings
+import weakref
+from concurrent.futures.process import BrokenProcessPool
+
+import cv2
+import numpy as np
+
+from keras_segen.data.augment import Augment
+from keras_segen.determinism import order, rng
+
+
+def batches(
+    dataset, batch_size, *, seed=None, augment=None, workers=0, drop_last=False, first_epoch=0
+):
+    """Makes the loader of the running backend: see `keras_segen.data.Dataset.batches`."""
+    from keras_segen import backend  # imports the framework; worker processes do without
+
+    # Keras says so of every loader given to `fit`; these batches are shuffled, if a seed asks.
+    warnings.filterwarnings("ignore", message="`shuffle=True` was passed, but will be ignored")
+    return backend.make_loader(
+        Batches(
+            dataset,
+            batch_size,
+            seed=seed,
+            augment=augment,
+            workers=workers,
+            drop_last=drop_last,
+            first_epoch=first_epoch,
+        )
+    )
+
+
+class Batches:
+    """The batches of a data set, epoch after epoch.
+
+    Args:
+        dataset: a `keras_segen.data.Dataset` whose items have one size.
+        batch_size: int, items per batch.
+        seed: int; None keeps the order of the data set and allows no augmentation.
+        augment: `callable(image, mask, rng)`, or a `keras_segen.data.Augment`; None for none.
+        workers: int; 0 prepares batches in a thread of this process, n > 0 in n processes.
+            They import neither Keras nor a framework; data set and `augment` must pickle.
+        drop_last: bool, whether a last batch with fewer items is left out.
+        first_epoch: int, the epoch that the first pass serves; a resumed training sets it.
+
+    Attributes:
+        epoch: int, the epoch that the next pass serves; the backend's loader moves it on.
+        waited: list of float, for each batch the seconds that its taker waited for it.
+
+    Raises:
+        ValueError: an argument is out of range, the data set has no batch to give, or its items
+            have no common size.
+    """
+
+    def __init__(
+        self,
+        dataset,
+        batch_size,
+        *,
+        seed=None,
+        augment=None,
+        workers=0,
+        drop_last=False,
+        first_epoch=0,
+    ):
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, expected 1 or more.")
+        if workers < 0:
+            raise ValueError(f"workers is {workers}, expected 0 (a thread) or more (processes).")
+        if augment is not None and seed is None:
+            raise ValueError("Augmentation needs a seed: batches(..., seed=0, augment=...).")
+        if dataset.image_shape is None:
+            raise ValueError(
+                f"The images of {dataset.name} have no common size, and a batch needs one: "
+                "load the data set with size=(height, width)."
+            )
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.seed = seed
+        self.augment = augment
+        self.workers = workers
+        self.drop_last = drop_last
+        self.epoch = first_epoch
+        self.waited = []
+        self._pool = None
+        if len(self) == 0:
+            raise ValueError(
+                f"No batch to give: the {dataset.split} split of {dataset.name} has "
+                f"{len(dataset)} items, the batch size is {batch_size}"
+                + (" and the last batch is dropped." if drop_last else ".")
+            )
+
+    def __len__(self):
+        """Batches per epoch."""
+        full, rest = divmod(len(self.dataset), self.batch_size)
+        return full + (rest > 0 and not self.drop_last)
+
+    def __getstate__(self):
+        return {**self.__dict__, "_pool": None, "waited": []}
+
+    def batch(self, epoch, step):
+        """Makes one batch.
+
+        Returns:
+            `(images, masks)`: float32 `(batch, height, width, channels)` in [0, 1] and int32
+            `(batch, height, width)`.
+        """
+        length = len(self.dataset)
+        indices = np.arange(length) if self.seed is None else order(self.seed, epoch, length)
+        indices = indices[step * self.batch_size : (step + 1) * self.batch_size]
+        items = [self._item(epoch, int(index)) for index in indices]
+        images = np.stack([image for image, _ in items])
+        masks = np.stack([mask for _, mask in items])
+        return images.astype("float32", copy=False), masks.astype("int32", copy=False)
+
+    def _item(self, epoch, index):
+        image, mask = self.dataset[index]
+        if self.augment is None:
+            return image, mask
+        generator = rng("augment", self.seed, epoch, index)
+        if isinstance(self.augment, Augment):
+            augmented = self.augment(image, mask, generator, self.dataset.ignore_class)
+        else:
+            augmented = self.augment(image, mask, generator)
+        if augmented[0].shape != image.shape or augmented[1].shape != mask.shape:
+            raise ValueError(
+                f"The augmentation changed the size of {self.dataset.item_name(index)}: image "
+                f"{image.shape} -> {augmented[0].shape}, mask {mask.shape} -> "
+                f"{augmented[1].shape}. It must keep both."
+            )
+        return augmented
+
+    def read(self, epoch):
+        """Yields the batches of one epoch in order, preparing a few ahead."""
+        pool, make = self._workers()
+        ahead = 2 * max(1, self.workers)
+        pending = collections.deque()
+        try:
+            for step in range(len(self)):
+                while len(pending) < ahead and step + len(pending) < len(self):
+                    pending.append(pool.submit(make, epoch, step + len(pending)))
+                start = time.perf_counter()
+                batch = pending.popleft().result()
+                self.waited.append(time.perf_counter() - start)
+                yield batch
+        except BrokenProcessPool as error:
+            self._pool = None
+            raise RuntimeError(
+                "A data worker process died: too little memory, or the script lacks "
+                "`if __name__ == '__main__':` around its work. workers=0 needs no processes."
+            ) from error
+        finally:
+            for future in pending:
+                future.cancel()
+
+    def _workers(self):
+        """The pool that prepares batches, started at the first use, kept between epochs."""
+        if self._pool is None and self.workers == 0:
+            self._pool = concurrent.futures.ThreadPoolExecutor(1, initializer=_single_threaded)
+        elif self._pool is None:
+            try:
+                source = pickle.dumps(self)
+            except Exception as error:
+                raise ValueError(
+                    "The data set or the augmentation cannot be sent to worker processes "
+                    f"({error}): define it in a module of its own, or use workers=0."
+                ) from error
+            self._pool = concurrent.futures.ProcessPoolExecutor(
+                self.workers,
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=_start_worker,
+                initargs=(source,),
+            )
+            weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
+        return self._pool, (self.batch if self.workers == 0 else _worker_batch)
+
+
+def _single_threaded():
+    cv2.setNumThreads(1)  # the other cores belong to the training
+
+
+def _start_worker(source):
+    global _worker_batches
+    _single_threaded()
+    _worker_batches = pickle.loads(source)  # our own bytes, made in `_workers`
+
+
+def _worker_batch(epoch, step):
+    return _worker_batches.batch(epoch, step)

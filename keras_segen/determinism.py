@@ -1,0 +1,279 @@
+"""Numbers that do not depend on the framework, on the machine or on what ran before.
+
+A Keras seed gives other numbers on each backend. Here every random number is drawn by NumPy,
+from a generator that is named by what it is for: `rng("weights", seed, index)`. Nothing is
+drawn from a shared stream, so an order of calls, a number of workers or a resumed run cannot
+shift anything.
+"""
+
+import hashlib
+import math
+import operator
+
+import numpy as np
+
+
+def rng(*key):
+    """Returns the random generator that belongs to a key.
+
+    Equal keys give equal numbers, on every machine; different keys give unrelated numbers, also
+    if they are as close as `(0, 1)` and `(1, 0)`.
+
+    Args:
+        *key: strings and integers, at least one: what the numbers are for, then the seed and
+            whatever counts, such as `rng("augment", seed, epoch, index)`.
+
+    Returns:
+        A new `numpy.random.Generator` (PCG64).
+
+    Raises:
+        TypeError: when a part of the key is neither a string nor an integer, or there is none.
+
+    Example:
+
+    >>> int(rng("example", 0).integers(1000)), int(rng("example", 1).integers(1000))
+    (811, 313)
+    """
+    if not key:
+        raise TypeError("rng() needs a key, such as rng('augment', seed, epoch, index).")
+    parts = []
+    for part in key:
+        if isinstance(part, str):
+            parts.append(str(part))
+            continue
+        try:
+            parts.append(int(operator.index(part)))
+        except TypeError:
+            raise TypeError(
+                f"A key of rng() is made of strings and integers; found {part!r} "
+                f"({type(part).__name__}) in {key!r}."
+            ) from None
+    digest = hashlib.sha256(repr(tuple(parts)).encode()).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
+
+
+def order(seed, epoch, length):
+    """Returns the order in which an epoch visits the items of a data set.
+
+    Args:
+        seed: int.
+        epoch: int, counted from 0.
+        length: int, number of items.
+
+    Returns:
+        A permutation of `0 .. length - 1`: int64 array `(length,)`, a function of the three
+        arguments only.
+
+    Example:
+
+    >>> order(seed=0, epoch=0, length=5)
+    array([2, 1, 4, 0, 3])
+    """
+    return rng("order", seed, epoch).permutation(length).astype(np.int64)
+
+
+def initialize(model, seed):
+    """Fills every weight of a model from NumPy, so that it starts equal on every backend.
+
+    Each weight gets the distribution that its layer's own initializer names (He, Glorot, zeros,
+    orthogonal, …), drawn by NumPy instead of Keras: the same bits on TensorFlow and on PyTorch.
+    All weights are overwritten, also those of normalization statistics and loaded ones.
+
+    A weight's numbers are keyed by its position in `model.weights`, not by its path: a layer
+    without a name of its own is called `conv2d_7` if seven were built before in the process, and
+    the same model would start from other weights the second time.
+
+    The states of random layers (Dropout, …) are set as well, so that a run can be repeated; the
+    masks that Keras draws from them still differ between the backends. (On PyTorch, Keras' Dropout
+    looks at its state only if it was given a seed; otherwise it draws from PyTorch's own
+    generator, which `keras.utils.set_random_seed` sets.)
+
+    Args:
+        model: a built `keras.Model`.
+        seed: int.
+
+    Raises:
+        ValueError: when the model is not built, or when a weight's initializer is not known: a
+            function or class of one's own, or a weight whose layer keeps no initializer. The
+            message names the weight and its layer. No weight is changed then.
+
+    Example:
+
+    >>> import keras
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    >>> initialize(model, seed=0)
+    >>> keras.ops.convert_to_numpy(model(keras.ops.eye(2))).round(3)
+    array([[-1.271],
+           [ 0.426]], dtype=float32)
+    """
+    if not model.built:
+        raise ValueError(
+            f"Model {model.name!r} is not built, so it has no weights yet. Start it with a "
+            "keras.Input, or call it once on a batch, then initialize it."
+        )
+    holders = {}
+    for layer in model._flatten_layers():
+        for weight in layer.weights:
+            holders.setdefault(id(weight), []).append(layer)
+
+    values = []
+    for i, weight in enumerate(model.weights):
+        layers = holders[id(weight)][::-1]  # the innermost layer first
+        values.append(_draw_weight(rng("weights", seed, i), weight, layers))
+    for weight, value in zip(model.weights, values, strict=True):
+        weight.assign(value.astype("float32"))
+
+    states = [v for v in model.variables if v.name == "seed_generator_state"]
+    for i, state in enumerate(states):
+        # A seed and a counter. int32 on PyTorch, int64 on TensorFlow: stay below 2**31.
+        first = int(rng("seed generators", seed, i).integers(2**31))
+        state.assign(np.array([first, 0], "int32"))
+
+
+# Weights whose initializer is not the attribute `<weight>_initializer` of their layer: under
+# another name, or written in the layer's code.
+_OTHER_ATTRIBUTE = {
+    "recurrent_kernel": "recurrent_initializer",
+    "depthwise_kernel": "depthwise_initializer",
+    "pointwise_kernel": "pointwise_initializer",
+    "kernel": "depthwise_initializer",  # DepthwiseConv1D, DepthwiseConv2D
+}
+
+
+def _draw_weight(generator, weight, layers):
+    """Draws one weight, float64; `layers` are those that hold it, the innermost first."""
+    import keras
+
+    for layer in layers:
+        initializer = _find_initializer(weight, layer)
+        if initializer is None:
+            continue
+        initializer = keras.initializers.get(initializer)
+        where = f"weight {weight.name!r} of shape {tuple(weight.shape)} in layer {layer.path!r}"
+        if weight.name == "bias" and getattr(layer, "unit_forget_bias", False):
+            # LSTM: gates (input, forget, cell, output), the forget gate starts open.
+            units = weight.shape[0] // 4
+            gate, gates = (units,), (2 * units,)
+            return np.concatenate(
+                [
+                    _draw(generator, initializer, gate, where),
+                    np.ones(gate),
+                    _draw(generator, initializer, gates, where),
+                ]
+            )
+        axes = None
+        if isinstance(layer, keras.layers.EinsumDense) and weight.name == "kernel":
+            axes = _einsum_axes(layer.equation)
+        return _draw(generator, initializer, tuple(weight.shape), where, axes)
+
+    layer = layers[0]
+    raise ValueError(
+        f"No initializer found for weight {weight.name!r} of shape {tuple(weight.shape)} in layer "
+        f"{layer.path!r} ({type(layer).__name__}). Let the layer keep it in an attribute named "
+        f"'{weight.name}_initializer'."
+    )
+
+
+def _find_initializer(weight, layer):
+    import keras
+
+    attributes = [f"{weight.name}_initializer", _OTHER_ATTRIBUTE.get(weight.name)]
+    for attribute in attributes:
+        if attribute and getattr(layer, attribute, None) is not None:
+            return getattr(layer, attribute)
+    if isinstance(layer, keras.layers.SpectralNormalization) and weight.name == "vector_u":
+        return keras.initializers.TruncatedNormal(stddev=0.02)
+    if isinstance(layer, keras.layers.RMSNormalization) and weight.name == "scale":
+        return "ones"
+    return None
+
+
+def _draw(generator, initializer, shape, where, axes=None):
+    """Draws what a Keras initializer draws: float64 of this shape."""
+    from keras import initializers
+
+    def draws_like(kind):
+        return type(initializer).__call__ is kind.__call__
+
+    if draws_like(initializers.Zeros):
+        return np.zeros(shape)
+    if draws_like(initializers.Ones):
+        return np.ones(shape)
+    if draws_like(initializers.Constant):
+        return np.full(shape, float(initializer.value))
+    if draws_like(initializers.Identity):
+        return initializer.gain * np.eye(*shape)
+    if draws_like(initializers.RandomUniform):
+        return generator.uniform(initializer.minval, initializer.maxval, shape)
+    if draws_like(initializers.RandomNormal):
+        return generator.normal(initializer.mean, initializer.stddev, shape)
+    if draws_like(initializers.TruncatedNormal):
+        return initializer.mean + initializer.stddev * _truncated_normal(generator, shape)
+    if draws_like(initializers.Orthogonal):
+        return initializer.gain * _orthogonal(generator, shape)
+    if draws_like(initializers.VarianceScaling):
+        return _variance_scaling(generator, initializer, shape, axes)
+    raise ValueError(
+        f"Initializer {type(initializer).__name__} ({initializer!r}) of {where} is not one that "
+        "initialize() can draw in NumPy. Use one of Keras' (RandomNormal, HeNormal, Orthogonal, "
+        "Constant, …)."
+    )
+
+
+def _truncated_normal(generator, shape):
+    """Standard normal values, those beyond 2 drawn again."""
+    values = generator.standard_normal(shape)
+    outside = np.abs(values) >= 2
+    while outside.any():
+        values[outside] = generator.standard_normal(np.count_nonzero(outside))
+        outside = np.abs(values) >= 2
+    return values
+
+
+def _orthogonal(generator, shape):
+    """A random matrix `(prod(shape[:-1]), shape[-1])` of orthogonal rows or columns."""
+    if len(shape) < 2:
+        raise ValueError(f"Orthogonal needs a weight of at least 2 dimensions; found {shape}.")
+    rows, columns = int(np.prod(shape[:-1])), shape[-1]
+    q, r = np.linalg.qr(generator.standard_normal((max(rows, columns), min(rows, columns))))
+    q *= np.sign(np.diagonal(r))  # makes the distribution uniform
+    return (q if rows >= columns else q.T).reshape(shape)
+
+
+def _variance_scaling(generator, initializer, shape, axes):
+    """Glorot, He, LeCun: a variance of scale / fan."""
+    input_axes, output_axes = initializer.input_axes, initializer.output_axes
+    if axes is not None and (input_axes is None or output_axes is None):
+        input_axes, output_axes = axes
+    fan_in, fan_out = _fans(shape, input_axes, output_axes)
+    fan = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}
+    variance = initializer.scale / max(1, fan[initializer.mode])
+    if initializer.distribution == "uniform":
+        limit = math.sqrt(3 * variance)
+        return generator.uniform(-limit, limit, shape)
+    if initializer.distribution == "untruncated_normal":
+        return generator.normal(0, math.sqrt(variance), shape)
+    # Truncation at 2 leaves a standard deviation of 0.8796…
+    stddev = math.sqrt(variance) / 0.87962566103423978
+    return stddev * _truncated_normal(generator, shape)
+
+
+def _fans(shape, input_axes, output_axes):
+    """Numbers of values that come into and go out of a unit, as Keras counts them."""
+    if input_axes is not None and output_axes is not None:
+        return math.prod(shape[i] for i in input_axes), math.prod(shape[i] for i in output_axes)
+    if len(shape) == 0:
+        return 1, 1
+    if len(shape) == 1:
+        return shape[0], shape[0]
+    positions = math.prod(shape[:-2])  # of a convolution's kernel; 1 for a matrix
+    return positions * shape[-2], positions * shape[-1]
+
+
+def _einsum_axes(equation):
+    """Input and output axes of the kernel of an `EinsumDense`, such as 'abc,cd->abd'."""
+    operands, output = equation.split("->")
+    _, kernel = operands.split(",")
+    output_axes = [i for i, label in enumerate(kernel) if label in output]
+    input_axes = [i for i, label in enumerate(kernel) if label not in output]
+    return input_axes, output_axes

@@ -1,0 +1,41 @@
+"""Writing files so that nothing is lost: to a temporary name first, then moved into place."""
+
+import contextlib
+import json
+import os
+import uuid
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def write_atomically(path):
+    """Gives a temporary path to write to and moves it to `path` when all went well.
+
+    A reader sees the old file or the new one, never half of one; after an error the old file
+    stays and the temporary one is removed.
+
+    Args:
+        path: where the file shall be; its folder is made if needed.
+
+    Yields:
+        A `pathlib.Path` in the same folder, hidden, with the same suffix.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path, text):
+    """Writes `text` to `path` as UTF-8, atomically."""
+    with write_atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path, value):
+    """Writes `value` to `path` as indented JSON, atomically. NaN is an error: JSON has none."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

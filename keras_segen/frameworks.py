@@ -1,0 +1,57 @@
+"""Which framework is there, and which one runs: decided before Keras is imported.
+
+Keras reads `KERAS_BACKEND` (or ~/.keras/keras.json) once, at its first import, and fails with an
+error about a missing module if that framework is not installed. This module answers earlier and
+in one line. It looks for the frameworks but imports none.
+"""
+
+import importlib.util
+import os
+import sys
+
+FRAMEWORKS = {"tensorflow": "TensorFlow", "torch": "PyTorch"}
+
+
+def installed():
+    """Returns the names of the installed frameworks, a list out of `"tensorflow"`, `"torch"`."""
+    return [name for name in FRAMEWORKS if importlib.util.find_spec(name) is not None]
+
+
+def choose():
+    """Sets `KERAS_BACKEND` if nobody has and only one framework is installed."""
+    if os.environ.get("KERAS_BACKEND") or "keras" in sys.modules:
+        return
+    found = installed()
+    if len(found) == 1:
+        os.environ["KERAS_BACKEND"] = found[0]
+
+
+def require(name=None):
+    """Raises if a framework cannot run.
+
+    Args:
+        name: `"tensorflow"` or `"torch"`; None for the one that `KERAS_BACKEND` names.
+
+    Raises:
+        ValueError: `name` is no framework that keras_segen runs on.
+        ModuleNotFoundError: it is not installed; the message says what to install.
+    """
+    name = name or os.environ.get("KERAS_BACKEND")
+    found = installed()
+    if name is None:
+        if not found:
+            raise ModuleNotFoundError(
+                "No framework is installed: pip install 'keras-segen[tensorflow]' or "
+                "pip install 'keras-segen[torch]'."
+            )
+        return
+    if name not in FRAMEWORKS:
+        raise ValueError(
+            f"KERAS_BACKEND is {name!r}, but keras_segen runs on 'tensorflow' or 'torch': "
+            "set KERAS_BACKEND to one of them."
+        )
+    if name not in found:
+        raise ModuleNotFoundError(
+            f"The backend is {name!r}, but {FRAMEWORKS[name]} is not installed: "
+            f"pip install 'keras-segen[{name}]'."
+        )

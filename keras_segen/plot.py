@@ -1,0 +1,485 @@
+"""Pictures: masks over images, wrong pixels, learning curves.
+
+Every figure function returns a `Picture`, a Matplotlib figure that stands alone: no pyplot, no
+window, no global state. As the last line of a Jupyter cell it shows itself; `save` writes it as
+PNG; all methods of `matplotlib.figure.Figure` work on it.
+"""
+
+import io
+import math
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from keras_segen.files import write_atomically
+
+VOID_COLORS = ((226, 226, 226), (178, 178, 178))  # diagonal stripes: no palette has them
+SIGNAL_COLOR = (255, 221, 0)  # wrong pixels: bright on a dimmed image, for colour-blind eyes too
+MAX_ROWS = 32
+
+
+class Picture(Figure):
+    """A Matplotlib figure that shows itself in Jupyter.
+
+    Jupyter shows a bare `Figure` only after `%matplotlib inline` or an import of pyplot; this
+    class brings its own PNG.
+    """
+
+    def _repr_png_(self):
+        file = io.BytesIO()
+        self.savefig(file, format="png", dpi=110)
+        return file.getvalue()
+
+
+def masks(
+    images, truth=None, predictions=None, *, palette, class_names, ignore_class=None, titles=None
+):
+    """Draws one row per item: image, truth, prediction and the pixels that are wrong.
+
+    Args:
+        images: array `(batch, height, width, channels)` or a list of arrays that keep their own
+            sizes; 1 or 3 channels (or none), float in [0, 1] or uint8.
+        truth: integer class ids `(batch, height, width)`, or None.
+        predictions: integer class ids `(batch, height, width)`, or logits
+            `(batch, height, width, num_classes)`, or None.
+        palette: array `(num_classes, 3)`, RGB in 0..255, one colour per class.
+        class_names: names of the classes, in the order of the palette.
+        ignore_class: int, the label in `truth` that counts nowhere (drawn striped), or None.
+        titles: one str per item, written under its image, or None.
+
+    Returns:
+        A `Picture`: columns image, truth, prediction and difference (those that are known), and
+        a legend of the classes that occur. Under each difference stands the share of wrong
+        pixels among those that count.
+
+    Raises:
+        ValueError: if there is nothing to draw, if lengths or sizes don't fit together, if an id
+            is outside the palette, if logits have another number of channels than there are
+            classes, or if there are more than 32 items.
+
+    Example:
+
+    >>> images, truth = np.zeros((2, 8, 8, 3)), np.zeros((2, 8, 8), "int32")
+    >>> colors = np.array([[0, 0, 0], [255, 0, 0]])
+    >>> figure = masks(images, truth, palette=colors, class_names=("ground", "disc"))
+    >>> len(figure.axes)  # 2 rows of image and truth
+    4
+    """
+    palette = _palette(palette, class_names)
+    images, truth, predictions = _items(images), _items(truth), _items(predictions)
+    _check_rows(images, {"truth": truth, "predictions": predictions, "titles": titles})
+    names = ["image"]
+    names += ["truth"] if truth is not None else []
+    names += ["prediction"] if predictions is not None else []
+    names += ["difference"] if truth is not None and predictions is not None else []
+
+    rows, notes, ids = [], [], set()
+    for i, image in enumerate(images):
+        cells, cell_notes = [_image(image, f"images[{i}]")], [titles[i] if titles else ""]
+        height, width = cells[0].shape[:2]
+        if truth is not None:
+            true_ids = _class_ids(truth[i], (height, width), len(palette), f"truth[{i}]")
+            cells.append(colorize(true_ids, palette, ignore_class))
+            cell_notes.append("")
+            ids.update(np.unique(true_ids).tolist())
+        if predictions is not None:
+            where = f"predictions[{i}]"
+            predicted_ids = _class_ids(predictions[i], (height, width), len(palette), where)
+            cells.append(colorize(predicted_ids, palette, ignore_class))
+            cell_notes.append("")
+            ids.update(np.unique(predicted_ids).tolist())
+        if truth is not None and predictions is not None:
+            cells.append(difference(image, true_ids, predicted_ids, ignore_class))
+            wrong = wrong_pixels(true_ids, predicted_ids, ignore_class).sum()
+            counted = true_ids.size - np.count_nonzero(true_ids == ignore_class)
+            cell_notes.append(f"{_percent(wrong, counted)} wrong" if counted else "all void")
+        rows.append(cells)
+        notes.append(cell_notes)
+    signal = "wrong" if names[-1] == "difference" else None
+    return _grid(rows, names, notes, _legend(ids, palette, class_names, ignore_class, signal))
+
+
+def comparison(images, truth, predictions, *, palette, class_names, ignore_class=None):
+    """Draws the same images as predicted on several backends, and where the backends disagree.
+
+    Args:
+        images: as in `masks`.
+        truth: integer class ids `(batch, height, width)`, or None.
+        predictions: dict from a backend's name to its class ids `(batch, height, width)`, or its
+            logits `(batch, height, width, num_classes)`.
+        palette: array `(num_classes, 3)`, RGB in 0..255.
+        class_names: names of the classes, in the order of the palette.
+        ignore_class: int, the void label in `truth`, or None.
+
+    Returns:
+        A `Picture`: columns image, truth, one per backend and, from two backends on, the pixels
+        where they disagree (of all pixels, void or not), counted underneath.
+
+    Raises:
+        ValueError: as in `masks`, and if `predictions` is empty.
+    """
+    palette = _palette(palette, class_names)
+    images, truth = _items(images), _items(truth)
+    if not predictions:
+        raise ValueError("`predictions` is empty; pass {backend's name: class ids}.")
+    predictions = {name: _items(values) for name, values in predictions.items()}
+    given = {f"predictions[{name!r}]": values for name, values in predictions.items()}
+    _check_rows(images, {"truth": truth, **given})
+    names = ["image"] + (["truth"] if truth is not None else []) + list(predictions)
+    names += ["disagreement"] if len(predictions) > 1 else []
+
+    rows, notes, ids = [], [], set()
+    for i, image in enumerate(images):
+        cells = [_image(image, f"images[{i}]")]
+        shape = cells[0].shape[:2]
+        if truth is not None:
+            true_ids = _class_ids(truth[i], shape, len(palette), f"truth[{i}]")
+            cells.append(colorize(true_ids, palette, ignore_class))
+            ids.update(np.unique(true_ids).tolist())
+        predicted = []
+        for name, values in predictions.items():
+            where = f"predictions[{name!r}][{i}]"
+            predicted.append(_class_ids(values[i], shape, len(palette), where))
+            cells.append(colorize(predicted[-1], palette, ignore_class))
+            ids.update(np.unique(predicted[-1]).tolist())
+        cell_notes = [""] * len(cells)
+        if len(predicted) > 1:
+            apart = np.any([other != predicted[0] for other in predicted[1:]], axis=0)
+            cells.append(_marked(cells[0], apart))
+            cell_notes.append(f"{apart.sum():,} of {apart.size:,} pixels")
+        rows.append(cells)
+        notes.append(cell_notes)
+    signal = "backends disagree" if len(predictions) > 1 else None
+    return _grid(rows, names, notes, _legend(ids, palette, class_names, ignore_class, signal))
+
+
+def curves(history):
+    """Draws one small chart per quantity over the epochs, training and validation together.
+
+    Args:
+        history: dict from a quantity's name to one number per epoch, as in
+            `model.fit(...).history`; `val_loss` is drawn in the chart of `loss`. None, NaN and
+            infinity leave a gap.
+
+    Returns:
+        A `Picture`.
+
+    Raises:
+        ValueError: if `history` is empty or not a dict.
+
+    Example:
+
+    >>> figure = curves({"loss": [0.9, 0.5], "val_loss": [1.0, 0.7], "learning_rate": [0.1, 0.1]})
+    >>> [axes.get_title(loc="left") for axes in figure.axes]
+    ['loss', 'learning rate']
+    """
+    if not isinstance(history, dict) or not history:
+        raise ValueError(
+            "`history` must be a dict from a quantity's name to one number per epoch, such as "
+            f"`model.fit(...).history`. Found: {type(history).__name__} {history!r:.60}."
+        )
+    quantities = list(dict.fromkeys(name.removeprefix("val_") for name in history))
+    columns = min(3, len(quantities))
+    rows = math.ceil(len(quantities) / columns)
+    figure = Picture(figsize=(4.2 * columns, 2.9 * rows), layout="constrained", facecolor="white")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[len(quantities) :]:
+        axes.remove()
+    styles = {
+        "": {"label": "training", "color": "#5f6368", "linestyle": "--"},
+        "val_": {"label": "validation", "color": "#1967d2", "linestyle": "-"},
+    }
+    for axes, quantity in zip(grid.flat, quantities, strict=False):
+        for prefix, style in styles.items():
+            if prefix + quantity in history:
+                values = finite(history[prefix + quantity])
+                epochs = np.arange(1, len(values) + 1)
+                marker = "o" if len(values) <= 30 else None
+                axes.plot(epochs, values, marker=marker, markersize=3.5, linewidth=1.7, **style)
+        if not any(np.isfinite(line.get_ydata()).any() for line in axes.lines):
+            axes.text(0.5, 0.5, "no finite value", ha="center", transform=axes.transAxes)
+            axes.set_yticks([])
+        title = quantity.replace("_", " ").replace("iou", "IoU")
+        axes.set_title(title, loc="left", fontsize=11, parse_math=False)
+        axes.set_xlabel("epoch", fontsize=9)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, nbins=7))
+        axes.tick_params(labelsize=9, length=3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+        axes.set_axisbelow(True)
+        if len(axes.lines) > 1:
+            axes.legend(frameon=False, fontsize=8.5)
+    return figure
+
+
+def save(figure, path):
+    """Writes a figure as PNG; the file appears whole or not at all.
+
+    Args:
+        figure: a `matplotlib.figure.Figure`.
+        path: where to; the name must end in `.png`.
+
+    Raises:
+        ValueError: if the name does not end in `.png`.
+    """
+    if not str(path).lower().endswith(".png"):
+        raise ValueError(f"A figure is saved as PNG: the name must end in .png. Found: {path}")
+    with write_atomically(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
+
+
+def colorize(mask, palette, ignore_class=None):
+    """Turns class ids into colours.
+
+    Args:
+        mask: integer class ids `(height, width)`.
+        palette: array `(num_classes, 3)`, RGB in 0..255.
+        ignore_class: int, the void label, drawn as light grey stripes, or None.
+
+    Returns:
+        RGB image, uint8 `(height, width, 3)`.
+
+    Raises:
+        ValueError: if an id is neither in the palette nor `ignore_class`.
+
+    Example:
+
+    >>> colorize(np.array([[0, 1]]), np.array([[0, 0, 0], [255, 0, 0]])).tolist()
+    [[[0, 0, 0], [255, 0, 0]]]
+    """
+    palette = _palette(palette)
+    mask = _class_ids(mask, None, len(palette), "mask")
+    void = mask == ignore_class
+    outside = ~void & ((mask < 0) | (mask >= len(palette)))
+    if outside.any():
+        row, column = np.argwhere(outside)[0]
+        allowed = f"0 to {len(palette) - 1}"
+        if ignore_class is not None:
+            allowed += f", or {ignore_class} (void)"
+        raise ValueError(
+            f"A class id is out of range: found {mask[row, column]} at row {row}, column "
+            f"{column}; expected {allowed}."
+        )
+    colors = palette[np.where(void, 0, mask)]
+    colors[void] = _stripes(mask.shape)[void]
+    return colors
+
+
+def overlay(image, mask, palette, ignore_class=None, alpha=0.5):
+    """Lays the colours of a mask over its image.
+
+    Args:
+        image: array `(height, width, channels)`, 1 or 3 channels, float in [0, 1] or uint8.
+        mask: integer class ids `(height, width)`.
+        palette: array `(num_classes, 3)`, RGB in 0..255.
+        ignore_class: int, the void label, drawn as light grey stripes, or None.
+        alpha: float in [0, 1], how much of the mask is seen.
+
+    Returns:
+        RGB image, uint8 `(height, width, 3)`.
+
+    Raises:
+        ValueError: if the sizes differ, an id is out of range, or `alpha` is.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"`alpha` must lie in [0, 1]. Found: {alpha}.")
+    image = _image(image, "image")
+    mask = _class_ids(mask, image.shape[:2], len(palette), "mask")
+    return _blend(image, colorize(mask, palette, ignore_class), alpha)
+
+
+def wrong_pixels(truth, prediction, ignore_class=None):
+    """Says for each pixel whether it counts and is wrong: bool `(height, width)`.
+
+    Args:
+        truth: integer class ids `(height, width)`.
+        prediction: integer class ids `(height, width)`.
+        ignore_class: int, the label in `truth` that never counts, or None.
+    """
+    return (np.asarray(truth) != prediction) & (np.asarray(truth) != ignore_class)
+
+
+def difference(image, truth, prediction, ignore_class=None):
+    """Marks the wrong pixels: bright on the dimmed image; void is striped.
+
+    Args:
+        image: array `(height, width, channels)`, 1 or 3 channels, float in [0, 1] or uint8.
+        truth: integer class ids `(height, width)`.
+        prediction: integer class ids `(height, width)`.
+        ignore_class: int, the label in `truth` that never counts, or None.
+
+    Returns:
+        RGB image, uint8 `(height, width, 3)`.
+    """
+    image = _image(image, "image")
+    marked = _marked(image, wrong_pixels(truth, prediction, ignore_class))
+    void = np.asarray(truth) == ignore_class
+    marked[void] = _stripes(void.shape)[void]
+    return marked
+
+
+def finite(values):
+    """Numbers as a float64 array, with NaN for None and infinity, so that charts show a gap."""
+    values = np.array([math.nan if value is None else value for value in values], "float64")
+    return np.where(np.isfinite(values), values, math.nan)
+
+
+def _grid(rows, names, notes, legend):
+    height, width = rows[0][0].shape[:2]
+    cell_width = 2.3  # inches
+    cell_height = min(max(cell_width * height / width, 1.0), 4.0)
+    size = (cell_width * len(names), cell_height * len(rows) + 0.4 + 0.2 * len(rows))
+    columns = max(1, int(size[0] / 1.35))
+    legend_rows = math.ceil(len(legend) / columns)
+    size = (size[0], size[1] + 0.22 * legend_rows)
+    figure = Picture(figsize=size, layout="constrained", facecolor="white")
+    figure.get_layout_engine().set(w_pad=0.04, h_pad=0.05, wspace=0.0, hspace=0.0)
+    grid = figure.subplots(len(rows), len(names), squeeze=False)
+    for row, (cells, cell_notes) in enumerate(zip(rows, notes, strict=True)):
+        for column, (cell, note) in enumerate(zip(cells, cell_notes, strict=True)):
+            axes = grid[row, column]
+            axes.imshow(cell, interpolation="nearest" if max(cell.shape) < 256 else "auto")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.spines[:].set_visible(False)
+            axes.set_xlabel(note, fontsize=8, loc="left", labelpad=2, parse_math=False)
+            if row == 0:
+                axes.set_title(names[column], fontsize=10, loc="left", pad=4, parse_math=False)
+    patches = [patch for patch, _ in legend]
+    # The texts are set afterwards: a legend leaves out a label that starts with "_".
+    drawn = figure.legend(
+        patches,
+        ["-"] * len(patches),
+        loc="outside lower left",
+        ncols=columns,
+        frameon=False,
+        fontsize=9,
+        handlelength=1.1,
+        handleheight=1.1,
+        columnspacing=1.4,
+    )
+    for text, (_, label) in zip(drawn.get_texts(), legend, strict=True):
+        text.set_parse_math(False)
+        text.set_text(label if len(label) <= 28 else label[:27] + "…")
+    return figure
+
+
+def _legend(ids, palette, class_names, ignore_class, signal):
+    border = {"edgecolor": "#80868b", "linewidth": 0.6}
+    legend = [
+        (Patch(facecolor=palette[i] / 255, **border), str(class_names[i]))
+        for i in sorted(ids - {ignore_class})
+    ]
+    if ignore_class in ids:
+        light, dark = (np.array(color) / 255 for color in VOID_COLORS)
+        stripes = {"hatch": "/////", "edgecolor": dark, "linewidth": 0.0}
+        legend.append((Patch(facecolor=light, **stripes), "void"))
+    if signal:
+        legend.append((Patch(facecolor=np.array(SIGNAL_COLOR) / 255, **border), signal))
+    return legend
+
+
+def _marked(image, pixels):
+    grey = image.mean(axis=-1, keepdims=True) * 0.45
+    marked = np.repeat(grey, 3, axis=-1).astype("uint8")
+    marked[pixels] = SIGNAL_COLOR
+    return marked
+
+
+def _blend(below, above, alpha):
+    return np.rint(below * (1 - alpha) + above * alpha).astype("uint8")
+
+
+def _stripes(shape):
+    light, dark = np.array(VOID_COLORS, "uint8")
+    rows, columns = np.indices(shape)
+    return np.where(((rows + columns) % 6 < 2)[..., None], dark, light)
+
+
+def _percent(part, whole):
+    return f"{100 * part / whole:.1f} %"
+
+
+def _items(values):
+    # Lists keep images of different sizes; everything else (NumPy, tensors) becomes an array.
+    if values is None or isinstance(values, (list, tuple)):
+        return values
+    return np.asarray(values)
+
+
+def _check_rows(images, others):
+    if all(values is None for name, values in others.items() if name != "titles"):
+        raise ValueError("There is nothing to draw beside the images: pass `truth`, `predictions`.")
+    if not 1 <= len(images) <= MAX_ROWS:
+        raise ValueError(
+            f"`images` must hold 1 to {MAX_ROWS} items, one per row. Found: {len(images)}. "
+            "Pass a part, such as images[:8]."
+        )
+    for name, values in others.items():
+        if values is not None and len(values) != len(images):
+            raise ValueError(
+                f"`{name}` has {len(values)} items, `images` has {len(images)}; expected as many."
+            )
+
+
+def _palette(palette, class_names=None):
+    palette = np.asarray(palette)
+    if palette.ndim != 2 or palette.shape[1] != 3 or not np.issubdtype(palette.dtype, np.integer):
+        raise ValueError(
+            "`palette` must hold integers of shape (num_classes, 3), RGB in 0..255. Found: "
+            f"shape {palette.shape}, {palette.dtype}."
+        )
+    if palette.size and (palette.min() < 0 or palette.max() > 255):
+        raise ValueError(
+            f"`palette` must lie in 0..255. Found: {palette.min()} to {palette.max()}."
+        )
+    if class_names is not None and len(class_names) != len(palette):
+        raise ValueError(
+            f"`palette` has {len(palette)} colours, `class_names` has {len(class_names)} names; "
+            "expected one name per colour."
+        )
+    return palette.astype("uint8")
+
+
+def _image(image, where):
+    image = np.asarray(image)
+    if image.ndim == 2:
+        image = image[..., None]
+    if image.ndim != 3 or image.shape[-1] not in (1, 3):
+        raise ValueError(
+            f"`{where}` must have the shape (height, width, 1 or 3). Found: {image.shape}."
+        )
+    if np.issubdtype(image.dtype, np.floating):
+        low, high = image.min(), image.max()
+        if not (low >= -1e-3 and high <= 1.001):  # written so that NaN fails too
+            raise ValueError(
+                f"`{where}` must lie in [0, 1] (float) or be uint8. Found: {low} to {high}."
+            )
+        image = np.rint(image.clip(0, 1) * 255).astype("uint8")
+    elif image.dtype != np.uint8:
+        raise ValueError(f"`{where}` must be float in [0, 1] or uint8. Found: {image.dtype}.")
+    return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
+
+
+def _class_ids(mask, shape, num_classes, where):
+    mask = np.asarray(mask)
+    if mask.ndim == 3:  # logits
+        if mask.shape[-1] != num_classes:
+            raise ValueError(
+                f"`{where}` must be class ids (height, width) or logits (height, width, "
+                f"{num_classes}), one channel per class. Found: shape {mask.shape}."
+            )
+        mask = mask.argmax(axis=-1)
+    if mask.ndim != 2 or not np.issubdtype(mask.dtype, np.integer):
+        raise ValueError(
+            f"`{where}` must be integer class ids (height, width). Found: shape {mask.shape}, "
+            f"{mask.dtype}."
+        )
+    if shape is not None and mask.shape != tuple(shape):
+        raise ValueError(
+            f"`{where}` is {mask.shape[0]}x{mask.shape[1]}, its image {shape[0]}x{shape[1]} "
+            "(height x width); expected the same size."
+        )
+    return mask

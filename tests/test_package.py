@@ -1,0 +1,86 @@
+"""Importing, choosing a framework, and living with only one of them."""
+
+import os
+import subprocess
+import sys
+
+import keras
+import pytest
+
+from keras_segen import frameworks
+
+HERE = keras.backend.backend()
+OTHER = {"tensorflow": "torch", "torch": "tensorflow"}[HERE]
+NAMES = {"tensorflow": "TensorFlow", "torch": "PyTorch"}
+
+
+def python(code, backend=None, missing=()):
+    """Runs code in a new process in which some modules cannot be found."""
+    block = "import sys\n" + "".join(f"sys.modules[{name!r}] = None\n" for name in missing)
+    environment = {k: v for k, v in os.environ.items() if k != "KERAS_BACKEND"}
+    if backend:
+        environment["KERAS_BACKEND"] = backend
+    return subprocess.run(
+        [sys.executable, "-c", block + code], env=environment, capture_output=True, text=True
+    )
+
+
+def test_import_loads_no_framework():
+    done = python(
+        "import keras_segen, keras_segen.data, keras_segen.data.loader, keras_segen.plot\n"
+        "print(sorted({'keras', 'tensorflow', 'torch', 'matplotlib.pyplot'} & set(sys.modules)))"
+    )
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_the_only_framework_is_chosen():
+    done = python(
+        "import keras_segen, keras; print(keras.backend.backend())", missing=[OTHER]
+    )
+    assert done.stdout.strip() == HERE, done.stderr
+
+
+def test_everything_imports_with_the_other_framework_missing():
+    done = python(
+        "import keras_segen as ks\n"
+        "[getattr(ks, name) for name in dir(ks)]\n"
+        "import keras_segen.cli, keras_segen.evaluation\n"
+        "train = ks.data.Shapes('train', size=16, length=4)\n"
+        "model = ks.segmentation.unet((16, 16, 3), 6, filters=(4, 8))\n"
+        "ks.initialize(model, 0)\n"
+        "model.compile('adam', ks.losses.CrossEntropy(), metrics=[ks.metrics.MeanIoU(6)])\n"
+        "model.fit(train.batches(2), verbose=0)\n"
+        "print('trained')",
+        backend=HERE,
+        missing=[OTHER],
+    )
+    assert done.stdout.strip() == "trained", done.stderr
+
+
+@pytest.mark.parametrize("code", ["from keras_segen import backend", "import keras_segen.training"])
+def test_a_missing_framework_is_one_line_that_says_what_to_install(code):
+    done = python(code, backend=OTHER, missing=[OTHER])
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1
+    assert f"{NAMES[OTHER]} is not installed: pip install 'keras-segen[{OTHER}]'" in last
+
+
+def test_no_framework_at_all_says_what_to_install():
+    done = python("from keras_segen import backend", missing=[HERE, OTHER])
+    assert "No framework is installed" in done.stderr.strip().splitlines()[-1]
+
+
+def test_another_backend_is_refused():
+    done = python("from keras_segen import backend", backend="jax")
+    assert "KERAS_BACKEND is 'jax', but keras_segen runs on" in done.stderr.splitlines()[-1]
+
+
+def test_both_frameworks_are_found_here():
+    assert frameworks.installed() == ["tensorflow", "torch"]
+
+
+def test_unknown_name_is_an_attribute_error():
+    import keras_segen
+
+    with pytest.raises(AttributeError, match="no attribute 'segmentaton'"):
+        keras_segen.segmentaton  # noqa: B018

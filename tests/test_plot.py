@@ -1,0 +1,266 @@
+"""Pictures: the pixels that they show, the errors that they give, how Jupyter shows them."""
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_segen import plot
+
+NAMES = ("ground", "disc", "_$box$")
+PALETTE = np.array([[10, 20, 30], [255, 0, 0], [0, 128, 255]], "uint8")
+VOID = 255
+
+
+def scene(count=2, height=12, width=16):
+    rng = np.random.default_rng(0)
+    images = rng.random((count, height, width, 3), "float32")
+    truth = rng.integers(0, 3, (count, height, width), "int32")
+    truth[:, :, -3:] = VOID
+    predictions = rng.integers(0, 3, (count, height, width), "int32")
+    return images, truth, predictions
+
+
+def cell(figure, row, column):
+    axes = figure.axes
+    columns = sum(bool(each.get_title(loc="left")) for each in axes)
+    return axes[row * columns + column].images[0].get_array()
+
+
+def titles(figure):
+    return [axes.get_title(loc="left") for axes in figure.axes if axes.get_title(loc="left")]
+
+
+def legend(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_colorize_gives_the_palette_and_stripes_for_void():
+    mask = np.array([[0, 1, 2, VOID]], "uint8")
+    colors = plot.colorize(mask, PALETTE, VOID)
+    assert colors.dtype == np.uint8 and colors.shape == (1, 4, 3)
+    np.testing.assert_array_equal(colors[0, :3], PALETTE)
+    assert tuple(colors[0, 3]) in plot.VOID_COLORS
+
+
+def test_colorize_stripes_differ_from_every_plain_color():
+    void = plot.colorize(np.full((12, 12), VOID), PALETTE, VOID)
+    found = {tuple(color) for color in void.reshape(-1, 3).tolist()}
+    assert found == set(plot.VOID_COLORS)
+
+
+@pytest.mark.parametrize("value", [3, -1, VOID])
+def test_colorize_says_which_id_is_out_of_range_and_where(value):
+    mask = np.zeros((4, 5), "int32")
+    mask[2, 3] = value
+    with pytest.raises(ValueError, match=rf"found {value} at row 2, column 3; expected 0 to 2\."):
+        plot.colorize(mask, PALETTE)
+
+
+def test_overlay_mixes_image_and_mask():
+    image = np.full((2, 2, 3), 200, "uint8")
+    mask = np.array([[0, 1], [2, 0]])
+    colors = plot.colorize(mask, PALETTE)
+    np.testing.assert_array_equal(plot.overlay(image, mask, PALETTE, alpha=0.0), image)
+    np.testing.assert_array_equal(plot.overlay(image, mask, PALETTE, alpha=1.0), colors)
+    mixed = plot.overlay(image, mask, PALETTE, alpha=0.5).astype(int)
+    assert np.abs(mixed - (image.astype(int) + colors) / 2).max() <= 0.5
+    with pytest.raises(ValueError, match="`alpha` must lie in"):
+        plot.overlay(image, mask, PALETTE, alpha=1.5)
+
+
+def test_difference_marks_exactly_the_wrong_pixels():
+    images, truth, predictions = scene()
+    picture = plot.difference(images[0], truth[0], predictions[0], VOID)
+    signal = (picture == plot.SIGNAL_COLOR).all(axis=-1)
+    void = truth[0] == VOID
+    np.testing.assert_array_equal(signal, (truth[0] != predictions[0]) & ~void)
+    for color in picture[void].tolist():
+        assert tuple(color) in plot.VOID_COLORS
+    right = picture[~signal & ~void]
+    assert right.max() < 128 and (right == right[:, :1]).all()  # dimmed and grey
+
+
+def test_masks_shows_all_columns_with_the_right_pixels():
+    images, truth, predictions = scene()
+    figure = plot.masks(
+        images, truth, predictions, palette=PALETTE, class_names=NAMES, ignore_class=VOID
+    )
+    assert titles(figure) == ["image", "truth", "prediction", "difference"]
+    assert legend(figure) == [*NAMES, "void", "wrong"]
+    for row in range(2):
+        np.testing.assert_allclose(cell(figure, row, 0), images[row] * 255, atol=0.5)
+        np.testing.assert_array_equal(
+            cell(figure, row, 1), plot.colorize(truth[row], PALETTE, VOID)
+        )
+        np.testing.assert_array_equal(
+            cell(figure, row, 2), plot.colorize(predictions[row], PALETTE)
+        )
+        np.testing.assert_array_equal(
+            cell(figure, row, 3),
+            plot.difference(images[row], truth[row], predictions[row], VOID),
+        )
+
+
+def test_masks_counts_wrong_pixels_without_void():
+    images, truth = np.zeros((1, 4, 5, 3)), np.zeros((1, 4, 5), int)
+    truth[0, :, 4] = VOID  # 16 pixels count
+    predictions = np.zeros_like(truth)
+    predictions[0, 0] = 1  # 5 wrong, one of them void
+    figure = plot.masks(
+        images, truth, predictions, palette=PALETTE, class_names=NAMES, ignore_class=VOID
+    )
+    assert figure.axes[3].get_xlabel() == "25.0 % wrong"
+    truth[:] = VOID
+    figure = plot.masks(
+        images, truth, predictions, palette=PALETTE, class_names=NAMES, ignore_class=VOID
+    )
+    assert figure.axes[3].get_xlabel() == "all void"
+
+
+def test_masks_takes_logits_as_class_ids():
+    images, truth, predictions = scene()
+    logits = 5 * np.eye(3, dtype="float32")[predictions] - 2
+    one = plot.masks(images, None, predictions, palette=PALETTE, class_names=NAMES)
+    other = plot.masks(images, None, logits, palette=PALETTE, class_names=NAMES)
+    assert titles(other) == ["image", "prediction"]
+    np.testing.assert_array_equal(cell(one, 1, 1), cell(other, 1, 1))
+
+
+@pytest.mark.parametrize("kind", ["uint8", "grey", "one channel", "list of sizes"])
+def test_masks_takes_every_kind_of_image(kind):
+    images, truth, predictions = scene()
+    if kind == "uint8":
+        images = (images * 255).astype("uint8")
+    elif kind == "grey":
+        images = images[..., 0]
+    elif kind == "one channel":
+        images = images[..., :1]
+    else:
+        images, truth = [images[0], images[1][:6, :9]], [truth[0], truth[1][:6, :9]]
+        predictions = [predictions[0], predictions[1][:6, :9]]
+    figure = plot.masks(
+        images, truth, predictions, palette=PALETTE, class_names=NAMES, ignore_class=VOID
+    )
+    assert cell(figure, 1, 0).shape == (*np.shape(truth[1]), 3)
+    assert figure._repr_png_().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"truth": None, "predictions": None}, "nothing to draw"),
+        ({"images": np.zeros((0, 12, 16, 3))}, "must hold 1 to 32 items.*Found: 0"),
+        ({"images": np.zeros((33, 12, 16, 3))}, r"Found: 33.*images\[:8\]"),
+        ({"images": np.full((2, 12, 16, 3), 7.0)}, r"images\[0\]` must lie in \[0, 1\].*7\.0"),
+        ({"images": np.full((2, 12, 16, 3), math.nan)}, r"images\[0\]` must lie in \[0, 1\]"),
+        ({"images": np.zeros((2, 12, 16, 3), "int32")}, "must be float in.*Found: int32"),
+        ({"images": np.zeros((2, 12, 16, 4))}, r"\(height, width, 1 or 3\).*\(12, 16, 4\)"),
+        ({"truth": np.zeros((3, 12, 16), int)}, "`truth` has 3 items, `images` has 2"),
+        ({"truth": np.zeros((2, 12, 15), int)}, r"`truth\[0\]` is 12x15, its image 12x16"),
+        ({"truth": np.zeros((2, 12, 16))}, r"`truth\[0\]` must be integer.*float64"),
+        ({"predictions": np.zeros((2, 12, 16, 5))}, r"logits \(height, width, 3\)"),
+        ({"palette": PALETTE[:2]}, "2 colours, `class_names` has 3 names"),
+        ({"palette": PALETTE / 255}, "`palette` must hold integers"),
+        ({"palette": PALETTE.astype(int) + 9}, "`palette` must lie in 0..255. Found: 9 to 264"),
+        ({"titles": ["one"]}, "`titles` has 1 items"),
+    ],
+)
+def test_masks_names_every_mistake(change, message):
+    images, truth, predictions = scene()
+    given = {"images": images, "truth": truth, "predictions": predictions, "palette": PALETTE}
+    given |= {"class_names": NAMES, "ignore_class": VOID} | change
+    with pytest.raises(ValueError, match=message):
+        plot.masks(**given)
+
+
+def test_comparison_marks_exactly_where_the_backends_disagree():
+    images, truth, one = scene()
+    other = one.copy()
+    other[0, 2, 3:6] = (other[0, 2, 3:6] + 1) % 3
+    figure = plot.comparison(
+        images,
+        truth,
+        {"tensorflow": one, "torch": other},
+        palette=PALETTE,
+        class_names=NAMES,
+        ignore_class=VOID,
+    )
+    assert titles(figure) == ["image", "truth", "tensorflow", "torch", "disagreement"]
+    marked = (np.asarray(cell(figure, 0, 4)) == plot.SIGNAL_COLOR).all(axis=-1)
+    np.testing.assert_array_equal(marked, one[0] != other[0])
+    notes = [axes.get_xlabel() for axes in figure.axes if axes.get_xlabel()]
+    assert notes == ["3 of 192 pixels", "0 of 192 pixels"]
+
+
+def test_comparison_of_one_backend_has_no_disagreement():
+    images, _, one = scene()
+    figure = plot.comparison(images, None, {"torch": one}, palette=PALETTE, class_names=NAMES)
+    assert titles(figure) == ["image", "torch"]
+    with pytest.raises(ValueError, match="`predictions` is empty"):
+        plot.comparison(images, None, {}, palette=PALETTE, class_names=NAMES)
+
+
+def test_curves_draws_training_and_validation_together():
+    history = {"loss": [3.0, 2.0], "val_loss": [3.5, 2.5], "mean_iou": [0.1, 0.2]}
+    figure = plot.curves(history)
+    assert titles(figure) == ["loss", "mean IoU"]
+    loss = {line.get_label(): line for line in figure.axes[0].lines}
+    assert loss["training"].get_ydata().tolist() == [3.0, 2.0]
+    assert loss["validation"].get_ydata().tolist() == [3.5, 2.5]
+    assert loss["training"].get_xdata().tolist() == [1, 2]
+    figure.draw_without_rendering()
+    assert all(float(tick).is_integer() for tick in figure.axes[0].get_xticks())
+
+
+def test_curves_leaves_gaps_for_nan_none_and_infinity():
+    figure = plot.curves({"loss": [1.0, math.nan, None, math.inf, 0.5], "dice": [None, None]})
+    values = figure.axes[0].lines[0].get_ydata()
+    np.testing.assert_array_equal(np.isnan(values), [False, True, True, True, False])
+    assert figure.axes[1].texts[0].get_text() == "no finite value"
+    assert figure._repr_png_().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("history", [{}, [1.0, 2.0], None])
+def test_curves_says_what_it_wants(history):
+    with pytest.raises(ValueError, match=r"model\.fit\(\.\.\.\)\.history"):
+        plot.curves(history)
+
+
+def test_save_writes_a_whole_png_and_nothing_else(tmp_path):
+    path = tmp_path / "folder" / "curves.png"
+    plot.save(plot.curves({"loss": [1.0, 0.5]}), path)
+    with Image.open(path) as image:
+        image.load()
+        assert image.format == "PNG" and image.width > 300
+    first = path.read_bytes()
+    plot.save(plot.curves({"loss": [1.0, 0.5]}), path)
+    assert path.read_bytes() == first
+    assert [file.name for file in path.parent.iterdir()] == ["curves.png"]
+    with pytest.raises(ValueError, match=r"must end in \.png.*curves\.jpg"):
+        plot.save(plot.curves({"loss": [1.0]}), tmp_path / "curves.jpg")
+
+
+def test_pictures_touch_neither_pyplot_nor_a_framework():
+    code = (
+        "import sys, numpy as np; from keras_segen import plot; import keras_segen.compare.report;"
+        "plot.curves({'loss': [1.0]})._repr_png_();"
+        "print([m for m in ('matplotlib.pyplot', 'keras', 'tensorflow', 'torch')"
+        " if m in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout.strip() == "[]", run.stdout + run.stderr
+
+
+def test_figure_shows_itself_in_jupyter_once():
+    nbformat = pytest.importorskip("nbformat", reason="the notebooks extra is not installed")
+    nbclient = pytest.importorskip("nbclient", reason="the notebooks extra is not installed")
+    draw = "from keras_segen import plot\nplot.curves({'loss': [1.0, 0.5]})"
+    cells = [draw, "%matplotlib inline\n" + draw]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    nbclient.NotebookClient(notebook, kernel_name="python3", timeout=120).execute()
+    for each in notebook.cells:
+        assert ["image/png" in output.get("data", {}) for output in each.outputs] == [True]

@@ -1,0 +1,493 @@
+"""The comparison report: its words, its page in a real browser, its lines in the terminal."""
+
+import copy
+import html
+import html.parser
+import io
+import json
+import math
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from keras_segen import plot
+from keras_segen.compare import report as reports
+
+NAMES = ("background", "disc", "box", "triangle", "star", "ring")
+PALETTE = (
+    (38, 42, 51),
+    (228, 26, 28),
+    (55, 126, 184),
+    (77, 175, 74),
+    (255, 217, 47),
+    (152, 78, 163),
+)
+
+
+def backend_part(name, factor, shift):
+    steps = np.arange(96)
+    losses = 0.25 + 1.6 * np.exp(-steps / 25) + 0.05 * np.sin(steps * 1.7)
+    losses = losses * (1 + shift * 1e-7 * 1.06**steps)
+    torch = name == "torch"
+    return {
+        "status": "ok",
+        "error": None,
+        "settings": {
+            "framework": "2.13.0" if torch else "2.21.0",
+            "keras": "3.15.1",
+            "numpy": "2.4.6",
+            "python": "3.11.9",
+            "device": "CPU",
+            "mode": "eager" if torch else "graph",
+            "compiler": "none (torch.compile off)" if torch else "none (XLA off)",
+            "threads": 2,
+            "layout": "channels_last",
+            "precision": "float32",
+        },
+        "seconds": {
+            "imports": 3.2 * factor,
+            "build": 0.41,
+            "first_step": 2.13 / factor,
+            "training": 11.4 * factor,
+            "total": 18.2 * factor,
+        },
+        "milliseconds": {
+            "step": {
+                "median": 81.2 * factor,
+                "p10": 78.0 * factor,
+                "p90": 93.1 * factor,
+                "count": 95,
+            },
+            "loader": {"median": 4.1, "p10": 3.7, "p90": 6.0, "count": 96},
+            "predict": {"median": 30.7 * factor, "p10": 29.2, "p90": 44.0, "count": 8},
+        },
+        "memory_mib": {"peak_resident": 1204.5 / factor, "peak_device": None},
+        "losses": losses.tolist(),
+        "steps_per_epoch": 32,
+        "history": {
+            "loss": [1.31, 0.62, 0.41],
+            "val_loss": [1.02, 0.66, 0.52 + 1e-6 * shift],
+            "val_mean_iou": [0.31, 0.48, 0.5921 + 1e-5 * shift],
+        },
+        "metrics": {
+            "mean_iou": 0.59213 + 1e-5 * shift,
+            "mean_dice": 0.7244,
+            "pixel_accuracy": 0.9312,
+            "class_iou": [0.95, 0.62, 0.58, 0.51, math.nan, 0.30 + 1e-4 * shift],
+        },
+    }
+
+
+def complete_report():
+    tensorflow, torch = backend_part("tensorflow", 1.0, 0.0), backend_part("torch", 1.32, 1.0)
+    one, other = np.array(tensorflow["losses"]), np.array(torch["losses"])
+    return {
+        "schema": 1,
+        "version": "0.1.0",
+        "created": "2026-11-22T10:00:00+00:00",
+        "command": "keras-segen compare unet --data shapes --out runs/compare",
+        "status": "passed",
+        "experiment": {
+            "model": "unet",
+            "data": "shapes",
+            "image_size": [64, 64],
+            "filters": [16, 32, 64, 128],
+            "batch_size": 16,
+            "epochs": 3,
+            "seed": 0,
+            "loss": "cross_entropy",
+            "optimizer": "adam",
+            "learning_rate": 0.001,
+            "augment": True,
+        },
+        "parameters": 482_000,
+        "class_names": list(NAMES),
+        "palette": [list(color) for color in PALETTE],
+        "machine": {
+            "system": "Linux 6.1",
+            "processor": "x86_64",
+            "cores": 2,
+            "memory_gib": 23.5,
+        },
+        "backends": {"tensorflow": tensorflow, "torch": torch},
+        "checks": [
+            check(
+                "initial weights",
+                0.0,
+                0.0,
+                "largest difference",
+                "482,000 numbers, equal to the bit",
+            ),
+            check("batches", 0, 0, "batches that differ", "96 batches, compared by hash"),
+            check("logits before training", 2.1e-6, 1e-4, "largest difference", ""),
+            check("loss of the first 20 steps", 4.2e-7, 1e-3, "relative difference", ""),
+            check("hand-over", 0.999998, 0.9999, "equal pixels", "at least"),
+        ],
+        "loss_difference": (np.abs(one - other) / one).tolist(),
+        "loss_tolerance": {"relative": 1e-3, "steps": 20},
+        "pictures": [
+            {
+                "title": "The same images on both",
+                "file": "predictions.png",
+                "note": "Yellow: the pixels that the two backends give another class.",
+            }
+        ],
+        "disagreement": {"pixels": 12, "of": 524_288, "share": 12 / 524_288},
+        "hand_over": [
+            {
+                "trained_on": "tensorflow",
+                "run_on": "torch",
+                "largest_logit_difference": 1.1e-5,
+                "equal_pixels": 0.999998,
+                "passed": True,
+            },
+            {
+                "trained_on": "torch",
+                "run_on": "tensorflow",
+                "largest_logit_difference": 9.0e-6,
+                "equal_pixels": 1.0,
+                "passed": True,
+            },
+        ],
+        "notes": ["Processes ran one after the other, so that neither took time from the other."],
+    }
+
+
+def check(name, measured, tolerance, unit, note, passed=True):
+    return {
+        "name": name,
+        "measured": measured,
+        "tolerance": tolerance,
+        "unit": unit,
+        "passed": passed,
+        "note": note,
+    }
+
+
+def parted_report():
+    report = complete_report()
+    report["status"] = "parted"
+    report["checks"][3].update(measured=0.0043, passed=False)
+    report["checks"][4].update(measured=None, passed=None)
+    report["loss_difference"] = (1e-7 * 1.9 ** np.arange(96)).clip(0, 0.4).tolist()
+    return report
+
+
+def failed_report():
+    report = complete_report()
+    report["status"] = "failed"
+    report["backends"]["torch"] = {
+        "status": "failed",
+        "error": "Traceback (most recent call last):\n  File child.py, line 80, in train\n"
+        "RuntimeError: out of memory: tried to allocate 3.2 GiB",
+        "settings": {"framework": "2.13.0", "keras": "3.15.1"},
+        "seconds": {"imports": 2.9},
+        "losses": [1.85, math.nan],
+    }
+    for name in ("checks", "loss_difference", "pictures", "hand_over", "disagreement"):
+        report[name] = None
+    return report
+
+
+def interrupted_report():
+    report = complete_report()
+    report["status"] = "interrupted"
+    first = report["backends"]["tensorflow"]
+    first["status"] = "interrupted"
+    first["losses"] = first["losses"][:45]
+    first["metrics"] = None
+    first["seconds"] = {"imports": 3.2, "build": 0.4, "first_step": 2.1, "training": None}
+    first["milliseconds"] = {"step": {"median": 49.0, "p10": None, "p90": None, "count": 3}}
+    report["backends"]["torch"] = {"status": "running"}
+    for name in ("checks", "loss_difference", "pictures", "hand_over", "disagreement"):
+        del report[name]
+    return report
+
+
+def single_report():
+    report = complete_report()
+    del report["backends"]["torch"]
+    report["loss_difference"], report["hand_over"], report["disagreement"] = [], [], None
+    report["checks"] = []
+    return report
+
+
+def hostile_report():
+    evil = '<script>alert("1")</script><img src=https://evil.example/x.png>[red]$_x'
+    report = parted_report()
+    report["class_names"] = [evil, *NAMES[1:]]
+    report["experiment"]["data"] = f"folder:{evil}"
+    report["command"] = f"keras-segen compare unet --data 'folder:{evil}' " + "x" * 300
+    report["backends"]["torch"]["settings"]["device"] = evil + "y" * 300
+    report["backends"]["torch"]["error"] = evil + "\n" + "z" * 500
+    report["checks"][0].update(name=evil, note=evil, unit=evil)
+    report["pictures"][0].update(title=evil, note=evil, file=f"{evil[:8]}.png")
+    report["notes"] = [evil]
+    return report
+
+
+def three_report():
+    report = complete_report()
+    report["backends"]["jax"] = backend_part("jax", 1.1, 2.0)
+    report["backends"]["jax"]["milliseconds"]["step"] = dict.fromkeys(("median", "p10", "p90"), 0.0)
+    report["backends"] = dict(reversed(report["backends"].items()))
+    return report
+
+
+def empty_report():
+    return {"status": "interrupted", "backends": {"tensorflow": None, "torch": {}}}
+
+
+REPORTS = {
+    "complete": complete_report,
+    "parted": parted_report,
+    "failed": failed_report,
+    "interrupted": interrupted_report,
+    "single": single_report,
+    "hostile": hostile_report,
+    "three": three_report,
+    "empty": empty_report,
+}
+
+
+def draw_predictions(path):
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[:64, :64]
+    images = rng.uniform(0.2, 0.8, (3, 1, 1, 3)) + rng.normal(0, 0.05, (3, 64, 64, 3))
+    truth = np.zeros((3, 64, 64), "int32")
+    for i in range(3):
+        for label in (1, 2, 5):
+            row, column = rng.integers(12, 52, 2)
+            truth[i][(rows - row) ** 2 + (columns - column) ** 2 < rng.integers(40, 200)] = label
+        images[i] = 0.4 * images[i] + 0.6 * np.array(PALETTE)[truth[i]] / 255
+    one = np.roll(truth, 1, axis=2)
+    other = one.copy()
+    other[0, 20, 30:36] = 1
+    figure = plot.comparison(
+        images.clip(0, 1),
+        truth,
+        {"TensorFlow": one, "PyTorch": other},
+        palette=np.array(PALETTE),
+        class_names=NAMES,
+    )
+    plot.save(figure, path)
+
+
+@pytest.fixture(scope="module", params=REPORTS)
+def written(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param != "hostile":
+        draw_predictions(folder / "predictions.png")
+    path = reports.write_report(REPORTS[request.param](), folder)
+    return request.param, path
+
+
+class Reader(html.parser.HTMLParser):
+    """Collects the tags, the attributes and the visible text of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.words, self.hidden = [], [], [], None
+        self.feed(text)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+        if tag in ("style", "title"):
+            self.hidden = tag
+
+    def handle_endtag(self, tag):
+        if tag == self.hidden:
+            self.hidden = None
+
+    def handle_data(self, data):
+        if self.hidden is None:
+            self.words.append(data)
+
+
+def test_page_asks_for_nothing_outside(written):
+    name, path = written
+    text = path.read_text(encoding="utf-8")
+    page = Reader(text)
+    assert "script" not in page.tags
+    for attribute, value in page.attributes:
+        if attribute in ("src", "href", "xlink:href", "srcset", "action", "data"):
+            assert value.startswith(("data:", "#")), (attribute, value)
+        assert not attribute.startswith("on"), attribute
+    assert not re.search(r"url\((?!#)", text)
+    if name != "hostile":  # there the addresses are text
+        assert not re.search("https?://", text)
+
+
+def test_page_never_shows_nan(written):
+    _, path = written
+    text = Reader(path.read_text(encoding="utf-8")).text
+    assert not re.search(r"\b(nan|NaN|inf|None|null|undefined)\b", text)
+
+
+def test_json_is_standard_and_nan_is_null(written):
+    name, path = written
+    report = json.loads(path.with_name("report.json").read_text(), parse_constant=pytest.fail)
+    if name == "complete":
+        assert report["backends"]["torch"]["metrics"]["class_iou"][4] is None
+
+
+def test_page_shows_the_error_of_a_failed_backend(tmp_path):
+    text = Reader(reports.write_report(failed_report(), tmp_path).read_text("utf-8")).text
+    assert "PyTorch failed (RuntimeError: out of memory: tried to allocate 3.2 GiB)" in text
+    assert "the result of TensorFlow is kept" in text
+    assert "line 80, in train" in text
+
+
+def test_page_marks_exactly_the_settings_that_differ(tmp_path):
+    text = Reader(reports.write_report(complete_report(), tmp_path).read_text("utf-8")).text
+    assert "3 of 10 settings differ" in text
+    assert [word for word in text.split() if word == "≠"] == ["≠"] * 3
+
+
+def test_page_escapes_hostile_names(tmp_path):
+    text = reports.write_report(hostile_report(), tmp_path).read_text("utf-8")
+    page = Reader(text)
+    assert "<script" not in text and "img" not in page.tags
+    assert '<script>alert("1")</script>' in page.text
+    assert "is missing" in page.text
+
+
+def test_verdict_is_one_true_sentence():
+    assert reports.verdict(complete_report()) == (
+        "unet with 482,000 parameters, trained on shapes for 3 epochs on TensorFlow and PyTorch: "
+        "from the same weights and the same batches both came to the same result, all 5 checks "
+        "passed; a step took 81.2 ms on TensorFlow and 107 ms on PyTorch, mean IoU is 0.5921 on "
+        "each."
+    )
+    assert (
+        "1 of 5 checks failed, first “loss of the first 20 steps” "
+        "(0.0043, tolerance 0.001; the losses parted at step 16)"
+    ) in reports.verdict(parted_report())
+    assert "interrupted after 45 of 96 steps on TensorFlow and no steps on PyTorch" in (
+        reports.verdict(interrupted_report())
+    )
+    assert "nothing to compare it with" in reports.verdict(single_report())
+
+
+def test_verdict_gives_both_scores_when_they_differ():
+    report = complete_report()
+    report["backends"]["torch"]["metrics"]["mean_iou"] = 0.61
+    assert "mean IoU is 0.5921 on TensorFlow and 0.61 on PyTorch" in reports.verdict(report)
+
+
+def test_figures_give_ratios_and_leave_out_what_nobody_measured():
+    rows = {row["label"]: row for row in reports.figures(reports.complete(three_report()))}
+    assert rows["Time per training step"]["ratios"] == ["–", "–"]  # divided by zero otherwise
+    rows = {row["label"]: row for row in reports.figures(reports.complete(complete_report()))}
+    assert rows["Time per training step"]["ratios"] == ["1.32"]
+    assert rows["Time per training step"]["spreads"] == ["78 to 93.1", "103 to 123"]
+    assert "Peak memory, device" not in rows
+
+
+def test_writing_the_report_leaves_it_as_it_was(tmp_path):
+    report = complete_report()
+    before = copy.deepcopy(report)
+    reports.write_report(report, tmp_path)
+    np.testing.assert_equal(report, before)
+
+
+def test_page_is_the_same_to_the_byte(tmp_path):
+    first = reports.write_report(complete_report(), tmp_path / "a").read_bytes()
+    assert reports.write_report(complete_report(), tmp_path / "b").read_bytes() == first
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_terminal_shows_verdict_and_path(name, tmp_path):
+    file = io.StringIO()
+    console = Console(file=file, width=2000 if name == "hostile" else 80)
+    reports.print_report(REPORTS[name](), console, tmp_path)
+    text = file.getvalue()
+    assert reports.STATUS[REPORTS[name]()["status"]][1] in text
+    assert f"Report: {tmp_path / 'report.html'}" in text
+    assert not re.search(r"\b(nan|None)\b", text)
+    if name == "hostile":
+        # Nowhere taken for markup: in the verdict, a check's name and unit, an error.
+        assert text.count("[red]$_x") == 4
+
+
+# The page in a real browser.
+
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome", "google-chrome"))),
+    None,
+)
+
+# Opens the untouched page in frames of given widths and writes what each sees into its own body.
+FRAME = (
+    '<iframe style="border: 0; display: block; width: {width}px; height: {height}px"'
+    ' srcdoc="{page}"></iframe>'
+)
+PROBE = """<script>
+addEventListener("load", () => {
+  const seen = Array.from(frames, frame => {
+    const page = frame.document, style = element => frame.getComputedStyle(element);
+    const wide = element => !element.closest(".scroll, svg")
+      && element.getBoundingClientRect().right > frame.innerWidth + 1;
+    return {
+      inner: frame.innerWidth,
+      width: page.documentElement.scrollWidth,
+      height: page.documentElement.scrollHeight,
+      background: style(page.body).backgroundColor,
+      ink: style(page.querySelector("h1")).color,
+      chart: page.querySelector("svg text") && style(page.querySelector("svg text")).fill,
+      broken: [...page.images].filter(image => !image.naturalWidth).length,
+      requests: frame.performance.getEntriesByType("resource").map(entry => entry.name)
+        .filter(name => !name.startsWith("data:")),
+      wide: [...page.querySelectorAll("main *")].filter(wide).map(e => e.outerHTML.slice(0, 80)),
+    };
+  });
+  document.body.dataset.seen = JSON.stringify(seen);
+});
+</script>"""
+
+
+def browse(page, folder, widths, scheme, *arguments, height=1000):
+    """Opens a report in the browser; returns what it sees at each width, and the browser's log."""
+    text = html.escape(page.read_text("utf-8"))
+    frames = [FRAME.format(width=width, height=height, page=text) for width in widths]
+    opened = folder / "opened.html"
+    opened.write_text(f'<!DOCTYPE html><body style="margin: 0">{"".join(frames)}{PROBE}', "utf-8")
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"]
+    command += ["--no-first-run", "--disable-background-networking", "--disable-component-update"]
+    command += ["--disable-sync", f"--user-data-dir={folder / 'profile'}", "--hide-scrollbars"]
+    command += ["--enable-logging=stderr", f"--window-size={max(widths)},{height}"]
+    command += [f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}"]
+    command += [*arguments, "--dump-dom", opened.as_uri()]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    seen = re.search(r'data-seen="([^"]*)"', run.stdout)
+    assert seen, run.stderr[-2000:]
+    return json.loads(html.unescape(seen[1])), run.stderr
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome on PATH")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["complete", "hostile"])
+def test_page_fits_and_is_quiet_in_a_browser(name, scheme, tmp_path):
+    if name == "complete":
+        draw_predictions(tmp_path / "predictions.png")
+    page = reports.write_report(REPORTS[name](), tmp_path)
+    seen, log = browse(page, tmp_path, (400, 1600), scheme)
+    assert "CONSOLE" not in log, log
+    assert [frame["inner"] for frame in seen] == [400, 1600]
+    for frame in seen:
+        assert frame["width"] <= frame["inner"], frame["wide"]
+        assert frame["requests"] == [] and frame["broken"] == 0
+        dark = scheme == "dark"
+        assert (brightness(frame["background"]) < 60) == dark
+        assert (brightness(frame["ink"]) > 180) == dark
+        assert frame["chart"] == frame["ink"]
+
+
+def brightness(color):
+    return np.mean([int(number) for number in re.findall(r"\d+", color)[:3]])
