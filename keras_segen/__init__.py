@@ -10,30 +10,30 @@ from keras_segen import frameworks
 
 __version__ = "0.1.0"
 
-_MODULES = (
+__all__ = [
     "compare",
     "data",
     "determinism",
+    "evaluation",
     "experiment",
+    "initialize",
     "losses",
     "metrics",
     "plot",
     "segmentation",
     "training",
-)
-
-__all__ = ["__version__", "initialize", *_MODULES]
+]
 
 frameworks.choose()
 
 
 def __getattr__(name):
-    if name in _MODULES:
-        return importlib.import_module(f"keras_segen.{name}")
     if name == "initialize":
         return importlib.import_module("keras_segen.determinism").initialize
+    if name in __all__:
+        return importlib.import_module(f"keras_segen.{name}")
     raise AttributeError(f"module 'keras_segen' has no attribute {name!r}")
 
 
 def __dir__():
-    return sorted(__all__)
+    return [*__all__, "__version__"]

@@ -245,8 +245,7 @@ def compare(
     from keras_segen.compare import report, run
 
     result = run(experiment, out, tuple(backends.split(",")), threads)
-    report.print_report(result, console)
-    console.print(f"Report: {out / 'report.html'}", soft_wrap=True)
+    report.print_report(result, console, out)
     raise typer.Exit({"passed": 0, "interrupted": 130}.get(result["status"], 1))
 
 
@@ -264,9 +263,13 @@ def loader(experiment, backend: Backend = None):
     console.print(f"loader / memory = {result['ratio']:.3f}")
 
 
+def _interrupt(number, frame):
+    raise KeyboardInterrupt
+
+
 def main():
     """The entry point: one line for what a user can mend, a traceback for what is our fault."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         app()
     except KeyboardInterrupt:

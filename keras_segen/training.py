@@ -171,15 +171,22 @@ def _fit(
     callbacks = [keeper, *callbacks]
     if tensorboard:
         callbacks.insert(0, _TensorBoard(folder / "tensorboard"))
-    model.fit(
-        backend.make_loader(batches),
-        validation_data=backend.make_loader(Batches(val_data, experiment.batch_size)),
-        epochs=experiment.epochs,
-        initial_epoch=first_epoch,
-        shuffle=False,  # the loader has shuffled already
-        callbacks=callbacks,
-        verbose=verbose,
-    )
+    val_batches = Batches(val_data, experiment.batch_size)
+    try:
+        model.fit(
+            backend.make_loader(batches),
+            validation_data=backend.make_loader(val_batches),
+            epochs=experiment.epochs,
+            initial_epoch=first_epoch,
+            shuffle=False,  # the loader has shuffled already
+            callbacks=callbacks,
+            verbose=verbose,
+        )
+    except Exception:
+        error = batches.error or val_batches.error
+        if error is not None:  # what is wrong with the data, without the framework around it
+            raise error from None
+        raise
     return read_history(folder)
 
 

@@ -126,9 +126,10 @@ def test_initialize_draws_the_distribution_that_the_initializer_names(
 @pytest.mark.parametrize("initializer, shape, std, largest", DISTRIBUTIONS)
 def test_initialize_draws_as_keras_does(initializer, shape, std, largest):
     ours = np.sort(filled(initializer, shape).ravel())
-    keras.utils.set_random_seed(0)
-    theirs = np.sort(keras.ops.convert_to_numpy(keras.initializers.get(initializer)(shape)).ravel())
-    quantiles = np.linspace(0.02, 0.98, 25)
+    keras_initializer = keras.initializers.get(initializer)
+    keras_initializer.seed = 1
+    theirs = np.sort(keras.ops.convert_to_numpy(keras_initializer(shape)).ravel())
+    quantiles = np.linspace(0.05, 0.95, 19)
     assert np.allclose(
         np.quantile(ours, quantiles), np.quantile(theirs, quantiles), atol=0.06 * std
     )

@@ -12,6 +12,7 @@ import keras_segen as ks
 from keras_segen import backend
 from keras_segen.data.loader import Batches
 
+
 def shapes(length=10):
     return ks.data.Shapes("train", size=16, length=length)
 
@@ -57,7 +58,7 @@ def test_loader_gives_float_images_and_int_masks():
     assert images.shape == (4, 16, 16, 3) and masks.shape == (4, 16, 16)
     assert keras.backend.standardize_dtype(images.dtype) == "float32"
     assert keras.backend.standardize_dtype(masks.dtype) == "int32"
-    assert 0 <= float(keras.ops.min(images)) and float(keras.ops.max(images)) <= 1
+    assert float(keras.ops.min(images)) >= 0 and float(keras.ops.max(images)) <= 1
 
 
 def test_loader_gives_the_pure_function_of_epoch_and_step():
@@ -74,9 +75,7 @@ def test_loader_gives_the_pure_function_of_epoch_and_step():
 def test_epochs_and_seeds_differ():
     batches = Batches(shapes(), 4, seed=0)
     assert not np.array_equal(batches.batch(0, 0)[0], batches.batch(1, 0)[0])
-    assert not np.array_equal(
-        batches.batch(0, 0)[0], Batches(shapes(), 4, seed=1).batch(0, 0)[0]
-    )
+    assert not np.array_equal(batches.batch(0, 0)[0], Batches(shapes(), 4, seed=1).batch(0, 0)[0])
 
 
 def test_loader_without_seed_keeps_the_order():
@@ -194,6 +193,7 @@ def test_an_augmentation_that_changes_the_size_is_named():
 
 
 def test_an_augmentation_that_does_not_pickle_says_so():
-    batches = Batches(shapes(), 4, seed=0, augment=lambda image, mask, rng: (image, mask), workers=1)
+    nothing = lambda image, mask, rng: (image, mask)  # noqa: E731
+    batches = Batches(shapes(), 4, seed=0, augment=nothing, workers=1)
     with pytest.raises(ValueError, match="module of its own, or use workers=0"):
         next(batches.read(0))

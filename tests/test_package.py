@@ -34,9 +34,7 @@ def test_import_loads_no_framework():
 
 
 def test_the_only_framework_is_chosen():
-    done = python(
-        "import keras_segen, keras; print(keras.backend.backend())", missing=[OTHER]
-    )
+    done = python("import keras_segen, keras; print(keras.backend.backend())", missing=[OTHER])
     assert done.stdout.strip() == HERE, done.stderr
 
 

@@ -222,6 +222,7 @@ def _conclude(experiment, folder, outcomes, interrupted):
             for backend, outcome in outcomes.items()
         },
         "checks": checks,
+        "loss_tolerance": {"relative": parity.LOSS_TOLERANCE, "steps": parity.LOSS_STEPS},
         "loss_difference": (
             parity.loss_difference(*(result["losses"] for result in results.values()))
             if both
@@ -240,7 +241,7 @@ def _draw(dataset, arrays, folder):
     figure = plot.comparison(
         np.stack([image for image, _ in items]),
         np.stack([mask for _, mask in items]),
-        {backend: saved["ids"][chosen] for backend, saved in arrays.items()},
+        {frameworks.FRAMEWORKS[backend]: saved["ids"][chosen] for backend, saved in arrays.items()},
         palette=dataset.palette,
         class_names=dataset.class_names,
         ignore_class=dataset.ignore_class,

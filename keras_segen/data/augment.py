@@ -104,12 +104,12 @@ class Augment:
         image = self._recolour(image, rows)
         noise, blur = self._strength("noise", rows), self._strength("blur", rows)
         if noise:
-            image = image + np.float32(noise) * rng.standard_normal(image.shape, np.float32)
+            field = rng.standard_normal(image.shape, np.float32)
+            image += np.multiply(field, np.float32(noise), out=field)
         if blur:
             blurred = cv2.GaussianBlur(image, (0, 0), blur, borderType=cv2.BORDER_REFLECT)
             image = blurred.reshape(image.shape)
-        image = np.clip(image, 0, 1, dtype=np.float32)
-        return np.ascontiguousarray(image), np.array(mask, np.int32, order="C")
+        return np.clip(image, 0, 1, out=image), mask
 
     def _happens(self, name, rows):
         setting = getattr(self, name)
@@ -124,7 +124,7 @@ class Augment:
         return low + (high - low) * float(rows[name][place])
 
     def _warp(self, image, mask, rows, ignore_class):
-        image, mask = np.ascontiguousarray(image), np.ascontiguousarray(mask)
+        image, mask = np.array(image, np.float32, order="C"), np.array(mask, np.int32, order="C")
         for name, axis in (("flip", 1), ("vertical_flip", 0)):
             if self._happens(name, rows):
                 image = cv2.flip(image, axis).reshape(image.shape)

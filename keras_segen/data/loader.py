@@ -58,6 +58,8 @@ class Batches:
     Attributes:
         epoch: int, the epoch that the next pass serves; the backend's loader moves it on.
         waited: list of float, for each batch the seconds that its taker waited for it.
+        error: the exception that ended the last pass, or None. A framework may wrap it in one
+            of its own.
 
     Raises:
         ValueError: an argument is out of range, the data set has no batch to give, or its items
@@ -94,6 +96,7 @@ class Batches:
         self.drop_last = drop_last
         self.epoch = first_epoch
         self.waited = []
+        self.error = None
         self._pool = None
         if len(self) == 0:
             raise ValueError(
@@ -108,7 +111,7 @@ class Batches:
         return full + (rest > 0 and not self.drop_last)
 
     def __getstate__(self):
-        return {**self.__dict__, "_pool": None, "waited": []}
+        return {**self.__dict__, "_pool": None, "waited": [], "error": None}
 
     def batch(self, epoch, step):
         """Makes one batch.
@@ -157,10 +160,14 @@ class Batches:
                 yield batch
         except BrokenProcessPool as error:
             self._pool = None
-            raise RuntimeError(
+            self.error = RuntimeError(
                 "A data worker process died: too little memory, or the script lacks "
                 "`if __name__ == '__main__':` around its work. workers=0 needs no processes."
-            ) from error
+            )
+            raise self.error from error
+        except Exception as error:
+            self.error = error
+            raise
         finally:
             for future in pending:
                 future.cancel()

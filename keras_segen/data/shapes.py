@@ -1,8 +1,10 @@
 """Shapes: drawn scenes with exact masks, without a download.
 
 Each scene is a shaded background with blotches, lines and sometimes stripes, and on it three to
-seven discs, boxes, triangles, stars and rings that hide each other. Colours and textures are
-drawn from the same distributions for every class, so that only the outline tells the class.
+seven discs, boxes, triangles, stars and rings that hide each other. Textures are the same for
+every class. Colours are a hint, so that a small network shows something after an epoch, but no
+more: six shapes of seven lean towards their class's colour, the others have any colour, and only
+the outline tells for sure.
 """
 
 import math
@@ -15,6 +17,7 @@ from keras_segen.data.dataset import Dataset, check_channels, check_size
 CLASSES = ("background", "disc", "box", "triangle", "star", "ring")
 PALETTE = ((0, 0, 0), (230, 159, 0), (86, 180, 233), (0, 158, 115), (213, 94, 0), (204, 121, 167))
 TEXTURES = ("ball", "stripes", "checks", "grain", "plain")
+HINT = 0.85  # the part of the shapes that lean towards their class's colour
 LENGTHS = {"train": 512, "val": 128, "test": 128}
 LUMA = np.float32([0.299, 0.587, 0.114])
 
@@ -90,7 +93,9 @@ class Shapes(Dataset):
             centre, radius = random_point(extent, rng), rng.uniform(0.14, 0.28)
             rows, columns = window_around(centre, radius, unit)
             inside = outline(CLASSES[label], x[:, columns], y[rows], centre, radius, rng)
-            colours = draw_texture(texture, x[:, columns], y[rows], centre, radius, image, rng)
+            colours = draw_texture(
+                texture, x[:, columns], y[rows], centre, radius, image, self.palette[label], rng
+            )
             if inside.size == 0:
                 continue
             # A pixel is as much of the shape's colour as it is covered by the shape.
@@ -131,17 +136,18 @@ def draw_background(x, y, extent, rng):
     return image
 
 
-def draw_texture(name, x, y, centre, radius, image, rng):
+def draw_texture(name, x, y, centre, radius, image, class_colour, rng):
     """Draws what a shape is made of, `(3, height, width)` for the pixels at `x` and `y`."""
     first, second = rng.random((2, 3), np.float32)
-    second = first + 0.4 * (second - first)
-    low_contrast, period = rng.random() < 0.1, rng.uniform(0.08, 0.16)
+    hint, low_contrast, period = rng.random() < HINT, rng.random() < 0.1, rng.uniform(0.08, 0.16)
     stripes, checks = wave(x, y, period, rng), wave(x, y, period, rng)
     grain = rng.random((16, 16), np.float32)
-    if low_contrast:  # close to a colour of the scene
-        row, column = (rng.random(2) * image.shape[1:]).astype(int)
+    row, column = (rng.random(2) * image.shape[1:]).astype(int)
+    if hint:
+        first = 0.15 * first + 0.85 * np.float32(class_colour) / 255
+    elif low_contrast:  # close to a colour of the scene
         first = image[:, row, column] + 0.3 * (first - 0.5)
-        second = first + 0.3 * (second - 0.5)
+    second = first + 0.25 * (second - first)
     if name == "plain":
         amount = 0 * stripes
     elif name == "ball":  # lighter or darker towards the rim

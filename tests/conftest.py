@@ -1,0 +1,42 @@
+import csv
+import json
+
+import pytest
+from PIL import Image
+
+from keras_segen.data import Shapes
+
+
+@pytest.fixture(scope="session")
+def picture_folder(tmp_path_factory):
+    """A folder data set on disk: 8 / 4 / 4 scenes of 32 x 32 with a void frame, colours as masks.
+
+    The classes are those of `Shapes`, with the void label first in `classes.csv`, so that label
+    ids and classes differ by one.
+    """
+    root = tmp_path_factory.mktemp("pictures")
+    with open(root / "classes.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["name", "red", "green", "blue", "ignore"])
+        writer.writerow(["void", 0, 0, 0, "yes"])
+        scenes = Shapes("train", size=32, length=1)
+        for name, colour in zip(scenes.class_names, scenes.palette, strict=True):
+            writer.writerow([name, *(max(int(value), 1) for value in colour), ""])
+    for split, length in (("train", 8), ("val", 4), ("test", 4)):
+        scenes = Shapes(split, size=32, length=length)
+        for kind in ("images", "masks"):
+            (root / split / kind).mkdir(parents=True)
+        for index in range(length):
+            image, mask = scenes[index]
+            ids = (mask + 1).astype("uint8")
+            ids[:2] = 0
+            Image.fromarray((image * 255).round().astype("uint8")).save(
+                root / split / "images" / f"scene{index}.png"
+            )
+            Image.fromarray(ids).save(root / split / "masks" / f"scene{index}.png")
+    return root
+
+
+@pytest.fixture
+def read_json():
+    return lambda path: json.loads(path.read_text(encoding="utf-8"))

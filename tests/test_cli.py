@@ -1,0 +1,94 @@
+"""The commands, each run as a process, as a user would."""
+
+import os
+import subprocess
+import sys
+
+import keras
+import pytest
+from PIL import Image
+
+
+def run(*arguments, cwd=None, code=0, **environment):
+    done = subprocess.run(
+        [sys.executable, "-m", "keras_segen", *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "200", **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def trained(picture_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    done = run(
+        *("train", "unet", "--data", f"folder:{picture_folder}", "--image-size", "16x16"),
+        *("--filters", "4,8", "--batch-size", 4, "--epochs", 1, "--run", folder, "--tensorboard"),
+    )
+    assert f"the run is in {folder}" in done.stdout.replace("\n", " ")
+    return folder
+
+
+def test_doctor_finds_what_runs():
+    done = run("doctor")
+    for backend in ("tensorflow", "torch"):
+        assert f"{backend}: runs; framework" in done.stdout
+    assert "threads" in done.stdout and "data cache" in done.stdout
+
+
+def test_doctor_exits_with_1_if_nothing_can_run(tmp_path):
+    for name in ("tensorflow", "torch"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise ImportError('broken on purpose')")
+    done = run("doctor", code=1, PYTHONPATH=str(tmp_path))
+    assert "torch: fails: ImportError: broken on purpose" in done.stdout
+
+
+def test_lists():
+    datasets, models = run("datasets").stdout, run("models").stdout
+    assert datasets.startswith("shapes  ") and "\nfolder:PATH  " in datasets
+    assert models.startswith("unet  ") and "\nplain_unet  " in models
+
+
+def test_train_resume_evaluate_predict(trained, picture_folder, tmp_path):
+    assert "run is in" in run("train", "--resume", trained).stdout
+    assert list((trained / "tensorboard").glob("events*"))
+    evaluated = run("evaluate", trained, "--split", "val").stdout
+    assert "mean_iou 0." in evaluated and "4 images of val" in evaluated
+    assert f"on {keras.backend.backend()}" in evaluated
+    photo = picture_folder / "test" / "images" / "scene1.png"
+    predicted = run("predict", trained, photo, "--out", tmp_path / "masks").stdout
+    assert predicted.startswith("1 masks in")
+    with Image.open(tmp_path / "masks" / "scene1.png") as mask:
+        assert mask.size == (32, 32)
+
+
+def test_the_other_backend_takes_over_a_run(trained):
+    other = {"tensorflow": "torch", "torch": "tensorflow"}[keras.backend.backend()]
+    done = run("evaluate", trained, "--split", "val", "--backend", other)
+    assert f"4 images of val, on {other}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["train", "--data", "folder:nowhere", "--image-size", "16x16"], "nowhere"),
+        (["train", "--data", "pets"], "no data set is named 'pets'"),
+        (["train", "--image-size", "16"], "--image-size is '16', expected whole numbers"),
+        (["train", "--filters", "a"], "--filters is 'a'"),
+        (["train", "--optimizer", "lion"], "optimizer is 'lion'"),
+        (["train", "unett"], "no model 'unett'"),
+        (["train", "--backend", "jax"], "'jax'"),
+        (["evaluate", "nowhere"], "no run.json"),
+        (["compare", "--backends", "torch,jax"], "'jax'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_what_a_user_can_mend_is_one_line(arguments, message, tmp_path):
+    done = run(*arguments, cwd=tmp_path, code=1)
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert lines[-1].startswith("error: ") and message in lines[-1]
+    assert "Traceback" not in done.stderr

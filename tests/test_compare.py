@@ -1,0 +1,174 @@
+"""The comparison starts both backends itself, so it runs once, under the first."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import psutil
+import pytest
+
+from keras_segen.compare import parity
+
+ONCE = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="runs both backends itself, once is enough"
+)
+SMALL = ("compare", "unet", "--data", "shapes", "--filters", "4,8", "--epochs", "1")
+
+
+def start(*arguments, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-m", "keras_segen", *map(str, arguments)],
+        env={**os.environ, "KERAS_MAX_STEPS_PER_EPOCH": "24", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def report(folder):
+    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compare") / "out"
+    process = start(*SMALL, "--out", folder)
+    output, errors = process.communicate(timeout=600)
+    return folder, process.returncode, output + errors
+
+
+@ONCE
+def test_both_backends_train_the_same_model(compared):
+    folder, code, output = compared
+    result = report(folder)
+    assert code == 0 and result["status"] == "passed", output
+    measured = {check["name"]: check["measured"] for check in result["checks"]}
+    assert measured["initial weights"] == measured["batches"] == 0
+    assert measured["logits before training"] <= parity.LOGITS_TOLERANCE
+    assert measured["loss over the first 20 steps"] <= parity.LOSS_TOLERANCE
+    assert len(result["hand_over"]) == 2 and all(row["passed"] for row in result["hand_over"])
+    assert len(result["loss_difference"]) == 24
+
+
+@ONCE
+def test_the_report_tells_what_each_backend_cost(compared):
+    folder, _, output = compared
+    result = report(folder)
+    for backend in ("tensorflow", "torch"):
+        found = result["backends"][backend]
+        assert found["settings"]["threads"] == os.cpu_count()
+        assert len(found["losses"]) == 24 == found["steps_per_epoch"]
+        assert found["history"]["loss"] == [pytest.approx(np.mean(found["losses"]))]
+        assert found["milliseconds"]["step"]["median"] > 0
+        assert found["memory_mib"]["peak_resident"] > 100
+        assert 0 <= found["metrics"]["mean_iou"] <= 1
+        assert (folder / backend / "model.keras").exists()
+    assert (folder / "predictions.png").exists()
+    assert "report.html" in output
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+@ONCE
+def test_a_failing_backend_does_not_lose_the_other(tmp_path):
+    broken = tmp_path / "broken"
+    (broken / "torch").mkdir(parents=True)
+    (broken / "torch" / "__init__.py").write_text("raise ImportError('broken on purpose')")
+    process = start(*SMALL, "--out", tmp_path / "out", PYTHONPATH=str(broken))
+    output, _ = process.communicate(timeout=600)
+    result = report(tmp_path / "out")
+    assert process.returncode == 1 and result["status"] == "failed"
+    assert result["backends"]["tensorflow"]["status"] == "ok"
+    assert "broken on purpose" in result["backends"]["torch"]["error"]
+    assert "broken on purpose" in output
+
+
+@ONCE
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_leaves_no_child_and_keeps_what_there_is(tmp_path, number):
+    process = start(*SMALL, "--out", tmp_path / "out", "--workers", 1)
+    children = []
+    deadline = time.monotonic() + 300
+    result = tmp_path / "out" / "tensorflow" / "result.json"
+    while not result.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    while len(children) == 0 and time.monotonic() < deadline:
+        children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
+    found = report(tmp_path / "out")
+    assert found["status"] == "interrupted"
+    assert found["backends"]["tensorflow"]["metrics"]["mean_iou"] >= 0
+
+
+@ONCE
+def test_a_folder_with_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    process = start(*SMALL, "--out", tmp_path)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and "holds no comparison" in errors
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def results():
+    """What two backends would have written if they agreed to the last bit."""
+    one = {
+        "weights_sha256": "aa",
+        "parameters": 10,
+        "batches_crc32": {"epoch 0, step 0": 1, "epoch 0, step 1": 2},
+        "losses": [2.0, 1.5, 1.0],
+    }
+    logits = np.zeros((2, 4, 4, 3), "float32")
+    logits[..., 0] = 2
+    saved = {"first_logits": logits, "last_logits": logits, "ids": logits.argmax(-1)}
+    return (
+        {"a": dict(one), "b": dict(one)},
+        {"a": dict(saved), "b": dict(saved)},
+        {("a", "b"): dict(saved), ("b", "a"): dict(saved)},
+    )
+
+
+def failed(*values):
+    return [check["name"] for check in parity.checks(*values) if not check["passed"]]
+
+
+def test_equal_backends_pass_every_check():
+    assert failed(*results()) == []
+    assert len(parity.checks(*results())) == 6
+
+
+def test_each_planted_difference_fails_its_check():
+    values = results()
+    values[0]["b"]["weights_sha256"] = "ab"
+    assert failed(*values) == ["initial weights"]
+
+    values = results()
+    values[0]["b"]["batches_crc32"] = {"epoch 0, step 0": 1, "epoch 0, step 1": 3}
+    assert failed(*values) == ["batches"]
+
+    values = results()
+    values[1]["b"]["first_logits"] = values[1]["b"]["first_logits"] + np.float32(2e-4)
+    assert failed(*values) == ["logits before training"]
+
+    values = results()
+    values[0]["b"]["losses"] = [2.0, 1.5, 1.002]
+    (check,) = [check for check in parity.checks(*values) if not check["passed"]]
+    assert check["measured"] == pytest.approx(0.002, rel=0.01)
+    assert "step 3 is the first beyond it" in check["note"]
+
+    values = results()
+    values[2]["a", "b"]["ids"] = values[2]["a", "b"]["ids"].copy()
+    values[2]["a", "b"]["ids"][0, 0, 0] = 1
+    assert failed(*values) == ["a model run on b"]
+
+
+def test_a_missing_batch_is_a_difference():
+    assert parity.differing({"epoch 0, step 0": 1}, {}) == 1

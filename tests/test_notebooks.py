@@ -1,0 +1,43 @@
+"""Every notebook runs from its first cell to its last, on this backend."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+ALLOWED = ("os", "numpy", "keras", "keras_segen", "matplotlib")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_runs(path, monkeypatch, tmp_path):
+    monkeypatch.setenv("KERAS_MAX_EPOCHS", "1")
+    monkeypatch.setenv("KERAS_MAX_STEPS_PER_EPOCH", "2")
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+    )
+    client.execute()
+    pictures = [
+        output
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if "image/png" in output.get("data", {})
+    ]
+    assert pictures
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_keeps_to_the_house(path):
+    cells = nbformat.read(path, as_version=4).cells
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    assert len(cells) <= 15
+    assert all(len(cell.source.splitlines()) <= 12 for cell in code)
+    assert not any(cell.outputs or cell.execution_count for cell in code), "strip the outputs"
+    for line in "\n".join(cell.source for cell in code).splitlines():
+        words = line.split()
+        if words[:1] in (["import"], ["from"]):
+            assert words[1].split(".")[0] in ALLOWED, line
+    assert code[0].source.startswith("import os") and "KERAS_BACKEND" in code[0].source
+    assert "Try:" in cells[-1].source

@@ -1,0 +1,301 @@
+"""A run folder: what it holds, how it resumes, and every option of an experiment."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_segen import evaluation, training
+from keras_segen.experiment import Experiment
+from keras_segen.files import write_json
+from keras_segen.machine import peak_memory
+
+
+def experiment(folder, **options):
+    values = {
+        "data": f"folder:{folder}",
+        "image_size": (16, 16),
+        "filters": (4, 8),
+        "batch_size": 4,
+        "epochs": 3,
+        **options,
+    }
+    return Experiment(**values)
+
+
+def weights(path):
+    return keras.models.load_model(path, compile=False).get_weights()
+
+
+def assert_equal_runs(a, b):
+    """Two runs ended with the same weights and the same history, to rounding."""
+    for name in ("checkpoint-0003.keras", "model.keras"):
+        for x, y in zip(weights(a / name), weights(b / name), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+    first, second = training.read_history(a), training.read_history(b)
+    for key in ("loss", "val_loss", "val_mean_iou", "learning_rate"):
+        np.testing.assert_allclose(first[key], second[key], rtol=1e-4, atol=1e-6)
+
+
+class StopInEpoch(keras.callbacks.Callback):
+    """Interrupts the training in the middle of an epoch."""
+
+    def __init__(self, epoch):
+        super().__init__()
+        self.at = epoch
+        self.now = 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.now = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.now == self.at:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def finished(picture_folder, tmp_path_factory):
+    """An uninterrupted run of three epochs."""
+    run = tmp_path_factory.mktemp("runs") / "finished"
+    training.train(experiment(picture_folder, schedule="cosine"), run, verbose=0)
+    return run
+
+
+def test_run_folder_holds_what_it_promises(finished, read_json):
+    names = {path.relative_to(finished).as_posix() for path in finished.rglob("*")}
+    assert names == {
+        "run.json",
+        "history.csv",
+        "model.keras",
+        "checkpoint-0003.keras",
+        "curves.png",
+        "previews",
+        *(f"previews/epoch-000{epoch}.png" for epoch in (1, 2, 3)),
+    }
+    run = read_json(finished / "run.json")
+    assert run["experiment"]["seed"] == 0 and run["experiment"]["filters"] == [4, 8]
+    assert run["data"]["class_names"][0] == "background" and run["data"]["label_ids"][0] == 1
+    assert run["starts"][0]["versions"]["keras"] == keras.__version__
+    assert run["starts"][0]["backend"] == keras.backend.backend()
+    with Image.open(finished / "curves.png") as curves:
+        assert curves.size[0] > 300
+
+
+def test_history_has_a_row_per_epoch(finished):
+    history = training.read_history(finished)
+    assert history["epoch"] == [1, 2, 3]
+    assert history["loss"][-1] < history["loss"][0]
+    assert history["learning_rate"][-1] == pytest.approx(0, abs=1e-9)
+    assert 0 < history["peak_memory_mib"][-1] <= peak_memory() / 2**20
+
+
+def test_model_is_that_of_the_best_epoch(finished):
+    history = training.read_history(finished)
+    best = int(np.argmax(history["val_mean_iou"]))
+    result = evaluation.evaluate(finished, "val")
+    assert result["mean_iou"] == pytest.approx(history["val_mean_iou"][best], abs=1e-6)
+
+
+@pytest.mark.parametrize("epoch", [0, 2])
+def test_an_interrupted_run_resumes_to_the_same_weights(finished, picture_folder, tmp_path, epoch):
+    plan = experiment(picture_folder, schedule="cosine")
+    with pytest.raises(KeyboardInterrupt):
+        training.train(plan, tmp_path / "run", callbacks=[StopInEpoch(epoch)], verbose=0)
+    training.resume(tmp_path / "run", verbose=0)
+    assert_equal_runs(finished, tmp_path / "run")
+
+
+def test_a_killed_run_resumes_to_the_same_weights(finished, picture_folder, tmp_path):
+    run = tmp_path / "run"
+    code = (
+        "import sys\n"
+        "from keras_segen import training\n"
+        "from keras_segen.experiment import Experiment\n"
+        "training.train(Experiment.from_json(sys.argv[1]), sys.argv[2], verbose=0)\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code, str(finished / "run.json"), str(run)])
+    deadline = time.monotonic() + 120
+    while not (run / "checkpoint-0001.keras").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert (run / "run.json").exists()
+    training.resume(run, verbose=0)
+    assert_equal_runs(finished, run)
+
+
+def test_resuming_a_finished_run_changes_nothing(finished):
+    before = (finished / "checkpoint-0003.keras").read_bytes()
+    history = training.resume(finished, verbose=0)
+    assert history["epoch"] == [1, 2, 3]
+    assert (finished / "checkpoint-0003.keras").read_bytes() == before
+
+
+def test_a_run_folder_is_not_overwritten(finished, picture_folder):
+    with pytest.raises(FileExistsError, match="--resume"):
+        training.train(experiment(picture_folder), finished, verbose=0)
+
+
+def test_resume_refuses_another_data_set(finished, tmp_path, read_json):
+    run = read_json(finished / "run.json")
+    run["data"]["train"] = 9
+    write_json(tmp_path / "run.json", run)
+    with pytest.raises(ValueError, match="train was 9, is 8"):
+        training.resume(tmp_path)
+
+
+def test_a_folder_without_run_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no run.json"):
+        training.resume(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no run.json"):
+        evaluation.evaluate(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model": "plain_unet"},
+        {"channels": 1},
+        {"optimizer": "adamw", "weight_decay": 0.01},
+        {"optimizer": "sgd", "learning_rate": 0.01},
+        {"loss": "dice"},
+        {"loss": "cross_entropy+dice", "class_weights": "median_frequency"},
+        {"augment": "none"},
+        {"augment": "flip=0.5 brightness=0.5,-0.2,0.2", "seed": 4},
+        {"precision": "mixed_bfloat16"},
+        {"cache": "ram"},
+        {"cache": "disk"},
+        {"workers": 1},
+        {"image_size": (16, 24)},
+    ],
+    ids=str,
+)
+def test_every_option_trains(picture_folder, tmp_path, monkeypatch, options):
+    monkeypatch.setenv("KERAS_SEGEN_CACHE", str(tmp_path / "cache"))
+    history = training.train(
+        experiment(picture_folder, epochs=1, **options), tmp_path / "run", verbose=0
+    )
+    assert np.isfinite(history["loss"]).all() and np.isfinite(history["val_loss"]).all()
+    assert keras.config.dtype_policy().name == "float32"
+
+
+def test_optimizer_options_reach_the_optimizer(picture_folder):
+    plan = experiment(
+        picture_folder, optimizer="adamw", weight_decay=0.02, class_weights="median_frequency"
+    )
+    dataset = plan.load_data("train")
+    model = plan.build_model(dataset)
+    plan.compile(model, dataset, steps_per_epoch=2)
+    assert model.optimizer.weight_decay == pytest.approx(0.02)
+    assert len(model.loss.class_weights) == dataset.num_classes
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"optimizer": "lion"}, "optimizer is 'lion', expected one of 'adam', 'adamw', 'sgd'"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan"),
+        ({"weight_decay": 0.1}, "adam has none"),
+        ({"weight_decay": -0.1, "optimizer": "adamw"}, "weight_decay is -0.1"),
+        ({"loss": "dice", "class_weights": "median_frequency"}, "the loss is 'dice'"),
+        ({"channels": 2}, "channels is 2"),
+        ({"augment": "flop=0.5"}, "flop"),
+    ],
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        Experiment(**options)
+
+
+def test_experiment_goes_to_plain_values_and_back():
+    plan = Experiment(filters=(8, 16), image_size=(32, 48), augment="flip=0.5")
+    assert Experiment.from_dict(plan.to_dict()) == plan
+    with pytest.raises(ValueError, match="Unknown experiment field 'filter'"):
+        Experiment.from_dict({"filter": [8]})
+
+
+def test_an_unknown_model_lists_those_that_there_are(picture_folder):
+    plan = experiment(picture_folder, model="unett")
+    with pytest.raises(ValueError, match="no model 'unett'; there are: unet, plain_unet"):
+        plan.build_model(plan.load_data("train"))
+
+
+def test_images_without_a_common_size_ask_for_one(picture_folder, tmp_path):
+    plan = experiment(picture_folder, image_size=None)
+    with pytest.raises(ValueError, match="size"):
+        training.train(plan, tmp_path / "run", verbose=0)
+
+
+def test_a_broken_file_is_named_on_the_way_out_of_fit(picture_folder, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(picture_folder, broken)
+    image = broken / "train" / "images" / "scene3.png"
+    image.write_bytes(image.read_bytes()[:100])
+    with pytest.raises(ValueError, match="scene3.png"):
+        training.train(experiment(broken), tmp_path / "run", verbose=0)
+
+
+def test_evaluation_counts_every_pixel_but_void(finished, read_json):
+    result = evaluation.evaluate(finished, "test", batch_size=3)
+    assert result == read_json(finished / "evaluation-test.json")
+    dataset = Experiment.from_json(finished / "run.json").load_data("test")
+    counted = sum(int((mask != dataset.ignore_class).sum()) for _, mask in dataset)
+    assert np.sum(result["confusion_matrix"]) == counted < 4 * 16 * 16
+    assert result["class_iou"].keys() == set(dataset.class_names)
+
+
+def test_predicted_masks_are_masks_of_the_data_set(finished, picture_folder, tmp_path):
+    written = evaluation.predict(finished, picture_folder / "test" / "images", tmp_path / "out")
+    assert [path.name for path in written] == [f"scene{i}.png" for i in range(4)]
+    dataset = Experiment.from_json(finished / "run.json").load_data("val")
+    with Image.open(written[0]) as mask:
+        assert mask.mode == "P" and mask.size == (32, 32)
+        assert set(np.unique(np.array(mask))) <= set(range(1, 7))  # label ids, void is 0
+        assert mask.getpalette()[3:6] == dataset.palette[0].tolist()  # id 1 is class 0
+    with Image.open(tmp_path / "out" / "overlays" / "scene0.png") as overlay:
+        assert overlay.mode == "RGB" and overlay.size == (32, 32)
+
+
+def test_prediction_needs_distinct_names(finished, tmp_path):
+    for name in ("a.png", "a.bmp"):
+        Image.new("RGB", (16, 16)).save(tmp_path / name)
+    with pytest.raises(ValueError, match="both be written to a.png"):
+        evaluation.predict(finished, tmp_path, tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        evaluation.predict(finished, tmp_path / "nothing", tmp_path / "out")
+
+
+def test_a_full_disk_is_an_error_and_loses_nothing(finished, picture_folder, tmp_path):
+    """A limit on the size of files stands in for the disk: the checkpoint cannot be written."""
+    run = tmp_path / "run"
+    code = (
+        "import resource, signal, sys\n"
+        "from keras_segen import training\n"
+        "from keras_segen.experiment import Experiment\n"
+        "import keras\n"
+        "class FillDisk(keras.callbacks.Callback):\n"
+        "    def on_epoch_begin(self, epoch, logs=None):\n"
+        "        if epoch == 1:\n"
+        "            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "            resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))\n"
+        "plan = Experiment.from_json(sys.argv[1])\n"
+        "training.train(plan, sys.argv[2], callbacks=[FillDisk()], verbose=0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(finished / "run.json"), str(run)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "KERAS_BACKEND": keras.backend.backend()},
+    )
+    assert done.returncode != 0 and "File too large" in done.stderr
+    assert not [path for path in run.rglob(".*")]
+    training.resume(run, verbose=0)
+    assert_equal_runs(finished, run)
