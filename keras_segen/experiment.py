@@ -1,6 +1,8 @@
 """What to train: model, data, recipe and seed, as plain values that go to JSON and back."""
 
 import dataclasses
+import functools
+import inspect
 import json
 import math
 
@@ -159,6 +161,8 @@ class Experiment:
                 f"The images of {dataset.name} have no common size: give an image size."
             )
         build = segmentation.MODELS[self.model]
+        if "activation" in inspect.signature(build).parameters:
+            build = functools.partial(build, activation=None)  # the losses take logits
         before = keras.config.dtype_policy()
         keras.config.set_dtype_policy(self.precision)
         try:

@@ -1,5 +1,7 @@
 """What two models share and Keras lacks."""
 
+import keras
+
 
 def check_arguments(input_shape, num_classes, filters):
     """Checks the arguments of a network that halves its images from level to level.
@@ -11,12 +13,17 @@ def check_arguments(input_shape, num_classes, filters):
 
     Raises:
         ValueError: when there are fewer than two levels, when a number is not positive, or when
-            height or width cannot be halved often enough.
+            height or width cannot be halved often enough, or Keras is set to channels first.
 
     Example:
 
     >>> check_arguments((64, None, 3), num_classes=2, filters=(16, 32, 64))
     """
+    if keras.config.image_data_format() != "channels_last":
+        raise ValueError(
+            "Keras is set to 'channels_first', and images here are (height, width, channels): call "
+            "keras.config.set_image_data_format('channels_last'), or change ~/.keras/keras.json."
+        )
     if num_classes < 1:
         raise ValueError(f"num_classes must be a positive integer; found {num_classes}.")
     if len(filters) < 2 or not all(isinstance(f, int) and f > 0 for f in filters):

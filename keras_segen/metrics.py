@@ -89,16 +89,15 @@ class ConfusionMatrix(keras.metrics.Metric):
         bins = ops.where(valid, labels * self.num_classes + predicted, num_bins)
         bins = ops.reshape(bins, (-1,))
         if sample_weight is None:
-            pixels = ops.bincount(bins, minlength=num_bins + 1)
-            counts = ops.cast(pixels, "int64") * UNITS
+            counts = backend.bincount(bins, num_bins + 1) * UNITS
         else:
             weights = pixel_weights(sample_weight)
             backend.check(ops.all(weights >= 0), "sample_weight holds a negative number or NaN.")
             weights = ops.cast(ops.round(weights * UNITS), "int64")
             weights = ops.reshape(ops.broadcast_to(weights, ops.shape(labels)), (-1,))
-            counts = ops.bincount(bins, weights=weights, minlength=num_bins + 1)
+            counts = backend.bincount(bins, num_bins + 1, weights)
         counts = ops.reshape(counts[:num_bins], (self.num_classes, self.num_classes))
-        self.counts.assign(self.counts + ops.cast(counts, "int64"))
+        self.counts.assign(self.counts + counts)
 
     def result(self):
         """Returns the counts: float32 `(num_classes, num_classes)`, rounded; see `matrix()`."""

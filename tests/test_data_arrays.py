@@ -53,16 +53,16 @@ def test_pixel_counts_and_weights_follow_their_definition():
     masks[0, 0, :2] = 1  # 2 of 10 pixels of image 0
     masks[1, 0, :4] = 1  # 4 of the 8 labelled pixels of image 1
     masks[1, 1, :2] = 255
-    dataset = data.arrays(np.zeros((3, 2, 5), np.uint8), masks, "abc", ignore_class=255)
-    assert dataset.pixel_counts().tolist() == [22, 6, 0]
+    masks[2, 0, 0] = 2  # 1 of 10 pixels of image 2
+    dataset = data.arrays(np.zeros((3, 2, 5), np.uint8), masks, "abcd", ignore_class=255)
+    assert dataset.pixel_counts().tolist() == [21, 6, 1, 0]
     assert dataset.pixel_counts().dtype == np.int64
-    frequencies = np.array([22 / 28, 6 / 18])
     weights = data.median_frequency_weights(dataset)
     assert weights.dtype == np.float32
-    np.testing.assert_allclose(weights[:2], np.median(frequencies) / frequencies, rtol=1e-6)
-    assert weights[2] == 0
+    # Frequencies 21 / 28, 6 / 18 and 1 / 10; the median is 1 / 3.
+    np.testing.assert_allclose(weights, [28 / 63, 1, 10 / 3, 0], rtol=1e-6)
     dataset.pixel_counts()[:] = 0
-    assert dataset.pixel_counts().tolist() == [22, 6, 0]
+    assert dataset.pixel_counts().tolist() == [21, 6, 1, 0]
 
 
 def test_weights_are_zero_when_all_is_ignored():

@@ -1,6 +1,8 @@
 import os
 import pickle
+import struct
 import warnings
+import zlib
 
 import cv2
 import numpy as np
@@ -50,6 +52,13 @@ def folder(root, split="train", **options):
 
 
 # Reading
+
+
+def test_the_order_is_that_of_the_names_without_suffix(tmp_path):
+    for name in ("a", "a-b"):  # with suffix "a-b.png" comes before "a.png"
+        save(tmp_path / "train/images" / f"{name}.png", photo())
+        save(tmp_path / "train/masks" / f"{name}.png", labels())
+    assert [folder(tmp_path).item_name(index) for index in (0, 1)] == ["a", "a-b"]
 
 
 def test_items_are_paired_by_name_and_sorted(tmp_path):
@@ -127,25 +136,36 @@ def test_sixteen_bit_files_keep_sixteen_bits(tmp_path, suffix, array):
     assert np.array_equal(as_float, (expected / 65535).astype(np.float32))
 
 
-def test_sixteen_bit_grey_with_alpha_keeps_sixteen_bits(tmp_path):
-    # No library here writes such a PNG; its chunks are few.
-    import struct
-    import zlib
-
-    grey_alpha = photo(channels=2, dtype=np.uint16)
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in grey_alpha)
+def write_sixteen_bit_png(path, array, colour_type, *chunks):
+    """Writes what neither Pillow nor OpenCV can write."""
 
     def chunk(name, content):
         checked = name + content
         return struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
 
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 16, 12, 16, 4, 0, 0, 0))
-    path = tmp_path / "image.png"
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    )
-    read = images.read_image(path, channels=1)
+    height, width = array.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
+    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+    content = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in content))
+
+
+def test_sixteen_bit_grey_with_alpha_keeps_sixteen_bits(tmp_path):
+    grey_alpha = photo(channels=2, dtype=np.uint16)
+    write_sixteen_bit_png(tmp_path / "image.png", grey_alpha, 4)
+    read = images.read_image(tmp_path / "image.png", channels=1)
     assert read.dtype == np.uint16 and np.array_equal(read[..., 0], grey_alpha[..., 0])
+
+
+def test_a_sixteen_bit_colour_image_that_exif_turns_is_refused(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = exif.tobytes().removeprefix(b"Exif\0\0")
+    write_sixteen_bit_png(tmp_path / "image.png", RGB16, 2, (b"eXIf", content))
+    with pytest.raises(ValueError, match="image.png: a 16-bit colour image with EXIF"):
+        images.read_image(tmp_path / "image.png")
+    write_sixteen_bit_png(tmp_path / "image.png", RGB16, 2)
+    assert np.array_equal(images.read_image(tmp_path / "image.png"), RGB16)
 
 
 def test_jpegs_are_read_and_turned_by_exif(tmp_path):
@@ -185,8 +205,8 @@ def test_resizing_keeps_labels_and_mean_colours(tmp_path):
         assert image.shape == (height, width, 3) and mask.shape == (height, width)
         assert set(np.unique(mask)) <= {0, 1, 2}
         assert abs(image.mean() - photo(40, 60).mean() / 255) < 0.02
-    small = folder(tmp_path, size=(20, 30))[0][0]
-    blocks = photo(40, 60).reshape(20, 2, 30, 2, 3).mean((1, 3)) / 255
+    small = folder(tmp_path, size=(10, 15))[0][0]
+    blocks = photo(40, 60).reshape(10, 4, 15, 4, 3).mean((1, 3)) / 255
     assert np.abs(small - blocks).max() < 1 / 255  # area: the mean of the pixels below
 
 
@@ -561,6 +581,23 @@ def test_a_file_cut_short_is_named(tmp_path, file_format, share):
         folder(tmp_path)[1]
 
 
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "TIFF", "BMP", "WEBP"])
+def test_a_damaged_file_is_read_or_named(tmp_path, file_format):
+    path = tmp_path / "image.png"
+    save(path, photo(), format=file_format)
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(200):
+        damaged = np.frombuffer(whole, np.uint8).copy()
+        damaged[rng.integers(min(len(whole), 120), size=3)] = rng.integers(256, size=3)
+        path.write_bytes(damaged.tobytes())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                assert images.read_image(path).shape[2] == 3
+            except ValueError as error:
+                assert str(error).startswith(f"{path}: ")
+
+
 @pytest.mark.parametrize("suffix", ["png", "tiff"])
 def test_a_sixteen_bit_file_cut_short_is_named(tmp_path, suffix):
     path = tmp_path / f"image.{suffix}"
@@ -574,7 +611,8 @@ def test_a_sixteen_bit_file_cut_short_is_named(tmp_path, suffix):
 
 def test_files_that_are_no_image_are_named(tmp_path):
     path = tmp_path / "a.png"
-    for content in (b"hello", b"GIF89a" + bytes(100), b"\x89PNG\r\n\x1a\n" + bytes(100)):
+    save(path, GREY, format="GIF")
+    for content in (b"hello", path.read_bytes(), b"\x89PNG\r\n\x1a\n" + bytes(100)):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="a.png: cannot be read as an image, .* expected PNG"):
             images.read_image(path)

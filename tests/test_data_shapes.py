@@ -109,6 +109,12 @@ def test_shapes_are_not_distorted_when_height_and_width_differ():
     assert seen >= 5
 
 
+def test_shapes_lie_all_over_the_scene():
+    masks = np.stack([mask for _, mask in data.Shapes("train", (20, 60), length=200)])
+    shares = (masks > 0).reshape(200, 20, 6, 10).mean((0, 1, 3))  # of six columns
+    assert shares.min() > 0.5 * shares.max()
+
+
 def test_instances_agree_with_the_mask():
     dataset = data.Shapes("train", 48)
     for index in range(40):

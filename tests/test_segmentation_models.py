@@ -280,3 +280,12 @@ def test_plain_unet_without_activation_gives_the_logits():
     logits = to_numpy(without(x))
     assert np.allclose(1 / (1 + np.exp(-logits)), to_numpy(with_sigmoid(x)), atol=1e-6)
     assert np.abs(logits - to_numpy(with_sigmoid(x))).max() > 0.1
+
+
+def test_channels_first_is_refused():
+    keras.config.set_image_data_format("channels_first")
+    try:
+        with pytest.raises(ValueError, match="keras.config.set_image_data_format"):
+            unet((16, 16, 3), num_classes=2, filters=(4, 8))
+    finally:
+        keras.config.set_image_data_format("channels_last")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_segen import evaluation, training
+from keras_segen import backend, evaluation, segmentation, training
 from keras_segen.experiment import Experiment
 from keras_segen.files import write_json
 from keras_segen.machine import peak_memory
@@ -184,6 +184,14 @@ def test_every_option_trains(picture_folder, tmp_path, monkeypatch, options):
     )
     assert np.isfinite(history["loss"]).all() and np.isfinite(history["val_loss"]).all()
     assert keras.config.dtype_policy().name == "float32"
+
+
+@pytest.mark.parametrize("name", list(segmentation.MODELS))
+def test_every_model_is_trained_on_logits(picture_folder, name):
+    plan = experiment(picture_folder, model=name)
+    dataset = plan.load_data("train")
+    logits = backend.infer(plan.build_model(dataset), dataset[0][0][None])
+    assert logits.min() < 0
 
 
 def test_optimizer_options_reach_the_optimizer(picture_folder):

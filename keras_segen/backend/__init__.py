@@ -14,6 +14,7 @@ frameworks.require(keras.backend.backend())
 
 if keras.backend.backend() == "tensorflow":
     from keras_segen.backend.tensorflow import (
+        bincount,
         check,
         infer,
         make_loader,
@@ -23,6 +24,7 @@ if keras.backend.backend() == "tensorflow":
     )
 else:
     from keras_segen.backend.torch import (
+        bincount,
         check,
         infer,
         make_loader,
@@ -31,4 +33,12 @@ else:
         synchronize,
     )
 
-__all__ = ["check", "infer", "make_loader", "peak_device_memory", "settings", "synchronize"]
+__all__ = [
+    "bincount",
+    "check",
+    "infer",
+    "make_loader",
+    "peak_device_memory",
+    "settings",
+    "synchronize",
+]

@@ -19,6 +19,16 @@ def check(condition, message):
         tf.debugging.Assert(condition, [message])
 
 
+def bincount(bins, num_bins, weights=None):
+    """Counts how often each bin occurs, or sums integer weights by bin: int64 `(num_bins,)`.
+
+    Not `tf.math.bincount`, which XLA cannot compile: Keras turns XLA on for models on a GPU.
+    """
+    if weights is None:
+        weights = tf.ones_like(bins, tf.int64)
+    return tf.math.unsorted_segment_sum(weights, bins, num_bins)
+
+
 def make_loader(batches):
     """Makes a `tf.data.Dataset` of the batches of a `keras_segen.data.loader.Batches`.
 

@@ -18,6 +18,15 @@ def check(condition, message):
         raise ValueError(message)
 
 
+def bincount(bins, num_bins, weights=None):
+    """Counts how often each bin occurs, or sums integer weights by bin: int64 `(num_bins,)`."""
+    if weights is None:
+        return torch.bincount(bins, minlength=num_bins)
+    # Not `torch.bincount`: it sums weights as float64, which Apple's GPUs do not have.
+    totals = torch.zeros(num_bins, dtype=torch.int64, device=bins.device)
+    return totals.index_add_(0, bins, weights)
+
+
 class _Epochs(torch.utils.data.IterableDataset):
     """The epochs of a `Batches`, one for each iterator that is read to its end.
 

@@ -4,17 +4,14 @@ A file is what its content says, whatever its suffix.
 """
 
 import io
-import struct
-import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
-GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F"}
-PALETTE_MODES = {"P", "PA"}
+GREY_MODES = ("L", "I", "I;16", "I;16B", "I;16L", "F")
 
 
 def read_image(path, channels=3):
@@ -76,36 +73,43 @@ def decode(path, mask=False):
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             mode, file_format = image.mode, image.format
-            if mask and file_format in ("JPEG", "MPO"):
-                raise ValueError(
-                    f"{path}: the mask is a JPEG, which alters label ids; save it as PNG"
-                )
-            # Cameras write MPO: a JPEG with a preview or a second view behind it.
-            if file_format != "MPO" and getattr(image, "n_frames", 1) > 1:
-                raise ValueError(
-                    f"{path}: {image.n_frames} pages or frames in one file; expected one image"
-                )
-            sixteen_bits = has_sixteen_bit_colour(image, data)
-            image.load()
-            if not mask:
-                image = ImageOps.exif_transpose(image)
-            if sixteen_bits:
-                return decode_sixteen_bit_colour(path, data, image), mode
-            if mode in PALETTE_MODES and mask:
-                return np.array(image.getchannel("P") if mode == "PA" else image), mode
-            if mode in ("1", "LA", "La"):
-                return np.array(image.convert("L")), mode
-            if mode in GREY_MODES:
-                pixels = np.array(image)
-                return pixels.astype(pixels.dtype.newbyteorder("=")), mode
-            return np.array(image.convert("RGB")), mode
+            frames = getattr(image, "n_frames", 1)
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+            sixteen_bit_colour = has_sixteen_bit_colour(image, data)
+            image.load()  # finds out whether the file is whole
+            pixels = to_array(image if mask else ImageOps.exif_transpose(image), mask)
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path}: the image is too large to be read safely: {error}") from error
-    except (OSError, SyntaxError, EOFError, struct.error, zlib.error) as error:
+    except Exception as error:  # what Pillow raises for damaged files has no common type
         raise ValueError(
             f"{path}: cannot be read as an image, it is damaged, cut short or of another type "
             f"({error}); expected PNG, JPEG, TIFF, BMP or WebP"
         ) from error
+    if mask and file_format in ("JPEG", "MPO"):
+        raise ValueError(f"{path}: the mask is a JPEG, which alters label ids; save it as PNG")
+    # Cameras write MPO: a JPEG with a preview or a second view behind it.
+    if frames > 1 and file_format != "MPO":
+        raise ValueError(f"{path}: {frames} pages or frames in one file; expected one image")
+    if sixteen_bit_colour:
+        if orientation != 1 and not mask:
+            raise ValueError(
+                f"{path}: a 16-bit colour image with EXIF orientation {orientation}, which is "
+                "not supported; turn the pixels and save it again"
+            )
+        pixels = decode_sixteen_bit_colour(path, data, grey=mode.startswith("L"))
+    return pixels, mode
+
+
+def to_array(image, mask):
+    """Returns the pixels of a Pillow image without alpha, `(height, width)` or RGB."""
+    if image.mode in ("P", "PA") and mask:
+        return np.array(image.getchannel(0))  # the indices
+    if image.mode in ("1", "LA", "La"):
+        return np.array(image.convert("L"))
+    if image.mode in GREY_MODES:
+        pixels = np.array(image)
+        return pixels.astype(pixels.dtype.newbyteorder("="))
+    return np.array(image.convert("RGB"))
 
 
 def has_sixteen_bit_colour(image, data):
@@ -119,16 +123,12 @@ def has_sixteen_bit_colour(image, data):
     return False
 
 
-def decode_sixteen_bit_colour(path, data, image):
+def decode_sixteen_bit_colour(path, data, grey):
     """Decodes with OpenCV what Pillow has checked but cannot hold: uint16."""
-    flags = cv2.IMREAD_UNCHANGED  # no EXIF rotation, alpha kept
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    if pixels is None or pixels.dtype != np.uint16:
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.dtype != np.uint16 or pixels.ndim != 3:
         raise ValueError(f"{path}: cannot be read as a 16-bit image; save it as PNG")
-    if pixels.ndim == 2:
-        return pixels
     pixels = cv2.cvtColor(pixels[..., :3], cv2.COLOR_BGR2RGB)
-    grey = image.mode in ("LA", "L", "I;16")
     return pixels[..., 0] if grey else pixels
 
 

@@ -1,0 +1,81 @@
+"""The seam: the same functions on each framework."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_segen as ks
+from keras_segen import backend
+
+
+def small_unet():
+    model = ks.segmentation.unet((16, 16, 3), num_classes=6, filters=(4, 8))
+    ks.initialize(model, seed=0)
+    return model
+
+
+def test_check_passes_and_raises_in_eager_mode():
+    backend.check(ops.convert_to_tensor(True), "never")
+    with pytest.raises(ValueError, match="what was found"):
+        backend.check(ops.convert_to_tensor(False), "what was found")
+
+
+def test_check_raises_its_message_out_of_a_compiled_fit():
+    model = small_unet()
+    model.compile("sgd", ks.losses.CrossEntropy())
+    images, masks = np.zeros((2, 16, 16, 3), "float32"), np.full((2, 16, 16), 6, "int32")
+    with pytest.raises(Exception, match=r"not in 0\.\.5"):
+        model.fit(images, masks, verbose=0)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_bincount_equals_numpy(weighted):
+    generator = np.random.default_rng(0)
+    bins = generator.integers(0, 7, 1000).astype("int32")
+    weights = generator.integers(0, 2**40, 1000) if weighted else np.ones(1000, "int64")
+    expected = np.zeros(9, "int64")
+    np.add.at(expected, bins, weights)
+    tensor = ops.convert_to_tensor(weights) if weighted else None
+    counts = ops.convert_to_numpy(backend.bincount(ops.convert_to_tensor(bins), 9, tensor))
+    np.testing.assert_array_equal(counts, expected)
+    assert counts.dtype == np.int64
+
+
+def test_metrics_and_losses_compile_with_xla_where_there_is_xla():
+    """Keras turns XLA on for TensorFlow on a GPU; on torch this asks for nothing more."""
+    jit = keras.backend.backend() == "tensorflow"
+    train = ks.data.Shapes("train", size=16, length=4)
+    results = []
+    for jit_compile in (False, jit):
+        model = small_unet()
+        model.compile(
+            "sgd",
+            ks.losses.CrossEntropy() + ks.losses.Dice(),
+            metrics=[ks.metrics.MeanIoU(6)],
+            jit_compile=jit_compile,
+        )
+        results.append(model.fit(train.batches(4), verbose=0).history)
+    assert float(results[0]["loss"][0]) == pytest.approx(float(results[1]["loss"][0]), rel=1e-5)
+    assert float(results[0]["mean_iou"][0]) == pytest.approx(float(results[1]["mean_iou"][0]))
+
+
+def test_infer_equals_predict():
+    model = small_unet()
+    images = np.random.default_rng(0).random((3, 16, 16, 3), dtype="float32")
+    logits = backend.infer(model, images)
+    assert isinstance(logits, np.ndarray) and logits.shape == (3, 16, 16, 6)
+    np.testing.assert_allclose(logits, model.predict(images, verbose=0), rtol=1e-5, atol=1e-6)
+
+
+def test_settings_are_plain_values():
+    found = backend.settings()
+    assert {"framework", "device", "mode", "compiler", "threads"} <= found.keys()
+    assert all(isinstance(value, (str, int, float, bool)) for value in found.values())
+    assert found["threads"] >= 1
+
+
+def test_the_device_can_be_waited_for_and_asked():
+    backend.synchronize()
+    peak = backend.peak_device_memory()
+    assert peak is None or peak > 0
