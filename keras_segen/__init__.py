@@ -24,10 +24,15 @@ __all__ = [
     "training",
 ]
 
+# Those that import Keras: if its framework is missing, they say so in one line.
+_ON_KERAS = ("evaluation", "initialize", "losses", "metrics", "segmentation", "training")
+
 frameworks.choose()
 
 
 def __getattr__(name):
+    if name in _ON_KERAS:
+        frameworks.require()
     if name == "initialize":
         return importlib.import_module("keras_segen.determinism").initialize
     if name in __all__:

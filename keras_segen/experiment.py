@@ -5,6 +5,7 @@ import functools
 import inspect
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 
@@ -100,6 +101,9 @@ class Experiment:
         if self.class_weights != "none" and self.loss == "dice":
             raise ValueError("class_weights weigh the cross-entropy, and the loss is 'dice'.")
         data.Augment.parse(self.augment)
+        if self.data.startswith("folder:"):  # so that a run resumes from anywhere
+            path = Path(self.data.removeprefix("folder:")).expanduser().resolve()
+            object.__setattr__(self, "data", f"folder:{path}")
 
     def to_dict(self):
         """Returns the fields as plain values for JSON."""

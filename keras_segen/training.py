@@ -271,7 +271,7 @@ class _TensorBoard(keras.callbacks.Callback):
             from tensorboard.summary import Writer
         except ModuleNotFoundError:
             raise ModuleNotFoundError(
-                "TensorBoard logs need the package tensorboard: pip install 'keras-segen[tensorboard]'."
+                "TensorBoard logs need a package: pip install 'keras-segen[tensorboard]'."
             ) from None
         self.writer = Writer(str(folder))
 

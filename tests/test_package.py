@@ -55,7 +55,15 @@ def test_everything_imports_with_the_other_framework_missing():
     assert done.stdout.strip() == "trained", done.stderr
 
 
-@pytest.mark.parametrize("code", ["from keras_segen import backend", "import keras_segen.training"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from keras_segen import backend",
+        "from keras_segen import training",
+        "import keras_segen as ks; ks.losses",
+        "import keras_segen as ks; ks.initialize",
+    ],
+)
 def test_a_missing_framework_is_one_line_that_says_what_to_install(code):
     done = python(code, backend=OTHER, missing=[OTHER])
     last = done.stderr.strip().splitlines()[-1]
