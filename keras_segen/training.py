@@ -221,7 +221,7 @@ class _RunFolder(keras.callbacks.Callback):
         if logs[MONITOR] > self.best:
             self.best = logs[MONITOR]
             with write_atomically(self.folder / "model.keras") as temporary:
-                self.model.save(temporary)
+                backend.save_model(self.model, temporary)
         with (
             write_atomically(self.folder / "history.csv") as temporary,
             open(temporary, "w", newline="", encoding="utf-8") as file,
@@ -231,7 +231,7 @@ class _RunFolder(keras.callbacks.Callback):
             writer.writerows(self.rows)
         self._draw(epoch)
         with write_atomically(self.folder / f"checkpoint-{epoch + 1:04d}.keras") as temporary:
-            self.model.save(temporary)
+            backend.save_model(self.model, temporary)
         for old in sorted(self.folder.glob("checkpoint-*.keras"))[:-1]:
             old.unlink()
 

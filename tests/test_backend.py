@@ -1,5 +1,8 @@
 """The seam: the same functions on each framework."""
 
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -66,6 +69,22 @@ def test_infer_equals_predict():
     logits = backend.infer(model, images)
     assert isinstance(logits, np.ndarray) and logits.shape == (3, 16, 16, 6)
     np.testing.assert_allclose(logits, model.predict(images, verbose=0), rtol=1e-5, atol=1e-6)
+
+
+def test_a_run_never_imports_the_other_framework(tmp_path, picture_folder):
+    other = {"tensorflow": "torch", "torch": "tensorflow"}[keras.backend.backend()]
+    code = (
+        "import sys\n"
+        "from keras_segen import evaluation, training\n"
+        "from keras_segen.experiment import Experiment\n"
+        f"plan = Experiment(data='folder:{picture_folder}', image_size=(16, 16),"
+        " filters=(4, 8), batch_size=4, epochs=1)\n"
+        f"training.train(plan, '{tmp_path}/run', verbose=0)\n"
+        f"evaluation.evaluate('{tmp_path}/run', 'val')\n"
+        f"print({other!r} in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == ["False"], done.stderr
 
 
 def test_settings_are_plain_values():

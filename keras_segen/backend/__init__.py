@@ -19,6 +19,7 @@ if keras.backend.backend() == "tensorflow":
         infer,
         make_loader,
         peak_device_memory,
+        save_model,
         settings,
         synchronize,
     )
@@ -29,6 +30,7 @@ else:
         infer,
         make_loader,
         peak_device_memory,
+        save_model,
         settings,
         synchronize,
     )
@@ -39,6 +41,7 @@ __all__ = [
     "infer",
     "make_loader",
     "peak_device_memory",
+    "save_model",
     "settings",
     "synchronize",
 ]

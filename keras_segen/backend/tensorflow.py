@@ -65,6 +65,11 @@ def infer(model, images):
     return np.asarray(model.predict_on_batch(images))
 
 
+def save_model(model, path):
+    """Saves a model as `.keras`."""
+    model.save(path)
+
+
 def synchronize():
     """Waits until all work given to the device is done."""
     tf.test.experimental.sync_devices()

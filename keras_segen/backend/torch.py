@@ -2,6 +2,7 @@
 
 import keras
 import torch
+from keras.src.utils.module_utils import tensorflow as tensorflow_if_imported
 
 
 def check(condition, message):
@@ -86,6 +87,22 @@ def infer(model, images):
     """Runs the model once, for inference: NumPy images in, NumPy outputs out."""
     with torch.no_grad():
         return keras.ops.convert_to_numpy(model(images, training=False))
+
+
+def save_model(model, path):
+    """Saves a model as `.keras`, without its framework's rival.
+
+    Keras asks of every value that it writes whether it is one of TensorFlow's, and imports
+    TensorFlow to ask: seconds, and hundreds of MB for the rest of the process. While this saves,
+    Keras takes it for not installed, as it may well be.
+    """
+    lazy = tensorflow_if_imported
+    before = lazy._available
+    lazy._available = lazy.module is not None
+    try:
+        model.save(path)
+    finally:
+        lazy._available = before
 
 
 def synchronize():

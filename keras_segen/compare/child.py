@@ -87,10 +87,10 @@ def train(folder, started):
     tell("phase", phase="predicting")
     arrays["last_logits"] = backend.infer(model, probes)
     arrays["ids"], predict = _predict(model, val_data, experiment.batch_size)
-    memory, on_device = machine.peak_memory(), backend.peak_device_memory()
+    on_device = backend.peak_device_memory()
     matrix = evaluation.confusion_matrix(model, val_data, experiment.batch_size)
     with write_atomically(folder / "model.keras") as temporary:
-        model.save(temporary)
+        backend.save_model(model, temporary)
     with write_atomically(folder / "arrays.npz") as temporary:
         np.savez_compressed(temporary, **arrays)
 
@@ -117,8 +117,7 @@ def train(folder, started):
                 "predict": speed.spread(speed.steady(predict)),
             },
             "memory_mib": {
-                # Taken before Keras saves the model: that imports TensorFlow, if it is installed.
-                "peak_resident": round(memory / 2**20, 1),
+                "peak_resident": round(machine.peak_memory() / 2**20, 1),
                 "peak_device": None if on_device is None else round(on_device / 2**20, 1),
             },
             "losses": recorder.losses,

@@ -41,7 +41,8 @@ STATUS = {
 # label, unit, where it stands in a backend's part of the report, digits
 FIGURES = (
     ("Time per training step", "ms", ("milliseconds", "step"), 3),
-    ("Loader time per batch", "ms", ("milliseconds", "loader"), 3),
+    ("Waiting for a batch, in training", "ms", ("milliseconds", "wait"), 3),
+    ("Loader time per batch, by itself", "ms", ("milliseconds", "loader"), 3),
     ("Prediction per batch", "ms", ("milliseconds", "predict"), 3),
     ("First step", "s", ("seconds", "first_step"), 3),
     ("Start-up: imports", "s", ("seconds", "imports"), 3),

@@ -81,11 +81,11 @@ def loader_times(batches, count):
 
 
 class InMemory(Batches):
-    """The first epoch of a `Batches`, made once and handed out again and again."""
+    """The batches of the first epoch, made at once and handed out again and again."""
 
-    def __init__(self, batches):
-        self.__dict__.update(batches.__dict__, waited=[])
-        self.stored = list(batches.read(epoch=0))
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.stored = list(super().read(epoch=0))
 
     def read(self, epoch):
         for batch in self.stored:
@@ -112,7 +112,10 @@ def loader_ratio(experiment, epochs=2, tell=lambda text: None):
     model = experiment.build_model(dataset)
     batches = experiment.training_batches(dataset)
     experiment.compile(model, dataset, len(batches))
-    sources = {"memory": InMemory(batches), "loader": batches}
+    sources = {
+        "memory": experiment.training_batches(dataset, kind=InMemory),
+        "loader": batches,
+    }
     loaders = {kind: backend.make_loader(source) for kind, source in sources.items()}
     seconds = {kind: [] for kind in sources}
     model.fit(loaders["memory"], shuffle=False, verbose=0)

@@ -194,26 +194,6 @@ class Augment:
             return image * np.float32(matrix[0, 0]) + np.float32(offset[0])
         return cv2.transform(image, np.column_stack([matrix, offset]))
 
-    def to_config(self):
-        """Returns the settings as a dict of plain JSON values, for `from_config`."""
-        values = dataclasses.asdict(self)
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
-
-    @classmethod
-    def from_config(cls, config):
-        """Makes an `Augment` from what `to_config` returned.
-
-        Raises:
-            ValueError: if a step is unknown or missing, or its value is wrong.
-        """
-        wrong = sorted(set(config) ^ set(STEPS))
-        if wrong:
-            raise ValueError(
-                f"the augmentation's settings have unknown or missing steps: {', '.join(wrong)}; "
-                f"expected {', '.join(STEPS)}"
-            )
-        return cls(**config)
-
     @classmethod
     def parse(cls, text):
         """Makes an `Augment` from a text, as the command line takes it.

@@ -1,0 +1,63 @@
+"""The clock: what it counts, not how fast anything is."""
+
+import pytest
+
+from keras_segen import backend
+from keras_segen.compare import speed
+from keras_segen.data.loader import Batches
+from keras_segen.experiment import Experiment
+
+
+def plan(**options):
+    values = {"filters": (4, 8), "image_size": (8, 8), "batch_size": 64, "augment": "none"}
+    return Experiment(**{**values, **options})
+
+
+def test_spread_is_in_milliseconds():
+    found = speed.spread([0.001, 0.002, 0.003, 0.004, 0.005])
+    assert found == {"median": 3.0, "p10": 1.4, "p90": 4.6, "count": 5}
+
+
+def test_steady_leaves_out_the_warm_up_unless_nothing_is_left():
+    assert speed.steady([9, 9, 9, 1, 2]) == [1, 2]
+    assert speed.steady([9, 9]) == [9, 9]
+
+
+def test_recorder_sees_the_loss_of_each_step():
+    experiment = plan(model="plain_unet", epochs=2)  # no batch norm: training equals inference
+    dataset = experiment.load_data("train")
+    model = experiment.build_model(dataset)
+    batches = experiment.training_batches(dataset)
+    experiment.compile(model, dataset, len(batches))
+    model.optimizer.learning_rate = 0.0
+    told = []
+    recorder = speed.Recorder(batches, tell=lambda **values: told.append(values["step"]))
+    loader = backend.make_loader(batches)
+    model.fit(loader, epochs=2, shuffle=False, verbose=0, callbacks=[recorder])
+    expected = [
+        float(model.loss(masks, backend.infer(model, images)))
+        for epoch in range(2)
+        for images, masks in Batches(dataset, 64, seed=0).read(epoch)
+    ]
+    assert recorder.losses == pytest.approx(expected, rel=1e-4)
+    assert told == list(range(1, len(expected) + 1))
+    assert len(recorder.seconds) == len(recorder.waits) == len(expected)
+    assert all(seconds > 0 for seconds in recorder.seconds)
+    assert all(wait >= 0 for wait in recorder.waits)
+
+
+def test_in_memory_hands_out_the_first_epoch_each_time():
+    experiment = plan()
+    dataset = experiment.load_data("train")
+    stored = experiment.training_batches(dataset, kind=speed.InMemory)
+    expected = list(Batches(dataset, 64, seed=0).read(0))
+    for epoch in range(2):
+        for (images, masks), (x, y) in zip(stored.read(epoch), expected, strict=True):
+            assert (images == x).all() and (masks == y).all()
+
+
+def test_loader_ratio_measures_both_kinds():
+    result = speed.loader_ratio(plan(), epochs=2)
+    assert len(result["loader_seconds"]) == len(result["memory_seconds"]) == 2
+    total = sum(result["loader_seconds"]) / sum(result["memory_seconds"])
+    assert result["ratio"] == pytest.approx(total)
