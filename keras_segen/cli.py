@@ -190,7 +190,9 @@ def train(
         else:
             history = training.train(experiment, run, tensorboard=tensorboard)
     except KeyboardInterrupt:
-        errors.print(f"Interrupted. Go on with: keras-segen train --resume {folder}")
+        errors.print(
+            f"Interrupted. Go on with: keras-segen train --resume {folder}", soft_wrap=True
+        )
         raise typer.Exit(130) from None
     best = max(history[training.MONITOR])
     console.print(f"Best validation mean IoU {best:.4f}; the run is in {folder}")

@@ -47,8 +47,8 @@ def require(name=None):
         return
     if name not in FRAMEWORKS:
         raise ValueError(
-            f"KERAS_BACKEND is {name!r}, but keras_segen runs on 'tensorflow' or 'torch': "
-            "set KERAS_BACKEND to one of them."
+            f"The backend is {name!r}, but keras_segen runs on 'tensorflow' or 'torch': choose one "
+            "of them (KERAS_BACKEND or --backend)."
         )
     if name not in found:
         raise ModuleNotFoundError(

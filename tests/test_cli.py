@@ -1,8 +1,10 @@
 """The commands, each run as a process, as a user would."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import keras
 import pytest
@@ -70,6 +72,26 @@ def test_the_other_backend_takes_over_a_run(trained):
     other = {"tensorflow": "torch", "torch": "tensorflow"}[keras.backend.backend()]
     done = run("evaluate", trained, "--split", "val", "--backend", other)
     assert f"4 images of val, on {other}" in done.stdout
+
+
+def test_a_terminated_training_says_how_to_go_on(picture_folder, tmp_path):
+    """Also where a shell in the background ignores Ctrl-C for its children, as under nohup."""
+    folder = tmp_path / "run"
+    child = subprocess.Popen(
+        [sys.executable, "-m", "keras_segen", "train", "--data", f"folder:{picture_folder}"]
+        + ["--image-size", "16x16", "--filters", "4,8", "--epochs", "1000", "--run", str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("checkpoint-*.keras")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    child.terminate()
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert f"Go on with: keras-segen train --resume {folder}" in errors.replace("\n", "")
 
 
 @pytest.mark.parametrize(

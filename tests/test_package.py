@@ -78,7 +78,7 @@ def test_no_framework_at_all_says_what_to_install():
 
 def test_another_backend_is_refused():
     done = python("from keras_segen import backend", backend="jax")
-    assert "KERAS_BACKEND is 'jax', but keras_segen runs on" in done.stderr.splitlines()[-1]
+    assert "The backend is 'jax', but keras_segen runs on" in done.stderr.splitlines()[-1]
 
 
 def test_both_frameworks_are_found_here():
