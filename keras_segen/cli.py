@@ -59,6 +59,7 @@ HELP = {
     "seed": "Seed of weights, order and augmentation.",
     "workers": "Processes that prepare batches; 0 for a thread.",
     "cache": "none, ram or disk: where decoded images are kept.",
+    "start_from": "A run folder whose best model gives the first weights.",
 }
 
 
@@ -77,7 +78,7 @@ def takes_experiment(command):
         kind, default = type(field.default), field.default
         if field.name == "filters":
             kind, default = str, ",".join(map(str, field.default))
-        if field.name == "image_size":
+        if default is None:
             kind = str | None
         annotation = Annotated[kind, typer.Option(help=HELP[field.name])]
         added.append(

@@ -45,6 +45,8 @@ class Experiment:
         seed: int, for initial weights, order and augmentation.
         workers: int, processes that prepare batches; 0 for a thread.
         cache: str, `"none"`, `"ram"` or `"disk"`: where decoded images are kept.
+        start_from: path of a run folder whose best model gives the first weights, in place of
+            the seed; None for the seed.
 
     Raises:
         ValueError: a value is not among those allowed.
@@ -68,6 +70,7 @@ class Experiment:
     seed: int = 0
     workers: int = 0
     cache: str = "none"
+    start_from: str | None = None
 
     def __post_init__(self):
         choices = {
@@ -104,6 +107,8 @@ class Experiment:
         if self.data.startswith("folder:"):  # so that a run resumes from anywhere
             path = Path(self.data.removeprefix("folder:")).expanduser().resolve()
             object.__setattr__(self, "data", f"folder:{path}")
+        if self.start_from is not None:
+            object.__setattr__(self, "start_from", str(Path(self.start_from).resolve()))
 
     def to_dict(self):
         """Returns the fields as plain values for JSON."""
@@ -145,7 +150,7 @@ class Experiment:
         )
 
     def build_model(self, dataset):
-        """Builds the network for a data set and fills it from the seed.
+        """Builds the network for a data set and fills it from the seed, or from another run.
 
         Returns:
             A `keras.Model` from images `(batch, height, width, channels)` to logits
@@ -174,7 +179,27 @@ class Experiment:
         finally:
             keras.config.set_dtype_policy(before)
         initialize(model, self.seed)
+        if self.start_from is not None:
+            self._take_weights(model)
         return model
+
+    def _take_weights(self, model):
+        """Fills a model with the best weights of the run `start_from`."""
+        import keras
+
+        path = Path(self.start_from) / "model.keras"
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist: start_from names no finished run.")
+        trained = keras.models.load_model(path, compile=False, safe_mode=True)
+        found = [tuple(weight.shape) for weight in trained.weights]
+        expected = [tuple(weight.shape) for weight in model.weights]
+        if found != expected:
+            raise ValueError(
+                f"{path} holds another network ({trained.count_params():,} parameters) than this "
+                f"experiment builds ({model.count_params():,}): use its model, filters, channels "
+                "and number of classes."
+            )
+        model.set_weights(trained.get_weights())
 
     def compile(self, model, dataset, steps_per_epoch):
         """Compiles the model with this experiment's optimizer, loss and metrics.

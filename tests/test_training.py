@@ -143,6 +143,20 @@ def test_a_run_folder_is_not_overwritten(finished, picture_folder):
         training.train(experiment(picture_folder), finished, verbose=0)
 
 
+def test_a_run_starts_from_another_ones_best_model(finished, picture_folder, tmp_path):
+    plan = experiment(picture_folder, start_from=finished)
+    dataset = plan.load_data("val")
+    for x, y in zip(
+        plan.build_model(dataset).get_weights(), weights(finished / "model.keras"), strict=True
+    ):
+        np.testing.assert_array_equal(x, y)
+    assert Experiment.from_dict(plan.to_dict()) == plan
+    with pytest.raises(ValueError, match="holds another network"):
+        experiment(picture_folder, start_from=finished, filters=(4, 12)).build_model(dataset)
+    with pytest.raises(FileNotFoundError, match="names no finished run"):
+        experiment(picture_folder, start_from=tmp_path).build_model(dataset)
+
+
 def test_resume_refuses_another_data_set(finished, tmp_path, read_json):
     run = read_json(finished / "run.json")
     run["data"]["train"] = 9
