@@ -93,7 +93,7 @@ def test_history_has_a_row_per_epoch(finished):
     assert history["epoch"] == [1, 2, 3]
     assert history["loss"][-1] < history["loss"][0]
     assert history["learning_rate"][-1] == pytest.approx(0, abs=1e-9)
-    assert 0 < history["peak_memory_mib"][-1] <= peak_memory() / 2**20
+    assert 0 < history["peak_memory_mib"][-1] <= peak_memory() / 2**20 + 0.1  # rounded
 
 
 def test_model_is_that_of_the_best_epoch(finished):
