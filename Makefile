@@ -8,7 +8,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 .PHONY: demo test lint clean
 
 demo: .venv/all
-	$(BIN)/keras-segen compare unet --data shapes --out runs/compare
+	$(BIN)/keras-segen compare unet --data shapes --epochs 3 --out runs/compare
 
 test: .venv/test lint
 	KERAS_BACKEND=tensorflow $(BIN)/pytest
