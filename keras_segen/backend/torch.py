@@ -2,7 +2,33 @@
 
 import keras
 import torch
+from keras.src.backend.torch import nn as keras_nn
 from keras.src.utils.module_utils import tensorflow as tensorflow_if_imported
+
+
+def _drop_copies_around_convolutions():
+    """Keeps Keras from copying images to channels-first memory and back around each operation.
+
+    Keras 3.15 ends the transposition before every convolution and pooling in `.contiguous()`: a
+    copy to channels-first memory, which `conv` at once copies back to channels-last. In a U-Net's
+    forward pass on a CPU these copies take as long as the convolutions. The bare permutation has
+    the same values; PyTorch takes it as an image in channels-last memory.
+
+    Where Keras no longer copies, or no longer has the function, nothing is replaced.
+    """
+    original = getattr(keras_nn, "_transpose_spatial_inputs", None)
+    if original is None or not original(torch.empty(1, 2, 2, 2)).is_contiguous():
+        return
+
+    def transpose_without_copy(inputs):
+        if inputs.ndim != 4 or torch.compiler.is_exporting():
+            return original(inputs)
+        return torch.permute(inputs, (0, 3, 1, 2))
+
+    keras_nn._transpose_spatial_inputs = transpose_without_copy
+
+
+_drop_copies_around_convolutions()
 
 
 def check(condition, message):
