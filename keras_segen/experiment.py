@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from keras_segen import data
-from keras_segen.data.dataset import median_frequency_weights
 from keras_segen.data.loader import Batches
 
 LOSSES = ("cross_entropy", "dice", "cross_entropy+dice")
@@ -225,7 +224,7 @@ class Experiment:
 
         weights = None
         if self.class_weights == "median_frequency":
-            weights = [float(w) for w in np.round(median_frequency_weights(dataset), 6)]
+            weights = [float(w) for w in np.round(data.median_frequency_weights(dataset), 6)]
         void = dataset.ignore_class
         parts = {
             "cross_entropy": lambda: losses.CrossEntropy(ignore_class=void, class_weights=weights),

@@ -2,8 +2,15 @@
 
 from keras_segen.data.arrays import arrays
 from keras_segen.data.augment import Augment
-from keras_segen.data.dataset import SPLITS, Dataset, median_frequency_weights
+from keras_segen.data.dataset import SPLITS, Dataset
 from keras_segen.data.folder import Folder
+from keras_segen.data.imbalance import (
+    class_frequencies,
+    effective_number_weights,
+    inverse_frequency_weights,
+    median_frequency_weights,
+    repeat_factors,
+)
 from keras_segen.data.shapes import Shapes
 
 __all__ = [
@@ -14,8 +21,12 @@ __all__ = [
     "Folder",
     "Shapes",
     "arrays",
+    "class_frequencies",
+    "effective_number_weights",
+    "inverse_frequency_weights",
     "load",
     "median_frequency_weights",
+    "repeat_factors",
 ]
 
 DATASETS = {

@@ -108,24 +108,27 @@ class Dataset:
         Returns:
             int64 `(num_classes,)`; ignored pixels are in no count.
         """
-        return self._counted()[0].copy()
+        return self.pixel_counts_of_items().sum(axis=0)
 
-    def _counted(self):
+    def pixel_counts_of_items(self):
+        """Counts the pixels of each class in each item, once.
+
+        Returns:
+            int64 `(len, num_classes)`; ignored pixels are in no count.
+        """
         if self._counts is None:
-            self._counts = np.array(self._count(), np.int64).reshape(2, self.num_classes)
-        return self._counts
+            self._counts = np.array(self._count(), np.int64).reshape(len(self), self.num_classes)
+        return self._counts.copy()
 
     def _count(self):
-        """Returns [pixels of each class, labelled pixels of the images that hold the class]."""
-        counts = np.zeros((2, self.num_classes), np.int64)
+        """Returns the counts of `pixel_counts_of_items` as lists."""
+        counts = []
         for index in range(len(self)):
             mask = self.read_mask(index)
             if self.ignore_class is not None:
                 mask = mask[mask != self.ignore_class]
-            pixels = np.bincount(mask.ravel(), minlength=self.num_classes)
-            counts[0] += pixels
-            counts[1] += np.where(pixels > 0, pixels.sum(), 0)
-        return counts.tolist()
+            counts.append(np.bincount(mask.ravel(), minlength=self.num_classes).tolist())
+        return counts
 
     def batches(
         self, batch_size, *, seed=None, augment=None, workers=0, drop_last=False, first_epoch=0
@@ -142,32 +145,6 @@ class Dataset:
             drop_last=drop_last,
             first_epoch=first_epoch,
         )
-
-
-def median_frequency_weights(dataset):
-    """Computes class weights that balance rare and common classes (median frequency balancing).
-
-    The frequency of a class is its number of pixels divided by the number of labelled pixels of
-    the images in which it occurs. Its weight is the median of all frequencies divided by its
-    own: above 1 for rare classes, below 1 for common ones. Classes that never occur have weight
-    0 and are left out of the median; ignored pixels are in no count.
-
-    Reference: Eigen and Fergus, "Predicting Depth, Surface Normals and Semantic Labels with a
-    Common Multi-Scale Convolutional Architecture", 2015, section 6.3.2.
-
-    Args:
-        dataset: a `Dataset`, the training split.
-
-    Returns:
-        float32 `(num_classes,)`.
-    """
-    pixels, pixels_of_images = dataset._counted()
-    present = pixels > 0
-    weights = np.zeros(dataset.num_classes, np.float32)
-    if present.any():
-        frequencies = pixels[present] / pixels_of_images[present]
-        weights[present] = np.median(frequencies) / frequencies
-    return weights
 
 
 def distinct_palette(num_classes):

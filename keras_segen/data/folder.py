@@ -198,7 +198,7 @@ class Folder(Dataset):
 
     def _count(self):
         masks = [(str(mask), *stamp(mask)) for _, mask in self.pairs]
-        key = ("pixels", masks, self.size, self.label_ids, self._void_ids, self._colours())
+        key = ("pixels of items", masks, self.size, self.label_ids, self._void_ids, self._colours())
         return caches.remember(key, super()._count)
 
 

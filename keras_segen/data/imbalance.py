@@ -1,0 +1,146 @@
+"""Unbalanced classes: how rare each one is, and what to do about it.
+
+Class weights go to a loss: `CrossEntropy(class_weights=median_frequency_weights(dataset))`.
+Repeat factors go to the sampling: `dataset.batches(4, seed=0, sampling="rare_classes")`.
+
+All are computed from the pixels of each class in each item, which a data set counts once; those
+of files are kept in the cache between runs.
+"""
+
+import numpy as np
+
+
+def class_frequencies(dataset):
+    """Computes the share that each class has of the labelled pixels.
+
+    Args:
+        dataset: a `Dataset`, the training split.
+
+    Returns:
+        float64 `(num_classes,)` with a sum of 1, or all 0 if every pixel is ignored.
+
+    Example:
+
+    >>> from keras_segen.data import arrays
+    >>> class_frequencies(arrays(np.zeros((1, 2, 4)), np.array([[[0, 0, 0, 0], [0, 0, 1, 1]]])))
+    array([0.75, 0.25])
+    """
+    pixels = dataset.pixel_counts()
+    return pixels / max(pixels.sum(), 1)
+
+
+def median_frequency_weights(dataset):
+    """Computes class weights that balance rare and common classes (median frequency balancing).
+
+    The frequency of a class is its number of pixels divided by the number of labelled pixels of
+    the images in which it occurs. Its weight is the median of all frequencies divided by its
+    own: above 1 for rare classes, below 1 for common ones. Classes that never occur have weight
+    0 and are left out of the median; ignored pixels are in no count.
+
+    Reference: Eigen and Fergus, "Predicting Depth, Surface Normals and Semantic Labels with a
+    Common Multi-Scale Convolutional Architecture", 2015, section 6.3.2.
+
+    Args:
+        dataset: a `Dataset`, the training split.
+
+    Returns:
+        float32 `(num_classes,)`.
+    """
+    counts = dataset.pixel_counts_of_items()
+    pixels = counts.sum(axis=0)
+    pixels_of_images = np.where(counts > 0, counts.sum(axis=1, keepdims=True), 0).sum(axis=0)
+    present = pixels > 0
+    weights = np.zeros(dataset.num_classes, np.float32)
+    if present.any():
+        frequencies = pixels[present] / pixels_of_images[present]
+        weights[present] = np.median(frequencies) / frequencies
+    return weights
+
+
+def inverse_frequency_weights(dataset):
+    """Computes class weights that give every class the same sum of weights over its pixels.
+
+    The weight of a class is `1 / (number of classes that occur * its frequency)`, so that the
+    mean over all labelled pixels is 1. Classes that never occur have weight 0. Very rare classes
+    get very large weights; `median_frequency_weights` and `effective_number_weights` are milder.
+
+    Args:
+        dataset: a `Dataset`, the training split.
+
+    Returns:
+        float32 `(num_classes,)`.
+    """
+    frequencies = class_frequencies(dataset)
+    present = frequencies > 0
+    weights = np.zeros(dataset.num_classes, np.float32)
+    weights[present] = 1 / (present.sum() * frequencies[present])
+    return weights
+
+
+def effective_number_weights(dataset, beta=None):
+    """Computes class weights from the effective number of pixels of each class.
+
+    A class of n pixels counts as `(1 - beta^n) / (1 - beta)` different ones: neighbours look
+    alike, and more of the same adds less and less. The weight of a class is the inverse of that
+    number, scaled to a mean of 1 over the classes that occur; the others have weight 0. With
+    beta = 0 all weights are equal; as beta goes to 1 they become those of the inverse frequency.
+
+    Reference: Cui, Jia, Lin, Song, Belongie (2019), "Class-Balanced Loss Based on Effective
+    Number of Samples", https://arxiv.org/abs/1901.05555. The paper counts images, with beta from
+    0.9 to 0.9999; classes of millions of pixels would all weigh the same there.
+
+    Args:
+        dataset: a `Dataset`, the training split.
+        beta: float in [0, 1): `(N - 1) / N` where N is the number of pixels of a class that can
+            differ at all. None takes for N the mean number of pixels per class that occurs,
+            so that the size of images and of the data set does not matter.
+
+    Returns:
+        float32 `(num_classes,)`.
+
+    Raises:
+        ValueError: when `beta` is not in [0, 1).
+    """
+    if beta is not None and not 0 <= beta < 1:
+        raise ValueError(f"beta is {beta}, expected a number in [0, 1).")
+    pixels = dataset.pixel_counts()
+    present = pixels > 0
+    weights = np.zeros(dataset.num_classes, np.float32)
+    if present.any():
+        if beta is None:
+            beta = 1 - 1 / pixels[present].mean()
+        inverse = (1 - beta) / (1 - beta ** pixels[present].astype(np.float64))
+        weights[present] = inverse / inverse.mean()
+    return weights
+
+
+CLASS_WEIGHTS = {
+    "median_frequency": median_frequency_weights,
+    "inverse_frequency": inverse_frequency_weights,
+    "effective_number": effective_number_weights,
+}
+
+
+def repeat_factors(dataset):
+    """Computes how much oftener than the most common an item should be drawn in an epoch.
+
+    Where f is the share of the items that hold a class, the class asks for `sqrt(1 / f)`, and an
+    item gets the largest number of its classes. A class in every item asks for 1, so no item
+    gets less; a class in one item of a hundred asks for 10.
+
+    This is repeat factor sampling with its threshold at 1, for data sets of tens of classes and
+    not of thousands. It counts items and not pixels, since which items are drawn is all that
+    sampling can change: a class that is small in every item needs class weights instead.
+
+    Reference: Gupta, Dollar, Girshick (2019), "LVIS", https://arxiv.org/abs/1908.03195, appendix B.
+
+    Args:
+        dataset: a `Dataset`, the training split.
+
+    Returns:
+        float64 `(len,)`, 1 or more.
+    """
+    holds = dataset.pixel_counts_of_items() > 0
+    shares = holds.mean(axis=0)
+    of_classes = np.sqrt(1 / np.where(shares > 0, shares, 1))
+    return np.where(holds, of_classes, 1).max(axis=1)
