@@ -1,13 +1,99 @@
-"""What a data set is: images with masks, the names of the classes and their colours."""
+"""What a data set is: images with masks and colours for the classes, or pictures with labels."""
 
 import operator
 
 import numpy as np
 
+from keras_segen import determinism
+
 SPLITS = ("train", "val", "test")
 
 
-class Dataset:
+class Items:
+    """What `Dataset` and `Pictures` share: items by index, by name, in batches.
+
+    Subclasses say how many items there are (`__len__`) and read one (`read`).
+
+    Args:
+        name: str, the data set's name, such as `"shapes"`.
+        split: str, `"train"`, `"val"` or `"test"`.
+        class_names: sequence of str, one per class.
+        image_shape: `(height, width, channels)` of every item, or None if items keep their
+            own sizes.
+
+    Raises:
+        ValueError: if the split is unknown.
+    """
+
+    def __init__(self, name, split, class_names, image_shape=None):
+        self.name = name
+        self.split = check_split(split)
+        self.class_names = tuple(class_names)
+        self.image_shape = None if image_shape is None else tuple(image_shape)
+
+    @property
+    def num_classes(self):
+        """The number of classes, without the ignored one."""
+        return len(self.class_names)
+
+    @property
+    def groups(self):
+        """What belongs together and must not be torn apart by a split: a patient, a sequence.
+
+        A list of str, one for each item; None if the items are independent or nothing is known.
+        """
+        return None
+
+    def __len__(self):
+        raise NotImplementedError
+
+    def read(self, index):
+        """Returns item `index`, 0 to `len - 1`, as `(image, target)`; new arrays each time."""
+        raise NotImplementedError
+
+    def __getitem__(self, index):
+        return self.read(self._index(index))
+
+    def item_name(self, index):
+        """Returns a name for item `index` that serves as a file name, without suffix."""
+        return f"{self.split}_{self._index(index):05d}"
+
+    def _index(self, index):
+        index = operator.index(index)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"item {index} of {self.name}, {self.split}, which has {len(self)}")
+        return index % len(self)
+
+    def __repr__(self):
+        return f"<{self.name} {self.split}: {len(self)} items, {self.num_classes} classes>"
+
+    def batches(
+        self,
+        batch_size,
+        *,
+        seed=None,
+        augment=None,
+        workers=0,
+        drop_last=False,
+        first_epoch=0,
+        sampling="uniform",
+    ):
+        """Makes batches for `fit` on the backend in use; see `keras_segen.data.loader.batches`."""
+        from keras_segen.data import loader
+
+        return loader.batches(
+            self,
+            batch_size,
+            seed=seed,
+            augment=augment,
+            workers=workers,
+            drop_last=drop_last,
+            first_epoch=first_epoch,
+            sampling=sampling,
+        )
+
+
+class Dataset(Items):
     """Images with masks. Subclasses say how many (`__len__`) and read one (`read`).
 
     `dataset[i]` is `(image, mask)`: image float32 `(height, width, channels)` in [0, 1], mask
@@ -40,9 +126,7 @@ class Dataset:
         label_ids=None,
         image_shape=None,
     ):
-        self.name = name
-        self.split = check_split(split)
-        self.class_names = tuple(class_names)
+        super().__init__(name, split, class_names, image_shape)
         if not self.class_names:
             raise ValueError("a data set needs at least one class, found no class names")
         if palette is None:
@@ -67,40 +151,16 @@ class Dataset:
             )
         self.ignore_class = ignore_class
         self.label_ids = tuple(range(self.num_classes) if label_ids is None else label_ids)
-        self.image_shape = None if image_shape is None else tuple(image_shape)
         self._counts = None
 
     @property
-    def num_classes(self):
-        """The number of classes, without the ignored one."""
-        return len(self.class_names)
-
-    def __len__(self):
-        raise NotImplementedError
-
-    def read(self, index):
-        """Returns item `index`, 0 to `len - 1`, as `(image, mask)`; new arrays each time."""
-        raise NotImplementedError
+    def target_shape(self):
+        """The shape of every mask, `(height, width)`, or None if items keep their own sizes."""
+        return None if self.image_shape is None else self.image_shape[:2]
 
     def read_mask(self, index):
         """Returns the mask of item `index`, int32 `(height, width)`."""
         return self.read(index)[1]
-
-    def __getitem__(self, index):
-        return self.read(self._index(index))
-
-    def item_name(self, index):
-        """Returns a name for item `index` that serves as a file name, without suffix."""
-        return f"{self.split}_{self._index(index):05d}"
-
-    def _index(self, index):
-        index = operator.index(index)
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"item {index} of {self.name}, {self.split}, which has {len(self)}")
-        return index % len(self)
-
-    def __repr__(self):
-        return f"<{self.name} {self.split}: {len(self)} items, {self.num_classes} classes>"
 
     def pixel_counts(self):
         """Counts the pixels of each class over the split, once.
@@ -130,21 +190,58 @@ class Dataset:
             counts.append(np.bincount(mask.ravel(), minlength=self.num_classes).tolist())
         return counts
 
-    def batches(
-        self, batch_size, *, seed=None, augment=None, workers=0, drop_last=False, first_epoch=0
-    ):
-        """Makes batches for `fit` on the backend in use; see `keras_segen.data.loader.batches`."""
-        from keras_segen.data import loader
 
-        return loader.batches(
-            self,
-            batch_size,
-            seed=seed,
-            augment=augment,
-            workers=workers,
-            drop_last=drop_last,
-            first_epoch=first_epoch,
+class Pictures(Items):
+    """Pictures to learn from how to make pictures. Subclasses say how many and read one.
+
+    `pictures[i]` is `(image, label)`: image float32 `(height, width, channels)` in [0, 1], label
+    an int32 number, 0 to `num_classes - 1`, or 0 where there are no classes. Their batches are
+    float32 `(batch, height, width, channels)` and int32 `(batch,)`.
+
+    Args:
+        name, split, class_names, image_shape: as in `Items`; without class names the pictures
+            have no labels.
+        mirror: bool, whether a picture with left and right swapped is as good: not so for digits
+            and letters. `augment=keras_segen.data.mirror` then swaps every other one.
+
+    Raises:
+        ValueError: if the split is unknown.
+    """
+
+    target_shape = ()
+
+    def __init__(self, name, split, class_names=(), image_shape=None, mirror=True):
+        super().__init__(name, split, class_names, image_shape)
+        self.mirror = mirror
+
+
+def carve(length, split, splits=("train", "val")):
+    """Returns which items belong to a split of a data set that comes without it.
+
+    Each split but "train" gets a tenth of the items, at least one, by a shuffling that depends
+    on `length` only; "train" keeps the rest.
+
+    Args:
+        length: int, number of items in all.
+        split: str, one of `splits`.
+        splits: the splits to make, "train" first.
+
+    Returns:
+        int64, the indices in rising order; no index is in two splits.
+
+    Raises:
+        ValueError: if there are fewer items than splits.
+    """
+    if length < len(splits):
+        raise ValueError(
+            f"{length} items cannot be shared out among {', '.join(splits)}; expected at least "
+            f"{len(splits)}"
         )
+    shuffled = determinism.rng("carve", length).permutation(length)
+    part, place = max(1, length // 10), splits.index(split)
+    if place == 0:
+        return np.sort(shuffled[part * (len(splits) - 1) :])
+    return np.sort(shuffled[part * (place - 1) : part * place])
 
 
 def distinct_palette(num_classes):
