@@ -50,7 +50,7 @@ def every_spatial_layer():
     x = layers.MaxPooling2D(3, strides=2, padding="same")(x)
     x = layers.Conv2DTranspose(6, 4, strides=2, padding="same", activation="silu")(x)
     x = layers.AveragePooling2D(2, padding="same")(x)
-    x = layers.SeparableConv2D(4, 3, dilation_rate=2)(x)
+    x = layers.SeparableConv2D(4, 3, padding="same", dilation_rate=2)(x)
     model = keras.Model(inputs, layers.GlobalAveragePooling2D()(x))
     ks.initialize(model, seed=0)
     return model
