@@ -1,13 +1,18 @@
-"""Metrics of segmentation, all from one confusion matrix.
+"""Metrics of segmentation, read off counts that add up.
 
 A confusion matrix counts, over every pixel seen so far, which class was there (row) and which one
 was predicted (column). Intersection over union, Dice and accuracy are read off it at the end, so
-nothing is averaged over batches: the result does not depend on how a data set was cut.
+nothing is averaged over batches: the result does not depend on how a data set was cut. Boundaries
+(`boundary_counts`) and confidences (`calibration_bins`) are counted likewise: add up the counts
+of all images, then take the figure.
 
 The functions on NumPy arrays (`iou_per_class(matrix)` …) compute from a saved matrix what the
 Keras metrics (`MeanIoU(num_classes)` …) show during training.
 """
 
+import math
+
+import cv2
 import keras
 import numpy as np
 from keras import ops
@@ -262,6 +267,44 @@ def dice_per_class(matrix):
     return ratio_or_nan(2 * np.diagonal(matrix), matrix.sum(1) + matrix.sum(0))
 
 
+def precision_per_class(matrix):
+    """Share of the pixels predicted as a class that are of this class, from a confusion matrix.
+
+    0 for a class that is there and never predicted, so that it pulls the mean down.
+
+    Args:
+        matrix: array `(num_classes, num_classes)`, counts by truth (rows) and prediction
+            (columns).
+
+    Returns:
+        float64 `(num_classes,)`; NaN for a class that occurs in neither truth nor prediction.
+
+    Raises:
+        ValueError: when the matrix is not square.
+
+    Example:
+
+    >>> precision_per_class([[1, 3, 0], [0, 1, 0], [0, 0, 0]])
+    array([1.  , 0.25,  nan])
+    """
+    matrix = square(matrix)
+    return ratio_of_occurring(np.diagonal(matrix), matrix.sum(0), matrix)
+
+
+def recall_per_class(matrix):
+    """Share of the pixels of a class that were predicted as such; as `precision_per_class`.
+
+    0 for a class that is not there and was predicted.
+
+    Example:
+
+    >>> recall_per_class([[1, 3, 0], [0, 1, 0], [0, 0, 0]])
+    array([0.25, 1.  ,  nan])
+    """
+    matrix = square(matrix)
+    return ratio_of_occurring(np.diagonal(matrix), matrix.sum(1), matrix)
+
+
 def mean_iou(matrix):
     """Mean of `iou_per_class` over the classes that occur, a float; 0 if none does."""
     return mean_of_present(iou_per_class(matrix))
@@ -291,6 +334,268 @@ def ratio_or_nan(part, whole):
     return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
 
 
+def ratio_of_occurring(part, whole, matrix):
+    occurs = (matrix.sum(0) + matrix.sum(1)) > 0
+    return np.where(occurs, np.nan_to_num(ratio_or_nan(part, whole)), np.nan)
+
+
 def mean_of_present(values):
+    """Mean of the values that are not NaN, a float; 0 if all are."""
     present = values[~np.isnan(values)]
     return float(present.mean()) if present.size else 0.0
+
+
+def class_ids(logits):
+    """The class of every pixel: where the logit is largest; for one channel, whether it is > 0.
+
+    Args:
+        logits: array `(..., num_classes)`, or `(..., 1)`: the logit of class 1 against class 0.
+
+    Returns:
+        int32 `(...)`.
+    """
+    logits = np.asarray(logits)
+    if logits.shape[-1] == 1:
+        return (logits[..., 0] > 0).astype("int32")
+    return logits.argmax(axis=-1).astype("int32")
+
+
+def probabilities(logits):
+    """The probability of every class: the softmax; for one channel, the sigmoid and the rest.
+
+    Args:
+        logits: array `(..., num_classes)`, or `(..., 1)`: the logit of class 1 against class 0.
+
+    Returns:
+        float32 `(..., num_classes)`, two classes for one channel; the sum over them is 1.
+
+    Example:
+
+    >>> probabilities([[0.0, 0.0]]).tolist(), probabilities([[0.0]]).tolist()
+    ([[0.5, 0.5]], [[0.5, 0.5]])
+    """
+    logits = np.asarray(logits, "float32")
+    if logits.shape[-1] == 1:
+        logits = np.concatenate([np.zeros_like(logits), logits], axis=-1)
+    shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return shares / shares.sum(axis=-1, keepdims=True)
+
+
+def confusion_matrix(masks, predicted, num_classes, ignore_class=None):
+    """Counts pixels by true class (rows) and predicted class (columns), in NumPy.
+
+    Args:
+        masks: class ids, integers of any shape.
+        predicted: class ids, integers of the same shape, in `0 .. num_classes - 1`.
+        num_classes: int.
+        ignore_class: int or None, the label of the pixels that are left out.
+
+    Returns:
+        int64 `(num_classes, num_classes)`.
+
+    Raises:
+        ValueError: when the shapes differ or an id is out of range.
+
+    Example:
+
+    >>> confusion_matrix([0, 1, 255], [0, 0, 0], num_classes=2, ignore_class=255)
+    array([[1, 0],
+           [1, 0]])
+    """
+    masks, predicted, valid = checked_ids(masks, predicted, num_classes, ignore_class)
+    bins = masks[valid].astype("int64") * num_classes + predicted[valid]
+    return np.bincount(bins, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def boundary_counts(truth, predicted, num_classes, ignore_class=None, tolerance=0.0075):
+    """Counts the boundary pixels of one image, and those that lie where the others are.
+
+    A boundary pixel of a class has one of its four neighbours in another class. It is matched if
+    a boundary pixel of the same class in the other mask is at most the tolerance away, in a
+    straight line.
+
+    Void has no boundary: what lies beside it may be the object's edge or the annotator's. As the
+    true boundary may run anywhere inside, pixels within the tolerance of void are counted
+    neither as matched nor as missed; pixels farther away may still be matched to them.
+
+    Reference: Csurka, Larlus and Perronnin, "What is a good evaluation measure for semantic
+    segmentation?", BMVC 2013. Their tolerance is that of the default. They average the score
+    over images; here the pixels of all images are added up first, so that an image with three
+    boundary pixels does not weigh as much as one with thousands.
+
+    Args:
+        truth: class ids, integers `(height, width)`.
+        predicted: class ids, integers `(height, width)`, in `0 .. num_classes - 1`.
+        num_classes: int.
+        ignore_class: int or None, the label of void in `truth`.
+        tolerance: float, share of the image's diagonal. It is at least one pixel, since the edge
+            between two pixels belongs to both.
+
+    Returns:
+        int64 `(num_classes, 4)`: true boundary pixels, those of them that are matched,
+        predicted boundary pixels, those of them that are matched. Add up those of all images
+        and take `boundary_f_score`.
+
+    Raises:
+        ValueError: when the shapes are not `(height, width)` or differ, or an id is out of range.
+
+    Example:
+
+    >>> boundary_counts([[0, 0, 0, 1]], [[0, 0, 1, 1]], num_classes=2)
+    array([[1, 1, 1, 1],
+           [1, 1, 1, 1]])
+    """
+    truth, predicted, valid = checked_ids(truth, predicted, num_classes, ignore_class)
+    if truth.ndim != 2:
+        raise ValueError(
+            f"Boundaries are those of one image, (height, width); found {truth.shape}. "
+            "Count image by image and add up."
+        )
+    reach = max(1.0, tolerance * math.hypot(*truth.shape))
+    true_edges, predicted_edges = edges(truth, valid), edges(predicted, valid)
+    counted = ~within(~valid, reach)
+    counts = np.zeros((num_classes, 4), "int64")
+    for class_id in np.union1d(truth[true_edges], predicted[predicted_edges]):
+        of_truth = true_edges & (truth == class_id)
+        of_prediction = predicted_edges & (predicted == class_id)
+        counts[class_id] = [
+            np.count_nonzero(of_truth & counted),
+            np.count_nonzero(of_truth & counted & within(of_prediction, reach)),
+            np.count_nonzero(of_prediction & counted),
+            np.count_nonzero(of_prediction & counted & within(of_truth, reach)),
+        ]
+    return counts
+
+
+def boundary_f_score(counts):
+    """Boundary F-score (BF) of each class: harmonic mean of boundary precision and recall.
+
+    Args:
+        counts: array `(num_classes, 4)`, the sum of the `boundary_counts` of all images.
+
+    Returns:
+        float64 `(num_classes,)`; NaN for a class without true boundary: nothing was to be found.
+        (Boundaries predicted for it cost the classes around it their precision.)
+
+    Raises:
+        ValueError: when the counts have another shape.
+
+    Example:
+
+    >>> boundary_f_score([[10, 8, 10, 8], [4, 2, 0, 0], [0, 0, 5, 0]])
+    array([0.8, 0. , nan])
+    """
+    counts = np.asarray(counts, "float64")
+    if counts.ndim != 2 or counts.shape[1] != 4:
+        raise ValueError(
+            "Boundary counts have the shape (num_classes, 4), as `boundary_counts` returns them; "
+            f"found {counts.shape}."
+        )
+    recall = np.nan_to_num(ratio_or_nan(counts[:, 1], counts[:, 0]))
+    precision = np.nan_to_num(ratio_or_nan(counts[:, 3], counts[:, 2]))
+    score = np.nan_to_num(ratio_or_nan(2 * precision * recall, precision + recall))
+    return np.where(counts[:, 0] > 0, score, np.nan)
+
+
+def edges(labels, valid):
+    """Pixels that have a valid neighbour of another class above, below or beside: bool."""
+    found = np.zeros(labels.shape, bool)
+    for one, other in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
+        differ = (labels[one] != labels[other]) & valid[one] & valid[other]
+        found[one] |= differ
+        found[other] |= differ
+    return found
+
+
+def within(pixels, reach):
+    """Pixels at most `reach` away from one of `pixels`: bool, as `pixels`."""
+    if not pixels.any():
+        return np.zeros(pixels.shape, bool)
+    background = (~pixels).astype("uint8")
+    distance = cv2.distanceTransform(background, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    return np.rint(distance**2) <= reach**2  # a squared distance of pixels is a whole number
+
+
+def calibration_bins(masks, probabilities, ignore_class=None, num_bins=15):
+    """Counts pixels by how sure the prediction was, and how often it was right.
+
+    Args:
+        masks: class ids, integers of any shape.
+        probabilities: array, the shape of the masks and `num_classes` behind it, in [0, 1].
+        ignore_class: int or None, the label of the pixels that are left out.
+        num_bins: int; bin `m` holds the confidences in `(m / num_bins, (m + 1) / num_bins]`.
+
+    Returns:
+        float64 `(num_bins, 3)`: number of pixels, how many of them were right, and the sum of
+        their confidences (the probability of the predicted class). Add up those of all batches
+        and take `expected_calibration_error`. Confidences are rounded to 2^-20, so that their
+        sum is exact, whatever the order, up to 8·10^9 pixels.
+
+    Raises:
+        ValueError: when shapes do not fit, an id is out of range, or what should be
+            probabilities is not in [0, 1].
+
+    Example:
+
+    >>> calibration_bins([0, 1], [[0.75, 0.25], [0.75, 0.25]], num_bins=2)
+    array([[0. , 0. , 0. ],
+           [2. , 1. , 1.5]])
+    """
+    probabilities = np.asarray(probabilities)
+    if not (probabilities.min() >= 0 and probabilities.max() <= 1.0001):  # so that NaN fails too
+        raise ValueError(
+            f"Probabilities lie in [0, 1]; found {probabilities.min()} to {probabilities.max()}. "
+            "Of logits take metrics.probabilities(logits)."
+        )
+    predicted = probabilities.argmax(axis=-1)
+    masks, predicted, valid = checked_ids(masks, predicted, probabilities.shape[-1], ignore_class)
+    confidence = probabilities.max(axis=-1)[valid].astype("float64")
+    confidence = np.rint(np.minimum(confidence, 1) * 2**20) / 2**20
+    bins = np.maximum(np.ceil(confidence * num_bins).astype("int64") - 1, 0)
+    right = masks[valid] == predicted[valid]
+    columns = (None, right, confidence)
+    return np.stack([np.bincount(bins, column, num_bins) for column in columns], axis=1).astype(
+        "float64"
+    )
+
+
+def expected_calibration_error(bins):
+    """Expected calibration error: by how much confidence and accuracy differ, a float.
+
+    The mean over pixels of the difference, in absolute value, between the accuracy and the mean
+    confidence of the pixel's bin. 0 if there are no pixels.
+
+    Reference: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, equation 3.
+
+    Args:
+        bins: array `(num_bins, 3)`, the sum of the `calibration_bins` of all batches.
+
+    Example:
+
+    >>> expected_calibration_error([[0, 0, 0], [4, 2, 3]])
+    0.25
+    """
+    pixels, right, confidence = np.asarray(bins, "float64").T
+    return float(np.abs(right - confidence).sum() / pixels.sum()) if pixels.any() else 0.0
+
+
+def checked_ids(masks, predicted, num_classes, ignore_class):
+    """Returns both as integer arrays and where masks are valid; wrong ids are a ValueError."""
+    masks, predicted = np.asarray(masks), np.asarray(predicted)
+    if masks.shape != predicted.shape:
+        raise ValueError(
+            f"Expected masks and predictions of one shape; found {masks.shape} and "
+            f"{predicted.shape}."
+        )
+    valid = np.ones(masks.shape, bool) if ignore_class is None else masks != ignore_class
+    expected = f"0..{num_classes - 1}"
+    or_void = "" if ignore_class is None else f" nor ignore_class ({ignore_class})"
+    for name, ids, end in (("masks", masks, or_void), ("predictions", predicted, "")):
+        if ids.dtype.kind not in "iu":
+            raise ValueError(f"The {name} must be integers, class ids; found {ids.dtype}.")
+        outside = valid & ((ids < 0) | (ids >= num_classes))
+        if outside.any():
+            raise ValueError(
+                f"The {name} hold the id {ids[outside][0]}, which is not in {expected}{end}."
+            )
+    return masks, predicted, valid

@@ -9,6 +9,7 @@ import io
 import math
 
 import numpy as np
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
@@ -18,6 +19,8 @@ from keras_segen.files import write_atomically
 VOID_COLORS = ((226, 226, 226), (178, 178, 178))  # diagonal stripes: no palette has them
 SIGNAL_COLOR = (255, 221, 0)  # wrong pixels: bright on a dimmed image, for colour-blind eyes too
 MAX_ROWS = 32
+INK_COLOR, RULE_COLOR = "#202124", "#dadce0"  # a page puts its own in their place: page.svg
+BLUE = "#1967d2"
 
 
 class Picture(Figure):
@@ -214,6 +217,139 @@ def curves(history):
     return figure
 
 
+def confusion_matrix(matrix, class_names):
+    """Draws a confusion matrix: where the pixels of each class went.
+
+    Args:
+        matrix: array `(num_classes, num_classes)`, counts by truth (rows) and prediction
+            (columns).
+        class_names: names of the classes.
+
+    Returns:
+        A `Picture`. Each row is divided by its sum: the darker a cell, the larger the share of
+        the class's pixels that was predicted as the column's; in percent up to 24 classes.
+
+    Raises:
+        ValueError: if the matrix is not square, or the names are not as many.
+
+    Example:
+
+    >>> figure = confusion_matrix([[90, 10], [4, 4]], ("ground", "disc"))
+    >>> [text.get_text() for text in figure.axes[0].texts]
+    ['90', '10', '50', '50']
+    """
+    matrix = np.asarray(matrix, "float64")
+    number = len(class_names)
+    if matrix.shape != (number, number):
+        raise ValueError(
+            f"A confusion matrix of {number} classes has the shape ({number}, {number}). "
+            f"Found: {matrix.shape}."
+        )
+    totals = matrix.sum(axis=1, keepdims=True)
+    shares = np.divide(matrix, totals, out=np.zeros_like(matrix), where=totals > 0)
+    side = min(max(0.42 * number, 2.0), 11.0)  # inches
+    figure = Picture(figsize=(side + 1.7, side + 1.4), layout="constrained", facecolor="white")
+    axes = figure.subplots()
+    cells = np.empty((number, number, 4))  # shades by alpha: they suit a dark page too
+    cells[..., :3] = to_rgb(BLUE)
+    cells[..., 3] = shares
+    axes.imshow(cells, interpolation="nearest")
+    if number <= 24:
+        for (row, column), share in np.ndenumerate(shares):
+            if totals[row] > 0 and share >= 0.005:
+                color = "white" if share > 0.55 else INK_COLOR
+                place = {"ha": "center", "va": "center", "fontsize": 8}
+                axes.text(column, row, f"{100 * share:.0f}", color=color, **place)
+    labels = [_short(name) for name in class_names]
+    size = 9 if number <= 24 else 5
+    axes.set_xticks(range(number), labels, rotation=60, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(number), labels)
+    for text in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+        text.set_parse_math(False)
+    axes.set_xlabel("predicted", color=INK_COLOR, fontsize=9.5)
+    axes.set_ylabel("truth", color=INK_COLOR, fontsize=9.5)
+    axes.tick_params(color=RULE_COLOR, labelcolor=INK_COLOR, labelsize=size, length=2)
+    axes.spines[:].set_color(RULE_COLOR)
+    return figure
+
+
+def reliability(bins):
+    """Draws a reliability diagram: how often a prediction was right against how sure it was.
+
+    Args:
+        bins: array `(num_bins, 3)`, as `metrics.calibration_bins` counts them: pixels, those
+            predicted right, and the sum of their confidences.
+
+    Returns:
+        A `Picture`: above, the accuracy of each bin of confidence and its mean confidence, with
+        the diagonal where the two are equal; below, the share of the pixels in each bin.
+
+    Raises:
+        ValueError: if the bins have another shape.
+    """
+    bins = np.asarray(bins, "float64")
+    if bins.ndim != 2 or bins.shape[1] != 3:
+        raise ValueError(f"`bins` must have the shape (num_bins, 3). Found: {bins.shape}.")
+    pixels, right, sure = bins[bins[:, 0] > 0].T
+    left, width = np.flatnonzero(bins[:, 0] > 0) / len(bins), 1 / len(bins)
+    figure = Picture(figsize=(4.7, 4.4), layout="constrained", facecolor="white")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    bars = {"align": "edge", "color": BLUE}
+    above.bar(left, right / pixels, 0.92 * width, label="accuracy", **bars)
+    above.plot([0, 1], [0, 1], "--", color=INK_COLOR, linewidth=1, label="equal")
+    dots = {"marker": "D", "markersize": 4, "linestyle": "none", "color": "#e8710a"}
+    above.plot(left + width / 2, sure / pixels, label="mean confidence", **dots)
+    below.bar(left, 100 * pixels / max(pixels.sum(), 1), 0.92 * width, **bars)
+    above.set(xlim=(0, 1), ylim=(0, 1))
+    above.set_ylabel("share of pixels right", color=INK_COLOR, fontsize=9.5)
+    below.set_ylabel("% of pixels", color=INK_COLOR, fontsize=9.5)
+    below.set_xlabel(
+        "confidence: probability of the predicted class", color=INK_COLOR, fontsize=9.5
+    )
+    above.legend(loc="upper left", frameon=False, labelcolor=INK_COLOR, fontsize=9)
+    for axes in (above, below):
+        _plain_axes(axes)
+    return figure
+
+
+def folds(scores, quantity="mean IoU"):
+    """Draws the scores of a cross-validation: models side by side, their folds joined by lines.
+
+    Args:
+        scores: dict from a model's name to one number per fold, the same folds for each.
+        quantity: str, what the numbers are.
+
+    Returns:
+        A `Picture`: a dot per fold, beside them the mean with one standard deviation to each
+        side. A line joins the dots of one fold, so that one sees whether a model is better
+        everywhere or on average.
+
+    Raises:
+        ValueError: if there are no scores, or not as many for each model.
+    """
+    values = np.array([list(each) for each in scores.values()], "float64")
+    if values.ndim != 2 or not values.size:
+        raise ValueError(f"`scores` must hold as many numbers for each model. Found: {scores}.")
+    figure = Picture(
+        figsize=(max(3.6, 1.5 * len(scores) + 1.2), 3.6), layout="constrained", facecolor="white"
+    )
+    axes = figure.subplots()
+    places = np.arange(len(values))
+    axes.plot(places, values, color=RULE_COLOR, linewidth=1.2, zorder=1)
+    for place, row in zip(places, values, strict=True):
+        axes.plot([place] * len(row), row, "o", color=BLUE, markersize=5, zorder=2)
+        deviation = row.std(ddof=1) if len(row) > 1 else 0.0
+        bars = {"fmt": "_", "markersize": 16, "markeredgewidth": 2, "capsize": 4, "zorder": 3}
+        axes.errorbar(place + 0.18, row.mean(), deviation, color=INK_COLOR, **bars)
+    axes.set_xticks(places, [_short(name) for name in scores])
+    for text in axes.get_xticklabels():
+        text.set_parse_math(False)
+    axes.set_xlim(-0.5, len(values) - 0.5 + 0.18)
+    axes.set_ylabel(quantity, color=INK_COLOR, fontsize=9.5)
+    _plain_axes(axes)
+    return figure
+
+
 def save(figure, path):
     """Writes a figure as PNG; the file appears whole or not at all.
 
@@ -320,6 +456,19 @@ def difference(image, truth, prediction, ignore_class=None):
     return marked
 
 
+def _plain_axes(axes):
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(RULE_COLOR)
+    axes.tick_params(color=RULE_COLOR, labelcolor=INK_COLOR, labelsize=9, length=3)
+    axes.grid(axis="y", color=RULE_COLOR, linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _short(name, length=20):
+    name = str(name)
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
 def finite(values):
     """Numbers as a float64 array, with NaN for None and infinity, so that charts show a gap."""
     values = np.array([math.nan if value is None else value for value in values], "float64")
@@ -362,7 +511,7 @@ def _grid(rows, names, notes, legend):
     )
     for text, (_, label) in zip(drawn.get_texts(), legend, strict=True):
         text.set_parse_math(False)
-        text.set_text(label if len(label) <= 28 else label[:27] + "…")
+        text.set_text(_short(label, 28))
     return figure
 
 

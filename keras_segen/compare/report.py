@@ -1,20 +1,14 @@
 """What a comparison found, as report.json, as one self-contained HTML page, and in the terminal.
 
-The page needs nothing but itself: style, charts and pictures are inside, it runs no script and
-asks the network for nothing. The report is a plain dict, written by `compare/run.py`; any part of
-it may be missing, because a backend may have failed or been interrupted at any moment.
+The report is a plain dict, written by `compare/run.py`; any part of it may be missing, because a
+backend may have failed or been interrupted at any moment.
 """
 
 import base64
-import io
 import math
-import re
 from pathlib import Path
 
-import jinja2
-import matplotlib
 import numpy as np
-from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from rich.table import Table
@@ -22,13 +16,13 @@ from rich.text import Text
 
 from keras_segen.files import write_json, write_text
 from keras_segen.frameworks import FRAMEWORKS
-from keras_segen.plot import finite
+from keras_segen.page import listing, plain, render, setting, show, svg
+from keras_segen.plot import INK_COLOR, RULE_COLOR, finite
 
 # Two colours that colour-blind eyes tell apart, and two dashes for those who see none.
 COLORS = {"tensorflow": "#e8710a", "torch": "#c2185b"}
 OTHER_COLORS = ("#1a73e8", "#188038")
 DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
-TEXT_COLOR, RULE_COLOR = "#010203", "#010204"  # replaced in the SVG, to follow light and dark
 SMALLEST_DIFFERENCE = 1e-9  # what the logarithmic axis shows for "equal"
 
 STATUS = {
@@ -277,22 +271,14 @@ def settings(report):
 def page(report, folder):
     """The HTML page as a str. `folder` is where the pictures lie."""
     report = complete(report)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("keras_segen", "compare"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters.update(
-        show=show, percent=percent, name=display_name, setting=setting, mark=passed_mark
-    )
     rows = figures(report)
     class_iou = {
         name: dig(backend, "metrics", "class_iou") or []
         for name, backend in report["backends"].items()
     }
-    return environment.get_template("report.html.j2").render(
+    return render(
+        "report.html.j2",
+        {"name": display_name, "mark": passed_mark},
         report=report,
         status=STATUS[report["status"]],
         verdict=verdict(report),
@@ -328,7 +314,7 @@ def charts(report):
             np.isfinite(differences), np.maximum(differences, SMALLEST_DIFFERENCE), math.nan
         )
         steps = np.arange(1, len(shown) + 1)
-        chart.axes.semilogy(steps, shown, color=TEXT_COLOR, linewidth=1.2, label="difference")
+        chart.axes.semilogy(steps, shown, color=INK_COLOR, linewidth=1.2, label="difference")
         if len(shown) == 1:
             chart.axes.lines[-1].set_marker("o")
         note = "Of the two losses at each step; both start from the same weights."
@@ -340,7 +326,7 @@ def charts(report):
                 tolerance["relative"],
                 1,
                 min(tolerance["steps"], len(shown)),
-                color=TEXT_COLOR,
+                color=INK_COLOR,
                 linestyle=":",
                 linewidth=1.6,
                 label="tolerance",
@@ -365,12 +351,12 @@ class Chart:
     def __init__(self, x_label, y_label):
         self.figure = Figure(figsize=(4.7, 2.7), layout="constrained")
         self.axes = self.figure.subplots()
-        self.axes.set_xlabel(x_label, color=TEXT_COLOR, fontsize=9.5)
-        self.axes.set_ylabel(y_label, color=TEXT_COLOR, fontsize=9.5)
+        self.axes.set_xlabel(x_label, color=INK_COLOR, fontsize=9.5)
+        self.axes.set_ylabel(y_label, color=INK_COLOR, fontsize=9.5)
         self.axes.spines[["top", "right"]].set_visible(False)
         self.axes.spines[["left", "bottom"]].set_color(RULE_COLOR)
         self.axes.tick_params(
-            which="both", color=RULE_COLOR, labelcolor=TEXT_COLOR, labelsize=9, length=3
+            which="both", color=RULE_COLOR, labelcolor=INK_COLOR, labelsize=9, length=3
         )
         self.axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, nbins=6))
         self.axes.grid(axis="y", color=RULE_COLOR, linewidth=0.6)
@@ -398,34 +384,14 @@ class Chart:
                 bbox_to_anchor=(0, 1.0),
                 ncols=4,
                 frameon=False,
-                labelcolor=TEXT_COLOR,
+                labelcolor=INK_COLOR,
                 fontsize=9.5,
                 borderaxespad=0.2,
                 handlelength=2.6,
             )
-        file = io.StringIO()
-        with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "keras_segen"}):
-            self.figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-        svg = file.getvalue()
-        svg = svg[svg.index("<svg") :]
-        svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-        svg = re.sub(
-            r' id="(figure|axes|patch|text|line2d|legend|matplotlib|xtick|ytick)[^"]*"', "", svg
-        )
-        svg = re.sub(r"<svg ([^>]*)>", self._opening, svg, count=1)
-        svg = re.sub(r"font(-family)?: ([\d.]+px )?[^;\"]*DejaVu Sans[^;\"]*", self._font, svg)
-        svg = svg.replace(TEXT_COLOR, "currentColor").replace(RULE_COLOR, "var(--rule)")
-        for name, code in COLORS.items():
-            svg = svg.replace(code, f"var(--{name})")
-        return Markup(svg)
-
-    def _opening(self, match):
-        box = re.search(r'viewBox="[^"]*"', match[1])[0]
         label = f"{self.axes.get_ylabel()} over {self.axes.get_xlabel()}"
-        return f'<svg {box} role="img" aria-label="{label}">'
-
-    def _font(self, match):
-        return f"font-size: {match[2].strip()}" if match[2] else "font-family: inherit"
+        colors = [(code, f"var(--{name})") for name, code in COLORS.items()]
+        return svg(self.figure, label, colors)
 
 
 def picture(entry, folder):
@@ -446,73 +412,6 @@ def complete(report):
     known = {name: value for name, value in plain(report).items() if value is not None}
     known["backends"] = {name: backend or {} for name, backend in known["backends"].items()}
     return {**empty, **known}
-
-
-def plain(value):
-    """The same value out of what JSON knows: NaN and infinity become None, arrays lists."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, np.generic):
-        return plain(value.item())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return str(value)
-
-
-def show(value, digits=3):
-    """A number for people: `digits` digits that count, 10⁻⁵ instead of e-05, a dash for None.
-
-    >>> show(1234.5), show(0.0), show(0.000024), show(49.23), show(None)
-    ('1,234', '0', '2.4×10⁻⁵', '49.2', '–')
-    """
-    if value is None:
-        return "–"
-    if isinstance(value, str):
-        return value
-    if value == 0 or isinstance(value, int):
-        return f"{value:,.0f}"
-    if not 1e-3 <= abs(value) < 1e7:
-        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-        mantissa = mantissa.rstrip("0").rstrip(".")
-        raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-        return f"{mantissa}×10{raised}"
-    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    if 0.99 < value < 1:  # as many nines as it takes
-        decimals = max(decimals, math.ceil(-math.log10(1 - value)) + 1)
-    text = f"{value:,.{decimals}f}"
-    if float(text.replace(",", "")) == value and "." in text:
-        text = text.rstrip("0").rstrip(".")
-    return text
-
-
-def percent(share):
-    """A share as percent; never rounded up to 100.
-
-    >>> percent(0.5), percent(0.99999), percent(1.0), percent(None)
-    ('50 %', '99.999 %', '100 %', '–')
-    """
-    if share is None:
-        return "–"
-    if 0.99 < share < 1:
-        return f"{100 * share:.{math.ceil(-math.log10(1 - share))}f}".rstrip("0") + " %"
-    return show(100 * share) + " %"
-
-
-def setting(value):
-    """A setting's value as text."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        return ", ".join(setting(item) for item in value)
-    return str(value)
 
 
 def passed_mark(passed):
@@ -556,12 +455,6 @@ def dig(value, *keys):
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value
-
-
-def listing(words):
-    """Joins words: "a", "a and b", "a, b and c"."""
-    *start, last = list(words) or [""]
-    return f"{', '.join(start)} and {last}" if start else last
 
 
 def last_line(backend):
