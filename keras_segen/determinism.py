@@ -72,12 +72,43 @@ def order(seed, epoch, length):
     return rng("order", seed, epoch).permutation(length).astype(np.int64)
 
 
-def initialize(model, seed):
+def sample(seed, epoch, weights):
+    """Returns which items an epoch visits, and in which order, if some are to come oftener.
+
+    With n items, item i is drawn `n * weights[i] / sum(weights)` times, rounded up or down by
+    chance such that the draws are n and each item's mean over the epochs is exact (systematic
+    sampling). Drawing each time anew with replacement would leave out a third of the items even
+    when all weights are equal; here they are all visited once then.
+
+    Args:
+        seed: int.
+        epoch: int, counted from 0.
+        weights: float array `(length,)`, positive.
+
+    Returns:
+        Item numbers: int64 array `(length,)`, a function of the three arguments only.
+
+    Example:
+
+    >>> sample(seed=0, epoch=0, weights=np.array([1.0, 1.0, 4.0, 1.0, 1.0]))
+    array([2, 0, 4, 2, 2])
+    """
+    generator = rng("sample", seed, epoch)
+    shuffled = generator.permutation(len(weights))
+    ends = np.cumsum(weights[shuffled])
+    points = (np.arange(len(weights)) + generator.random()) * (ends[-1] / len(weights))
+    # Each item owns a stretch as long as its weight; points of equal distance fall on them.
+    drawn = np.searchsorted(ends, points, side="right").clip(max=len(weights) - 1)
+    return generator.permutation(shuffled[drawn]).astype(np.int64)
+
+
+def initialize(model, seed, keep=None):
     """Fills every weight of a model from NumPy, so that it starts equal on every backend.
 
     Each weight gets the distribution that its layer's own initializer names (He, Glorot, zeros,
     orthogonal, …), drawn by NumPy instead of Keras: the same bits on TensorFlow and on PyTorch.
-    All weights are overwritten, also those of normalization statistics and loaded ones.
+    All weights are overwritten, also those of normalization statistics and loaded ones, except
+    those of `keep`.
 
     A weight's numbers are keyed by its position in `model.weights`, not by its path: a layer
     without a name of its own is called `conv2d_7` if seven were built before in the process, and
@@ -91,11 +122,14 @@ def initialize(model, seed):
     Args:
         model: a built `keras.Model`.
         seed: int.
+        keep: a layer or model within `model` whose weights stay as they are, such as a pretrained
+            encoder; None for none. The other weights are the same with and without it.
 
     Raises:
-        ValueError: when the model is not built, or when a weight's initializer is not known: a
-            function or class of one's own, or a weight whose layer keeps no initializer. The
-            message names the weight and its layer. No weight is changed then.
+        ValueError: when the model is not built, when `keep` is no part of it, or when a weight's
+            initializer is not known: a function, a class of one's own without a method
+            `draw(generator, shape)` that returns a NumPy array, or a weight whose layer keeps no
+            initializer. The message names the weight and its layer. No weight is changed then.
 
     Example:
 
@@ -116,17 +150,35 @@ def initialize(model, seed):
         for weight in layer.weights:
             holders.setdefault(id(weight), []).append(layer)
 
+    kept = {id(weight) for weight in keep.weights} if keep is not None else set()
+    if not kept <= holders.keys():
+        raise ValueError(f"Layer {keep.name!r}, to be kept, is no part of model {model.name!r}.")
+
     values = []
     for i, weight in enumerate(model.weights):
+        if id(weight) in kept:
+            continue
         layers = holders[id(weight)][::-1]  # the innermost layer first
-        values.append(_draw_weight(rng("weights", seed, i), weight, layers))
-    for weight, value in zip(model.weights, values, strict=True):
+        values.append((weight, _draw_weight(rng("weights", seed, i), weight, layers)))
+    for weight, value in values:
         weight.assign(value.astype("float32"))
+    seed_random_layers(model, seed)
 
+
+def seed_random_layers(model, *key):
+    """Sets the states of all random layers of a model (Dropout, …) from a key.
+
+    A model that is loaded again starts them anew; set by epoch, they make a resumed training
+    draw what an uninterrupted one draws.
+
+    Args:
+        model: a built `keras.Model`.
+        *key: strings and integers, as for `rng`.
+    """
     states = [v for v in model.variables if v.name == "seed_generator_state"]
     for i, state in enumerate(states):
         # A seed and a counter. int32 on PyTorch, int64 on TensorFlow: stay below 2**31.
-        first = int(rng("seed generators", seed, i).integers(2**31))
+        first = int(rng("seed generators", *key, i).integers(2**31))
         state.assign(np.array([first, 0], "int32"))
 
 
@@ -195,6 +247,8 @@ def _draw(generator, initializer, shape, where, axes=None):
     def draws_like(kind):
         return type(initializer).__call__ is kind.__call__
 
+    if hasattr(initializer, "draw"):
+        return initializer.draw(generator, shape)
     if draws_like(initializers.Zeros):
         return np.zeros(shape)
     if draws_like(initializers.Ones):

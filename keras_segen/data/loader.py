@@ -1,7 +1,8 @@
 """From a data set to batches: order, augmentation and stacking in NumPy, the same on any backend.
 
 Batch k of epoch e is a pure function of (data set, seed, e, k): the order comes from
-(seed, epoch), the augmentation of an item from (seed, epoch, index). How many workers there are,
+(seed, epoch), the augmentation of an item from (seed, epoch, index, and which of its visits in
+the epoch it is, if sampling repeats it). How many workers there are,
 what they read ahead and who peeks into an iterator changes nothing.
 """
 
@@ -18,13 +19,24 @@ import cv2
 import numpy as np
 
 from keras_segen.data.augment import Augment
-from keras_segen.determinism import order, rng
+from keras_segen.data.imbalance import repeat_factors
+from keras_segen.determinism import order, rng, sample
+
+SAMPLINGS = ("uniform", "rare_classes")
 
 
 def batches(
-    dataset, batch_size, *, seed=None, augment=None, workers=0, drop_last=False, first_epoch=0
+    dataset,
+    batch_size,
+    *,
+    seed=None,
+    augment=None,
+    workers=0,
+    drop_last=False,
+    first_epoch=0,
+    sampling="uniform",
 ):
-    """Makes the loader of the running backend: see `keras_segen.data.Dataset.batches`."""
+    """Makes the loader of the running backend, with the arguments of `Batches`."""
     from keras_segen import backend  # imports the framework; worker processes do without
 
     # Keras says so of every loader given to `fit`; these batches are shuffled, if a seed asks.
@@ -38,6 +50,7 @@ def batches(
             workers=workers,
             drop_last=drop_last,
             first_epoch=first_epoch,
+            sampling=sampling,
         )
     )
 
@@ -54,6 +67,9 @@ class Batches:
             They import neither Keras nor a framework; data set and `augment` must pickle.
         drop_last: bool, whether a last batch with fewer items is left out.
         first_epoch: int, the epoch that the first pass serves; a resumed training sets it.
+        sampling: str, `"uniform"`: an epoch visits every item once; or `"rare_classes"`: as many
+            items, but those that hold rare classes oftener, by
+            `keras_segen.data.repeat_factors`, and common ones not in every epoch.
 
     Attributes:
         epoch: int, the epoch that the next pass serves; the backend's loader moves it on.
@@ -76,6 +92,7 @@ class Batches:
         workers=0,
         drop_last=False,
         first_epoch=0,
+        sampling="uniform",
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, expected 1 or more.")
@@ -83,6 +100,14 @@ class Batches:
             raise ValueError(f"workers is {workers}, expected 0 (a thread) or more (processes).")
         if augment is not None and seed is None:
             raise ValueError("Augmentation needs a seed: batches(..., seed=0, augment=...).")
+        if sampling not in SAMPLINGS:
+            raise ValueError(
+                f"sampling is {sampling!r}, expected " + " or ".join(map(repr, SAMPLINGS)) + "."
+            )
+        if sampling == "rare_classes" and seed is None:
+            raise ValueError(
+                "Sampling needs a seed: batches(..., seed=0, sampling='rare_classes')."
+            )
         if dataset.image_shape is None:
             raise ValueError(
                 f"The images of {dataset.name} have no common size, and a batch needs one: "
@@ -95,6 +120,7 @@ class Batches:
         self.workers = workers
         self.drop_last = drop_last
         self.epoch = first_epoch
+        self.item_weights = repeat_factors(dataset) if sampling == "rare_classes" else None
         self.waited = []
         self.error = None
         self._pool = None
@@ -120,19 +146,30 @@ class Batches:
             `(images, masks)`: float32 `(batch, height, width, channels)` in [0, 1] and int32
             `(batch, height, width)`.
         """
-        length = len(self.dataset)
-        indices = np.arange(length) if self.seed is None else order(self.seed, epoch, length)
-        indices = indices[step * self.batch_size : (step + 1) * self.batch_size]
-        items = [self._item(epoch, int(index)) for index in indices]
+        here = slice(step * self.batch_size, (step + 1) * self.batch_size)
+        indices = self._visited(epoch)
+        visits = earlier_visits(indices)[here]
+        items = [
+            self._item(epoch, int(index), int(visit))
+            for index, visit in zip(indices[here], visits, strict=True)
+        ]
         images = np.stack([image for image, _ in items])
         masks = np.stack([mask for _, mask in items])
         return images.astype("float32", copy=False), masks.astype("int32", copy=False)
 
-    def _item(self, epoch, index):
+    def _visited(self, epoch):
+        """Returns the items that an epoch visits, in order: int64 `(len(dataset),)`."""
+        if self.seed is None:
+            return np.arange(len(self.dataset))
+        if self.item_weights is None:
+            return order(self.seed, epoch, len(self.dataset))
+        return sample(self.seed, epoch, self.item_weights)
+
+    def _item(self, epoch, index, visit):
         image, mask = self.dataset[index]
         if self.augment is None:
             return image, mask
-        generator = rng("augment", self.seed, epoch, index)
+        generator = rng("augment", self.seed, epoch, index, *([visit] if visit else []))
         if isinstance(self.augment, Augment):
             augmented = self.augment(image, mask, generator, self.dataset.ignore_class)
         else:
@@ -192,6 +229,15 @@ class Batches:
             )
             weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
         return self._pool, (self.batch if self.workers == 0 else _worker_batch)
+
+
+def earlier_visits(indices):
+    """Counts, for each visit of an item, how often the item was visited before."""
+    by_item = np.argsort(indices, kind="stable")
+    in_order = indices[by_item]
+    visits = np.empty_like(indices)
+    visits[by_item] = np.arange(len(indices)) - np.searchsorted(in_order, in_order)
+    return visits
 
 
 def _single_threaded():
