@@ -611,7 +611,7 @@ def test_a_sixteen_bit_file_cut_short_is_named(tmp_path, suffix):
 
 def test_files_that_are_no_image_are_named(tmp_path):
     path = tmp_path / "a.png"
-    save(path, GREY, format="GIF")
+    save(path, GREY, format="PPM")
     for content in (b"hello", path.read_bytes(), b"\x89PNG\r\n\x1a\n" + bytes(100)):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="a.png: cannot be read as an image, .* expected PNG"):

@@ -1,27 +1,27 @@
 """A folder of images and masks as a data set."""
 
 import csv
-import os
 from pathlib import Path
 
 import numpy as np
 
-from keras_segen import files
 from keras_segen.data import cache as caches
 from keras_segen.data import images
-from keras_segen.data.dataset import SPLITS, Dataset, check_channels, check_size, check_split
+from keras_segen.data.dataset import SPLITS, check_split
+from keras_segen.data.pairs import VOID, Pairs, check_ids, inside, list_files, pair_files, stamp
 
-VOID = 255  # the label of ignored pixels, in every folder that has any
 MOST_CLASSES = 254
 COLUMNS = ("name", "red", "green", "blue", "ignore")
 YES, NO = ("1", "yes", "true", "x"), ("", "0", "no", "false")
 
 
-class Folder(Dataset):
+class Folder(Pairs):
     """Pairs of files `PATH/SPLIT/images/NAME.*` and `PATH/SPLIT/masks/NAME.*`.
 
-    Images are PNG, JPEG, TIFF, BMP or WebP, 8 or 16 bits, grey, RGB, RGBA or with a palette.
-    Masks are the same without JPEG, of the same size as their image.
+    Images are PNG, JPEG, TIFF, BMP, WebP or GIF, 8 or 16 bits, grey, RGB, RGBA or with a palette.
+    Masks are the same without JPEG, of the same size as their image. The highest value that a
+    file's type can hold, 255 or 65535, becomes 1, so that images stay comparable; 12-bit slices
+    in 16-bit files would be dark, and are better stretched before they are saved.
 
     `PATH/classes.csv` with the columns name, red, green, blue, ignore describes the classes;
     row i, counted from 0, is label id i. Masks then hold these ids (grey or palette files) or
@@ -32,6 +32,9 @@ class Folder(Dataset):
     are 0 and 255, the classes are background and foreground; else 255 is ignored if there is
     a lower id than 255 beside 0 and none above; each other id is a class. `label_ids` holds
     the ids.
+
+    `PATH/groups.csv` with the columns name (of the image, without suffix) and group says which
+    images belong together, such as all slices of a patient; see `groups`.
 
     Files are read when their item is asked for. Counts, and items with `cache="disk"`, are kept
     in `keras_segen.data.cache.cache_folder()`; a file that has changed since is read again.
@@ -48,122 +51,56 @@ class Folder(Dataset):
         FileNotFoundError: if the folder, the split or its images or masks do not exist.
         ValueError: if images and masks do not pair up, `classes.csv` is wrong, or, when an
             item is read, a file is damaged, a mask has another size than its image, or a label
-            or colour is unknown.
+            or colour is unknown; or if `groups.csv` has no row for an image.
     """
 
     def __init__(self, path, split="train", size=None, channels=3, cache=None):
-        if cache not in (None, "ram", "disk"):
-            raise ValueError(f"cache is {cache!r}, expected None, 'ram' or 'disk'")
-        self.size = None if size is None else check_size(size)
-        self.channels = check_channels(channels)
-        self.cache = cache
-        self._ram = {}
         self.path = Path(path).expanduser().resolve()
         if not self.path.is_dir():
             raise FileNotFoundError(
                 f"{path}: no such folder; expected one with train/images, train/masks and so on"
             )
-        self.pairs = list_pairs(self.path, check_split(split))
+        pairs = list_pairs(self.path, check_split(split))
         self._table = None
         if (self.path / "classes.csv").exists():
             self._table = read_classes(inside(self.path, self.path / "classes.csv"))
-            rows = [row for row in self._table if not row["ignore"]]
-            names = [row["name"] for row in rows]
-            palette = [row["colour"] for row in rows]
-            label_ids = [row["id"] for row in rows]
-            void_ids = [row["id"] for row in self._table if row["ignore"]]
+            names, palette, label_ids, void_ids = classes_of_table(self._table)
         else:
             names, label_ids, void_ids = classes_of(count_label_ids(self.path))
             palette = None
-        self._void_ids = tuple(void_ids)
+        self._groups = None
+        if (self.path / "groups.csv").exists():
+            path_of_groups = inside(self.path, self.path / "groups.csv")
+            self._groups = read_groups(path_of_groups, [image.stem for image, _ in pairs])
         super().__init__(
             f"folder:{path}",
             split,
+            pairs,
             names,
             palette,
-            VOID if void_ids else None,
             label_ids,
-            None if self.size is None else (*self.size, self.channels),
+            void_ids,
+            size,
+            channels,
+            cache,
         )
 
-    def __len__(self):
-        return len(self.pairs)
+    @property
+    def groups(self):
+        return None if self._groups is None else list(self._groups)
 
-    def __getstate__(self):
-        return self.__dict__ | {"_ram": {}}  # each worker process fills its own
+    def _translation(self):
+        return self.label_ids, self._void_ids, self._colours()
 
-    def item_name(self, index):
-        return self.pairs[self._index(index)][0].stem
+    def _to_labels(self, path, pixels, one_bit):
+        if self._table is None:
+            return self._labels_of_ids(path, to_label_ids(path, pixels, one_bit))
+        if pixels.ndim == 3:
+            return self._labels_of_colours(path, pixels)
+        return self._labels_of_rows(path, to_label_ids(path, pixels, one_bit, self._table))
 
-    def read(self, index):
-        image, mask = self._cached(index) if self.cache else self._decode(index)
-        return images.to_float(image), mask.astype(np.int32)
-
-    def read_mask(self, index):
-        return self._decode_mask(index).astype(np.int32)
-
-    def _cached(self, index):
-        key = self._key(index)
-        if self.cache == "ram":
-            if self._ram.get(index, (None,))[0] != key:
-                self._ram[index] = key, *self._decode(index)
-            return self._ram[index][1:]
-        folder = caches.cache_folder() / "items"
-        paths = [folder / f"{caches.digest(key, part)}.npy" for part in ("image", "mask")]
-        try:
-            return [np.load(path, allow_pickle=False) for path in paths]
-        except (OSError, ValueError, EOFError):  # not there, or not whole
-            arrays = self._decode(index)
-        for path, array in zip(paths, arrays, strict=True):
-            with files.write_atomically(path) as temporary:
-                np.save(temporary, array)
-        return arrays
-
-    def _key(self, index):
-        """Returns all that item `index` depends on."""
-        stamps = [(str(path), *stamp(path)) for path in self.pairs[index]]
-        return stamps, self.size, self.channels, self.label_ids, self._void_ids, self._colours()
-
-    def _decode(self, index):
-        """Returns image and mask as they are cached: uint8 or uint16, and uint8."""
-        path = self.pairs[index][0]
-        image = images.read_image(path, self.channels)
-        mask = self._decode_mask(index, image.shape[:2])
-        if self.size is not None:
-            image = images.resize_image(image, self.size)
-        return image, mask
-
-    def _decode_mask(self, index, image_size=None):
-        path = self.pairs[index][1]
-        pixels, one_bit = images.read_mask(path)
-        if image_size is not None and pixels.shape[:2] != image_size:
-            raise ValueError(
-                f"{path}: the mask has {in_words(pixels.shape)} pixels, but its image "
-                f"{self.pairs[index][0]} has {in_words(image_size)} (turned as its EXIF "
-                "orientation says); expected the same"
-            )
-        if self._table is not None and pixels.ndim == 3:
-            mask = self._labels_of_colours(path, pixels)
-        else:
-            mask = self._labels_of_ids(path, to_label_ids(path, pixels, one_bit, self._table))
-        return mask if self.size is None else images.resize_mask(mask, self.size)
-
-    def _labels_of_ids(self, path, ids):
-        known = [*self.label_ids, *self._void_ids]
-        labels = [*range(self.num_classes), *(VOID for _ in self._void_ids)]
-        table = np.full(65536, -1, np.int16)
-        table[known] = labels
-        mask = table[ids]
-        if mask.min() < 0:
-            unknown = np.unique(ids[mask < 0]).tolist()
-            count = int((ids == unknown[0]).sum())
-            raise ValueError(
-                f"{path}: label {unknown[0]} in {count} pixels"
-                + (f" and {len(unknown) - 1} more unknown labels" if unknown[1:] else "")
-                + f"; expected label ids {listed(known)}"
-                + (" (the rows of classes.csv, counted from 0)" if self._table else "")
-            )
-        return mask.astype(np.uint8)
+    def _labels_of_rows(self, path, ids):
+        return self._labels_of_ids(path, ids, " (the rows of classes.csv, counted from 0)")
 
     def _colours(self):
         return None if self._table is None else tuple(row["colour"] for row in self._table)
@@ -194,12 +131,7 @@ class Folder(Dataset):
                 f"{nearest['colour']}, {nearest['name']}. Masks need exact colours: save them "
                 "without smoothing and lossless, or as label ids in one channel"
             )
-        return self._labels_of_ids(path, ids[place])
-
-    def _count(self):
-        masks = [(str(mask), *stamp(mask)) for _, mask in self.pairs]
-        key = ("pixels of items", masks, self.size, self.label_ids, self._void_ids, self._colours())
-        return caches.remember(key, super()._count)
+        return self._labels_of_rows(path, ids[place])
 
 
 def list_pairs(root, split):
@@ -211,62 +143,7 @@ def list_pairs(root, split):
             + (f"{' and '.join(there)}" if there else f"none of {', '.join(SPLITS)}")
             + f". Expected {split}/images and {split}/masks"
         )
-    image_paths = list_files(root, root / split / "images")
-    mask_paths = list_files(root, root / split / "masks")
-    if not image_paths and not mask_paths:
-        raise ValueError(f"{root / split / 'images'}: no files; expected images")
-    for some, others, kind, other in (
-        (image_paths, mask_paths, "image", "mask"),
-        (mask_paths, image_paths, "mask", "image"),
-    ):
-        alone = sorted(set(some) - set(others))
-        if alone:
-            more = f" (and {len(alone) - 1} more without)" if alone[1:] else ""
-            raise ValueError(
-                f"{some[alone[0]]}: no {other} for this {kind}{more}; expected "
-                f"{root / split / (other + 's') / alone[0]}.* with the same name before the suffix"
-            )
-    return [(image_paths[stem], mask_paths[stem]) for stem in sorted(image_paths)]
-
-
-def list_files(root, folder):
-    """Returns the files of a folder by stem. Hidden files and Thumbs.db are not looked at."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder")
-    inside(root, folder)
-    found = {}
-    with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            if entry.name.startswith(".") or entry.name == "Thumbs.db":
-                continue
-            path = folder / entry.name
-            if entry.is_symlink():
-                inside(root, path)
-            if not entry.is_file():
-                raise ValueError(f"{path}: not a file; expected nothing but files in {folder}")
-            if path.stem in found:
-                raise ValueError(
-                    f"{path}: two files of one name, the other is {found[path.stem]}; expected "
-                    "one, since images and masks are paired by the name before the suffix"
-                )
-            found[path.stem] = path
-    return found
-
-
-def inside(root, path):
-    """Returns `path` if it lies in `root`, links followed."""
-    if not path.resolve().is_relative_to(root):
-        raise ValueError(
-            f"{path}: a link to {path.resolve()}, outside of the data set {root}; copy the file "
-            "into the folder"
-        )
-    return path
-
-
-def stamp(path):
-    """Returns a file's size and time of change."""
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
+    return pair_files(root, root / split / "images", root / split / "masks")
 
 
 def count_label_ids(root):
@@ -302,6 +179,13 @@ def classes_of(ids):
     return [f"class {value}" for value in ids], ids, []
 
 
+def classes_of_table(table):
+    """Returns class names, colours, their label ids, and the ids of no class, of classes.csv."""
+    rows = [row for row in table if not row["ignore"]]
+    names, palette, label_ids = ([row[key] for row in rows] for key in ("name", "colour", "id"))
+    return names, palette, label_ids, [row["id"] for row in table if row["ignore"]]
+
+
 def to_label_ids(path, pixels, one_bit, table=None):
     """Returns the label ids `(height, width)` of a decoded mask, 0 to 65535."""
     if pixels.ndim == 3:
@@ -314,11 +198,7 @@ def to_label_ids(path, pixels, one_bit, table=None):
         pixels = pixels[..., 0]
     if one_bit and table is not None:
         return (pixels > 0).astype(np.uint8)
-    if pixels.dtype.itemsize > 2 and (pixels.min() < 0 or pixels.max() > 65535):
-        raise ValueError(
-            f"{path}: labels from {pixels.min()} to {pixels.max()}; expected 0 to 65535"
-        )
-    return pixels
+    return check_ids(path, pixels)
 
 
 def read_classes(path):
@@ -353,6 +233,32 @@ def read_classes(path):
     return rows
 
 
+def read_groups(path, stems):
+    """Reads groups.csv, the columns name and group: returns the group of each stem."""
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        try:
+            rows = list(csv.DictReader(file, skipinitialspace=True, strict=True))
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: not a table in UTF-8 with commas: {error}") from error
+    groups = {}
+    for line, row in enumerate(rows, start=2):
+        name, group = ((row.get(key) or "").strip() for key in ("name", "group"))
+        if not name or not group:
+            raise ValueError(
+                f"{path}, row {line}: found name {name!r} and group {group!r}; expected the "
+                "columns name,group and a value for each"
+            )
+        if groups.setdefault(name, group) != group:
+            raise ValueError(f"{path}, row {line}: {name} is also in group {groups[name]!r}")
+    alone = [stem for stem in stems if stem not in groups]
+    if alone:
+        raise ValueError(
+            f"{path}: no group for {alone[0]} (of {len(alone)} images without); expected a row "
+            "for each image, with its name before the suffix"
+        )
+    return [groups[stem] for stem in stems]
+
+
 def read_row(path, line, row):
     """Returns one row of classes.csv as name, colour, ignore and line."""
     if None in row or None in list(row.values())[:4]:
@@ -373,16 +279,3 @@ def read_row(path, line, row):
             f"{path}, line {line}: ignore is {row['ignore']!r}; expected yes or nothing"
         )
     return {"name": row["name"], "colour": tuple(colour), "ignore": ignore in YES, "line": line}
-
-
-def in_words(shape):
-    """Returns a shape as height x width."""
-    return f"{shape[0]} x {shape[1]}"
-
-
-def listed(numbers):
-    """Returns numbers in words, as a range where it is one."""
-    numbers = sorted(numbers)
-    if numbers == list(range(numbers[0], numbers[-1] + 1)):
-        return f"{numbers[0]} to {numbers[-1]}"
-    return ", ".join(map(str, numbers))

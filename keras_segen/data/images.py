@@ -10,19 +10,20 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
 GREY_MODES = ("L", "I", "I;16", "I;16B", "I;16L", "F")
 
 
-def read_image(path, channels=3):
+def read_image(path, channels=3, content=None):
     """Reads a photo as it is meant to be seen, turned as its EXIF orientation says.
 
     Alpha is dropped, palettes become their colours, grey is repeated to three channels, and
     colour becomes grey by luma (0.299 red, 0.587 green, 0.114 blue).
 
     Args:
-        path: a PNG, JPEG, TIFF, BMP or WebP file.
+        path: a PNG, JPEG, TIFF, BMP, WebP or GIF file.
         channels: int, 3 (RGB) or 1 (grey).
+        content: bytes of the file if they are at hand; `path` then only names it in errors.
 
     Returns:
         `(height, width, channels)`, uint8, or uint16 if the file has 16 bits per channel.
@@ -31,26 +32,21 @@ def read_image(path, channels=3):
         ValueError: if the file is no such image, is cut short, is too large to be a photo, has
             several pages, or holds 32-bit numbers.
     """
-    pixels, _ = decode(path)
+    pixels, _ = decode(path, content)
     if pixels.dtype not in (np.uint8, np.uint16):
         raise ValueError(
             f"{path}: an image of {pixels.dtype} numbers; expected 8 or 16 bits per channel. "
             "Scale it and save it again"
         )
-    if pixels.ndim == 2:
-        pixels = pixels[..., None]
-    if channels == 1 and pixels.shape[-1] == 3:
-        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[..., None]
-    if channels == 3 and pixels.shape[-1] == 1:
-        pixels = np.repeat(pixels, 3, axis=-1)
-    return np.ascontiguousarray(pixels)
+    return to_channels(pixels, channels)
 
 
-def read_mask(path):
+def read_mask(path, content=None):
     """Reads the labels or the colours of a mask.
 
     Args:
-        path: a PNG, TIFF, BMP or WebP file.
+        path: a PNG, TIFF, BMP, WebP or GIF file.
+        content: as in `read_image`.
 
     Returns:
         Integers `(height, width)` for a grey or palette file (the palette's indices), or uint8
@@ -59,15 +55,15 @@ def read_mask(path):
     Raises:
         ValueError: as `read_image`, and if the file is a JPEG.
     """
-    pixels, mode = decode(path, mask=True)
+    pixels, mode = decode(path, content, mask=True)
     if pixels.dtype.kind == "f":
         raise ValueError(f"{path}: a mask of {pixels.dtype} numbers; expected whole label ids")
     return pixels, mode == "1"
 
 
-def decode(path, mask=False):
+def decode(path, content=None, mask=False):
     """Returns the pixels of a file, `(height, width)` or RGB, and Pillow's name of its mode."""
-    data = Path(path).read_bytes()
+    data = Path(path).read_bytes() if content is None else content
     if not data:
         raise ValueError(f"{path}: the file is empty; expected an image")
     try:
@@ -83,7 +79,7 @@ def decode(path, mask=False):
     except Exception as error:  # what Pillow raises for damaged files has no common type
         raise ValueError(
             f"{path}: cannot be read as an image, it is damaged, cut short or of another type "
-            f"({error}); expected PNG, JPEG, TIFF, BMP or WebP"
+            f"({error}); expected PNG, JPEG, TIFF, BMP, WebP or GIF"
         ) from error
     if mask and file_format in ("JPEG", "MPO"):
         raise ValueError(f"{path}: the mask is a JPEG, which alters label ids; save it as PNG")
@@ -130,6 +126,20 @@ def decode_sixteen_bit_colour(path, data, grey):
         raise ValueError(f"{path}: cannot be read as a 16-bit image; save it as PNG")
     pixels = cv2.cvtColor(pixels[..., :3], cv2.COLOR_BGR2RGB)
     return pixels[..., 0] if grey else pixels
+
+
+def to_channels(image, channels):
+    """Returns an image `(height, width)`, or with 1 or 3 channels, with `channels` channels.
+
+    Grey is repeated, colour becomes grey by luma. uint8, uint16 or float32, as it was.
+    """
+    if image.ndim == 2:
+        image = image[..., None]
+    if channels == 1 and image.shape[-1] == 3:
+        image = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)[..., None]
+    if channels == 3 and image.shape[-1] == 1:
+        image = np.repeat(image, 3, axis=-1)
+    return np.ascontiguousarray(image)
 
 
 def resize_image(image, size):

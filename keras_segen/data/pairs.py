@@ -1,0 +1,254 @@
+"""Data sets whose items are an image and a mask on disk: reading, labels, caching, pairing."""
+
+import os
+
+import numpy as np
+
+from keras_segen import files
+from keras_segen.data import cache as caches
+from keras_segen.data import images
+from keras_segen.data.dataset import Dataset, check_channels, check_size
+
+VOID = 255  # the label of ignored pixels, in every data set of files that has any
+
+
+class Pairs(Dataset):
+    """Pairs of an image file and a mask file, read when their item is asked for.
+
+    Subclasses find the files and say which label ids are classes. Counts, and items with
+    `cache="disk"`, are kept in `keras_segen.data.cache.cache_folder()`; a file that has changed
+    since is read again.
+
+    Args:
+        name, split, class_names, palette: as in `Dataset`.
+        pairs: list of `(image path, mask path)`.
+        label_ids: sequence of int, the id that each class has in the mask files.
+        void_ids: sequence of int, the ids in the mask files that become `ignore_class`, 255.
+        size: int or `(height, width)` to resize to, or None to keep the files' own sizes.
+            Images shrink by area and grow bilinearly, masks take the nearest pixel.
+        channels: int, 3 (RGB) or 1 (grey).
+        cache: None, `"ram"` or `"disk"`: where decoded and resized items are kept.
+
+    Raises:
+        ValueError: if an argument is none of these, or, when an item is read, a file is damaged,
+            a mask has another size than its image, or a label is unknown.
+    """
+
+    def __init__(
+        self, name, split, pairs, class_names, palette, label_ids, void_ids, size, channels, cache
+    ):
+        if cache not in (None, "ram", "disk"):
+            raise ValueError(f"cache is {cache!r}, expected None, 'ram' or 'disk'")
+        self.size = None if size is None else check_size(size)
+        self.channels = check_channels(channels)
+        self.cache = cache
+        self.pairs = pairs
+        self._ram = {}
+        self._void_ids = tuple(void_ids)
+        super().__init__(
+            name,
+            split,
+            class_names,
+            palette,
+            VOID if self._void_ids else None,
+            label_ids,
+            None if self.size is None else (*self.size, self.channels),
+        )
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def __getstate__(self):
+        return self.__dict__ | {"_ram": {}}  # each worker process fills its own
+
+    def item_name(self, index):
+        return self.pairs[self._index(index)][0].stem
+
+    def read(self, index):
+        image, mask = self._cached(index) if self.cache else self._decode(index)
+        return images.to_float(image), mask.astype(np.int32)
+
+    def read_mask(self, index):
+        return self._decode_mask(index).astype(np.int32)
+
+    def _cached(self, index):
+        key = self._key(index)
+        if self.cache == "ram":
+            if self._ram.get(index, (None,))[0] != key:
+                self._ram[index] = key, *self._decode(index)
+            return self._ram[index][1:]
+        folder = caches.cache_folder() / "items"
+        paths = [folder / f"{caches.digest(key, part)}.npy" for part in ("image", "mask")]
+        try:
+            return [np.load(path, allow_pickle=False) for path in paths]
+        except (OSError, ValueError, EOFError):  # not there, or not whole
+            arrays = self._decode(index)
+        for path, array in zip(paths, arrays, strict=True):
+            with files.write_atomically(path) as temporary:
+                np.save(temporary, array)
+        return arrays
+
+    def _key(self, index):
+        """Returns all that item `index` depends on."""
+        return self._stamps(index), self.size, self.channels, self._translation()
+
+    def _stamps(self, index):
+        """Returns what changes when the files of item `index` do."""
+        return [(str(path), *stamp(path)) for path in self.pairs[index]]
+
+    def _translation(self):
+        """Returns all that the way from mask files to labels depends on."""
+        return self.label_ids, self._void_ids
+
+    def _file(self, index, kind):
+        """Returns path and content of a file of item `index`; kind 0 is the image, 1 the mask."""
+        path = self.pairs[index][kind]
+        return path, path.read_bytes()
+
+    def _decode(self, index):
+        """Returns image and mask as they are cached: uint8 or uint16, and uint8."""
+        path, content = self._file(index, 0)
+        image = images.read_image(path, self.channels, content)
+        mask = self._decode_mask(index, (path, image.shape[:2]))
+        if self.size is not None:
+            image = images.resize_image(image, self.size)
+        return image, mask
+
+    def _decode_mask(self, index, image=None):
+        path, content = self._file(index, 1)
+        pixels, one_bit = images.read_mask(path, content)
+        if image is not None and pixels.shape[:2] != image[1]:
+            raise ValueError(
+                f"{path}: the mask has {in_words(pixels.shape)} pixels, but its image "
+                f"{image[0]} has {in_words(image[1])} (turned as its EXIF "
+                "orientation says); expected the same"
+            )
+        mask = self._to_labels(path, pixels, one_bit)
+        return mask if self.size is None else images.resize_mask(mask, self.size)
+
+    def _to_labels(self, path, pixels, one_bit):
+        """Returns the labels uint8 `(height, width)` of a decoded mask file."""
+        if pixels.ndim == 3:
+            raise ValueError(
+                f"{path}: a mask of colours; expected label ids in one channel, "
+                f"{listed([*self.label_ids, *self._void_ids])}"
+            )
+        return self._labels_of_ids(path, pixels)
+
+    def _labels_of_ids(self, path, ids, hint=""):
+        known = [*self.label_ids, *self._void_ids]
+        table = np.full(65536, -1, np.int16)
+        table[known] = [*range(self.num_classes), *(VOID for _ in self._void_ids)]
+        mask = table[check_ids(path, ids)]
+        if mask.min() < 0:
+            unknown = np.unique(ids[mask < 0]).tolist()
+            count = int((ids == unknown[0]).sum())
+            raise ValueError(
+                f"{path}: label {unknown[0]} in {count} pixels"
+                + (f" and {len(unknown) - 1} more unknown labels" if unknown[1:] else "")
+                + f"; expected label ids {listed(known)}{hint}"
+            )
+        return mask.astype(np.uint8)
+
+    def _count(self):
+        masks = [self._stamps(index)[-1] for index in range(len(self))]
+        key = ("pixels of items", masks, self.size, self._translation())
+        return caches.remember(key, super()._count)
+
+
+def pair_files(root, image_folder, mask_folder):
+    """Returns the pairs (image, mask) of equal names before the suffix, in the order of these."""
+    image_paths, mask_paths = list_files(root, image_folder), list_files(root, mask_folder)
+    if not image_paths and not mask_paths:
+        raise ValueError(f"{image_folder}: no files; expected images")
+    for some, others, kind, other, folder in (
+        (image_paths, mask_paths, "image", "mask", mask_folder),
+        (mask_paths, image_paths, "mask", "image", image_folder),
+    ):
+        alone = sorted(set(some) - set(others))
+        if alone:
+            more = f" (and {len(alone) - 1} more without)" if alone[1:] else ""
+            raise ValueError(
+                f"{some[alone[0]]}: no {other} for this {kind}{more}; expected "
+                f"{folder / alone[0]}.* with the same name before the suffix"
+            )
+    return [(image_paths[stem], mask_paths[stem]) for stem in sorted(image_paths)]
+
+
+def list_files(root, folder):
+    """Returns the files of a folder by stem. Hidden files and Thumbs.db are not looked at."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    inside(root, folder)
+    found = {}
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.name.startswith(".") or entry.name == "Thumbs.db":
+                continue
+            path = folder / entry.name
+            if entry.is_symlink():
+                inside(root, path)
+            if not entry.is_file():
+                raise ValueError(f"{path}: not a file; expected nothing but files in {folder}")
+            if path.stem in found:
+                raise ValueError(
+                    f"{path}: two files of one name, the other is {found[path.stem]}; expected "
+                    "one, since images and masks are paired by the name before the suffix"
+                )
+            found[path.stem] = path
+    return found
+
+
+def inside(root, path):
+    """Returns `path` if it lies in `root`, links followed."""
+    if not path.resolve().is_relative_to(root):
+        raise ValueError(
+            f"{path}: a link to {path.resolve()}, outside of the data set {root}; copy the file "
+            "into the folder"
+        )
+    return path
+
+
+def require_files(paths, kind, source):
+    """Raises if files of a published data set are missing, and says which and where they are from.
+
+    Args:
+        paths: list of `pathlib.Path`, the files that belong to the split.
+        kind: str, what they are, such as `"masks"`.
+        source: str, a sentence on where one gets them.
+
+    Raises:
+        FileNotFoundError: it names the first missing file and the number of all.
+    """
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{missing[0]}: no such file; {len(missing)} of {len(paths)} {kind} are missing. "
+            f"{source}"
+        )
+
+
+def stamp(path):
+    """Returns a file's size and time of change."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def check_ids(path, ids):
+    """Returns the ids of a mask if they are 0 to 65535."""
+    if ids.dtype.itemsize > 2 and (ids.min() < 0 or ids.max() > 65535):
+        raise ValueError(f"{path}: labels from {ids.min()} to {ids.max()}; expected 0 to 65535")
+    return ids
+
+
+def in_words(shape):
+    """Returns a shape as height x width."""
+    return f"{shape[0]} x {shape[1]}"
+
+
+def listed(numbers):
+    """Returns numbers in words, as a range where it is one."""
+    numbers = sorted(numbers)
+    if numbers == list(range(numbers[0], numbers[-1] + 1)):
+        return f"{numbers[0]} to {numbers[-1]}"
+    return ", ".join(map(str, numbers))
