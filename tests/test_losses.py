@@ -386,7 +386,6 @@ def test_fit_stops_at_a_label_out_of_range():
         (np.zeros((2, 4, 6, 3), "int32"), np.zeros((2, 4, 6, 3)), r"\(2, 4, 6, 3\)"),
         (np.zeros((2, 4, 5), "int32"), np.zeros((2, 4, 6, 3)), r"\(2, 4, 5\).*\(2, 4, 6, 3\)"),
         (np.zeros((2, 4), "int32"), np.zeros((2, 4, 3)), r"\(2, 4\).*\(2, 4, 3\)"),
-        (np.zeros((2, 4, 6), "int32"), np.zeros((2, 4, 6, 1)), "num_classes=2"),
     ],
 )
 def test_losses_reject_masks_and_logits_that_do_not_fit(masks, logits, message):

@@ -1,0 +1,212 @@
+"""What all losses share: masks checked, void left out, weights, sums of losses."""
+
+import math
+
+import keras
+from keras import ops
+
+from keras_segen import backend
+
+# Powers are kept from closer to 0; about the resolution of float32 at 1.
+TINY = 1e-7
+
+
+class SegmentationLoss(keras.losses.Loss):
+    """What the losses of this file share; a loss defines `batch_loss`.
+
+    Keras' own base class asks for a loss per pixel and takes the mean. Here a loss sees the whole
+    batch at once, since its mean is over the pixels that count.
+
+    Args:
+        ignore_class: int or None, the label of the pixels that are left out.
+        class_weights: None or one number per class, not negative.
+        name: str.
+
+    Raises:
+        ValueError: when a class weight is negative or not finite; at the first call, when
+            `class_weights` has not one number per class.
+    """
+
+    def __init__(self, ignore_class=None, class_weights=None, name=None):
+        super().__init__(name=name, dtype="float32")
+        if class_weights is not None:
+            class_weights = tuple(float(weight) for weight in class_weights)
+            if not all(math.isfinite(weight) and weight >= 0 for weight in class_weights):
+                raise ValueError(
+                    f"class_weights must be finite and not negative; found {class_weights}."
+                )
+        self.ignore_class = ignore_class
+        self.class_weights = class_weights
+
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        """Returns the loss of a batch.
+
+        Args:
+            y_true: class ids, integers `(batch, height, width)` or `(batch, height, width, 1)`.
+            y_pred: logits, `(batch, height, width, num_classes)`, or `(batch, height, width, 1)`
+                for masks of 0 and 1.
+            sample_weight: None, or a weight per image `(batch,)` or per pixel
+                `(batch, height, width)`, `(batch, height, width, 1)`.
+
+        Returns:
+            A float32 tensor without dimensions.
+
+        Raises:
+            ValueError: when the shapes do not fit, when the masks are not integers, or when a
+                mask holds a label that is neither a class nor `ignore_class`. (For a label in a
+                compiled TensorFlow graph: `tf.errors.InvalidArgumentError`.)
+        """
+        logits = ops.cast(y_pred, "float32")
+        labels, valid = labels_and_valid(y_true, logits.shape, self.ignore_class)
+        self.check_channels(logits.shape[-1])
+        weights = ops.cast(valid, "float32")
+        if sample_weight is not None:
+            weights = weights * pixel_weights(sample_weight)
+        return self.batch_loss(labels, valid, weights, logits)
+
+    def check_channels(self, num_channels):
+        num_classes = max(num_channels, 2)
+        if self.class_weights is not None and len(self.class_weights) != num_classes:
+            raise ValueError(
+                f"class_weights has {len(self.class_weights)} numbers, but the logits have "
+                f"{num_classes} classes: give one number per class."
+            )
+
+    def __add__(self, other):
+        if not isinstance(other, SegmentationLoss):
+            return NotImplemented
+        return SumOfLosses([*terms_of(self), *terms_of(other)])
+
+    def __mul__(self, factor):
+        if not isinstance(factor, (int, float)):
+            return NotImplemented
+        return SumOfLosses([(factor * weight, loss) for weight, loss in terms_of(self)])
+
+    __rmul__ = __mul__
+
+    def get_config(self):
+        return {
+            "ignore_class": self.ignore_class,
+            "class_weights": self.class_weights,
+            "name": self.name,
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_segen")
+class SumOfLosses(SegmentationLoss):
+    """What `CrossEntropy() + 0.5 * Dice()` gives: losses, each times a number, summed.
+
+    Args:
+        terms: list of pairs `(weight, loss)`.
+        name: str.
+    """
+
+    def __init__(self, terms, name="sum_of_losses"):
+        super().__init__(name=name)
+        self.terms = [tuple(term) for term in terms]
+
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        return sum(weight * loss(y_true, y_pred, sample_weight) for weight, loss in self.terms)
+
+    def get_config(self):
+        terms = [[weight, keras.saving.serialize_keras_object(loss)] for weight, loss in self.terms]
+        return {"terms": terms, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config):
+        terms = [
+            (weight, keras.saving.deserialize_keras_object(loss))
+            for weight, loss in config["terms"]
+        ]
+        return cls(terms, config["name"])
+
+
+def terms_of(loss):
+    return loss.terms if isinstance(loss, SumOfLosses) else [(1.0, loss)]
+
+
+def two_or_more(logits):
+    """Turns logits of one channel, z, to the two logits (0, z); leaves others as they are."""
+    if logits.shape[-1] > 1:
+        return logits
+    return ops.concatenate([ops.zeros_like(logits), logits], axis=-1)
+
+
+def labels_and_valid(y_true, logits_shape, ignore_class):
+    """Checks masks against the shape of their logits and splits them in labels and validity.
+
+    Args:
+        y_true: class ids, integers `(batch, height, width)` or `(batch, height, width, 1)`.
+        logits_shape: `(batch, height, width, num_classes)`, with 1 channel for two classes;
+            sizes may be None in a graph.
+        ignore_class: int or None.
+
+    Returns:
+        labels: int32 `(batch, height, width)`, in `0 .. num_classes - 1`, 0 at ignored pixels.
+        valid: bool `(batch, height, width)`, False at ignored pixels.
+
+    Raises:
+        ValueError: when the shapes do not fit, the masks are not integers, or a label is out of
+            range (see `backend.check` for what the last one becomes in a compiled graph).
+    """
+    labels = ops.convert_to_tensor(y_true)
+    dtype = keras.backend.standardize_dtype(labels.dtype)
+    if "int" not in dtype and dtype != "bool":
+        raise ValueError(
+            f"Masks hold class ids and must be integers; found {dtype} of shape "
+            f"{tuple(labels.shape)}. One-hot masks: use masks.argmax(-1); ids: "
+            "masks.astype('int32')."
+        )
+    if len(labels.shape) == 4 and labels.shape[-1] == 1:
+        labels = labels[..., 0]
+    shapes_fit = (
+        len(labels.shape) == 3
+        and len(logits_shape) == 4
+        and all(
+            found is None or expected is None or found == expected
+            for found, expected in zip(labels.shape, logits_shape[:3], strict=True)
+        )
+    )
+    if not shapes_fit:
+        raise ValueError(
+            "Expected masks (batch, height, width) and logits (batch, height, width, num_classes) "
+            f"of the same size; found masks {tuple(labels.shape)} and logits "
+            f"{tuple(logits_shape)}."
+        )
+    num_classes = max(logits_shape[-1], 2)  # one channel is the logit of class 1 of two
+
+    labels = ops.cast(labels, "int32")
+    if ignore_class is None:
+        valid = ops.ones_like(labels, dtype="bool")
+    else:
+        valid = labels != ignore_class
+        labels = ops.where(valid, labels, 0)
+    in_range = ops.logical_and(ops.min(labels) >= 0, ops.max(labels) < num_classes)
+    backend.check(
+        in_range,
+        f"A mask holds a label that is not in 0..{num_classes - 1}, the {num_classes} classes of "
+        f"the logits (ignore_class={ignore_class}). Look at the labels with "
+        "numpy.unique(masks); a void label such as 255 must be given as ignore_class.",
+    )
+    # In a graph nothing orders the check before what uses the labels. Clipped, they cannot make
+    # a lookup fail first, with a message that helps nobody.
+    return ops.clip(labels, 0, num_classes - 1), valid
+
+
+def pixel_weights(sample_weight):
+    """Brings sample weights `(batch,)` or `(batch, height, width[, 1])` to 3 dimensions, float32.
+
+    Raises:
+        ValueError: when they have another number of dimensions.
+    """
+    weights = ops.cast(sample_weight, "float32")
+    if len(weights.shape) == 4 and weights.shape[-1] == 1:
+        return weights[..., 0]
+    if len(weights.shape) == 3:
+        return weights
+    if len(weights.shape) == 1 or (len(weights.shape) == 2 and weights.shape[1] == 1):
+        return ops.reshape(weights, (-1, 1, 1))
+    raise ValueError(
+        "sample_weight is one number per image (batch,) or per pixel (batch, height, width); "
+        f"found shape {tuple(weights.shape)}."
+    )
