@@ -17,31 +17,40 @@ if keras.backend.backend() == "tensorflow":
         bincount,
         check,
         infer,
+        input_gradient,
         make_loader,
+        minimize,
         peak_device_memory,
         save_model,
         settings,
         synchronize,
+        uniform,
     )
 else:
     from keras_segen.backend.torch import (
         bincount,
         check,
         infer,
+        input_gradient,
         make_loader,
+        minimize,
         peak_device_memory,
         save_model,
         settings,
         synchronize,
+        uniform,
     )
 
 __all__ = [
     "bincount",
     "check",
     "infer",
+    "input_gradient",
     "make_loader",
+    "minimize",
     "peak_device_memory",
     "save_model",
     "settings",
     "synchronize",
+    "uniform",
 ]

@@ -29,6 +29,72 @@ def bincount(bins, num_bins, weights=None):
     return tf.math.unsorted_segment_sum(weights, bins, num_bins)
 
 
+def minimize(loss_fn, variables, optimizer):
+    """Takes one optimizer step on some variables; all others stay as they are.
+
+    Args:
+        loss_fn: `callable() -> (loss, results)`: a tensor without dimensions, and any structure
+            of tensors that the caller wants to see. It may itself minimize something else.
+        variables: list of `keras.Variable`, those to move.
+        optimizer: a built `keras.optimizers.Optimizer`; it may scale the loss, accumulate
+            gradients or clip them.
+
+    Returns:
+        What `loss_fn` returned, before the step, without its gradients.
+    """
+    values = [variable.value for variable in variables]
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(values)
+        loss, results = loss_fn()
+        # Keras' optimizers for TensorFlow sum the gradients of the replicas.
+        scaled = optimizer.scale_loss(loss / tf.distribute.get_strategy().num_replicas_in_sync)
+    optimizer.apply(tape.gradient(scaled, values), variables)
+    return loss, results
+
+
+def input_gradient(fn, x):
+    """Differentiates `sum(fn(x))` by `x`; the result can be differentiated again.
+
+    Args:
+        fn: callable from a tensor to a tensor.
+        x: a float tensor.
+
+    Returns:
+        outputs: `fn(x)`.
+        gradient: a tensor of the shape of `x`.
+    """
+    x = tf.stop_gradient(x)
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(x)
+        outputs = fn(x)
+        total = tf.reduce_sum(outputs)
+    return outputs, tape.gradient(total, x)
+
+
+def uniform(key, step, first_row, shape):
+    """Draws uniform random numbers that are a function of the arguments, bit by bit.
+
+    Args:
+        key: int in [0, 2**64), names the stream.
+        step: integer, a number or a tensor: which part of the stream.
+        first_row: integer, a number or a tensor; row `r` of the result is row `first_row + r` of
+            the step, however many rows are drawn at once.
+        shape: `(rows, columns)`; columns is a multiple of 4, rows may be a tensor.
+
+    Returns:
+        float32 `(rows, columns)` in (0, 1): multiples of 2**-24, equal on every framework.
+    """
+    counter = tf.stack([tf.cast(first_row, tf.int64) * (shape[1] // 4), tf.cast(step, tf.int64)])
+    bits = tf.raw_ops.StatelessRandomUniformFullIntV2(
+        shape=tf.stack(shape),
+        key=tf.constant([key], tf.uint64),
+        counter=tf.cast(counter, tf.uint64),
+        alg=1,  # Philox
+        dtype=tf.int32,
+    )
+    return (tf.cast(tf.bitwise.bitwise_and(bits, 0x7FFFFF), tf.float32) + 0.5) * 2**-23
+
+
 def make_loader(batches):
     """Makes a `tf.data.Dataset` of the batches of a `keras_segen.data.loader.Batches`.
 

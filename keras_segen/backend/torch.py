@@ -1,9 +1,12 @@
 """The seam on PyTorch: see `tensorflow.py` for the same functions on TensorFlow."""
 
 import keras
+import numpy as np
 import torch
 from keras.src.backend.torch import nn as keras_nn
 from keras.src.utils.module_utils import tensorflow as tensorflow_if_imported
+
+from keras_segen.backend.philox import philox
 
 
 def _drop_copies_around_convolutions():
@@ -52,6 +55,65 @@ def bincount(bins, num_bins, weights=None):
     # Not `torch.bincount`: it sums weights as float64, which Apple's GPUs do not have.
     totals = torch.zeros(num_bins, dtype=torch.int64, device=bins.device)
     return totals.index_add_(0, bins, weights)
+
+
+def minimize(loss_fn, variables, optimizer):
+    """Takes one optimizer step on some variables; all others stay as they are.
+
+    Args:
+        loss_fn: `callable() -> (loss, results)`: a tensor without dimensions, and any structure
+            of tensors that the caller wants to see. It may itself minimize something else.
+        variables: list of `keras.Variable`, those to move.
+        optimizer: a built `keras.optimizers.Optimizer`; it may scale the loss, accumulate
+            gradients or clip them.
+
+    Returns:
+        What `loss_fn` returned, before the step, without its gradients.
+    """
+    loss, results = loss_fn()
+    # Not `backward()`: that also fills the gradients of the variables that stay.
+    gradients = torch.autograd.grad(
+        optimizer.scale_loss(loss), [variable.value for variable in variables], allow_unused=True
+    )
+    with torch.no_grad():
+        optimizer.apply(list(gradients), variables)
+    return keras.tree.map_structure(torch.detach, (loss, results), none_is_leaf=False)
+
+
+def input_gradient(fn, x):
+    """Differentiates `sum(fn(x))` by `x`; the result can be differentiated again.
+
+    Args:
+        fn: callable from a tensor to a tensor.
+        x: a float tensor.
+
+    Returns:
+        outputs: `fn(x)`.
+        gradient: a tensor of the shape of `x`.
+    """
+    x = x.detach().requires_grad_(True)
+    outputs = fn(x)
+    (gradient,) = torch.autograd.grad(outputs.sum(), x, create_graph=True)
+    return outputs, gradient
+
+
+def uniform(key, step, first_row, shape):
+    """Draws uniform random numbers that are a function of the arguments, bit by bit.
+
+    Args:
+        key: int in [0, 2**64), names the stream.
+        step: integer, a number or a tensor: which part of the stream.
+        first_row: integer, a number or a tensor; row `r` of the result is row `first_row + r` of
+            the step, however many rows are drawn at once.
+        shape: `(rows, columns)`; columns is a multiple of 4, rows may be a tensor.
+
+    Returns:
+        float32 `(rows, columns)` in (0, 1): multiples of 2**-24, equal on every framework.
+    """
+    blocks = shape[1] // 4
+    bits = philox(key, (int(first_row) * blocks, int(step)), int(shape[0]) * blocks)
+    values = ((bits & 0x7FFFFF).astype("float32") + np.float32(0.5)) * np.float32(2**-23)
+    return keras.ops.convert_to_tensor(values.reshape(-1, shape[1]))
 
 
 class _Epochs(torch.utils.data.IterableDataset):
