@@ -103,9 +103,10 @@ class Experiment:
         if self.class_weights != "none" and self.loss == "dice":
             raise ValueError("class_weights weigh the cross-entropy, and the loss is 'dice'.")
         data.Augment.parse(self.augment)
-        if self.data.startswith("folder:"):  # so that a run resumes from anywhere
-            path = Path(self.data.removeprefix("folder:")).expanduser().resolve()
-            object.__setattr__(self, "data", f"folder:{path}")
+        name, colon, path = self.data.partition(":")
+        if path:  # so that a run resumes from anywhere
+            path = Path(path).expanduser().resolve()
+            object.__setattr__(self, "data", f"{name}{colon}{path}")
         if self.start_from is not None:
             object.__setattr__(self, "start_from", str(Path(self.start_from).resolve()))
 
