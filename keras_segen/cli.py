@@ -42,7 +42,7 @@ Backend = Annotated[
 
 # What the command line says of each field of an Experiment.
 HELP = {
-    "data": "Data set: shapes or folder:PATH.",
+    "data": "Data set: a name that `keras-segen datasets` lists, such as folder:PATH.",
     "filters": "Channels per level, such as 16,32,64.",
     "image_size": "HEIGHTxWIDTH that images are brought to, such as 176x240.",
     "channels": "1 for grey images, 3 for RGB.",
