@@ -1,7 +1,11 @@
 """Data sets: images with masks, in NumPy, for any backend."""
 
+import inspect
+
 from keras_segen.data.arrays import arrays
 from keras_segen.data.augment import Augment
+from keras_segen.data.camvid import CamVid
+from keras_segen.data.cityscapes import Cityscapes
 from keras_segen.data.dataset import SPLITS, Dataset
 from keras_segen.data.folder import Folder
 from keras_segen.data.imbalance import (
@@ -12,14 +16,18 @@ from keras_segen.data.imbalance import (
     repeat_factors,
 )
 from keras_segen.data.shapes import Shapes
+from keras_segen.data.voc import VOC2012
 
 __all__ = [
     "DATASETS",
     "SPLITS",
     "Augment",
+    "CamVid",
+    "Cityscapes",
     "Dataset",
     "Folder",
     "Shapes",
+    "VOC2012",
     "arrays",
     "class_frequencies",
     "effective_number_weights",
@@ -29,44 +37,59 @@ __all__ = [
     "repeat_factors",
 ]
 
-DATASETS = {
-    "shapes": "drawn scenes of discs, boxes, triangles, stars and rings; no download, any size",
-    "folder:PATH": "PATH/{train,val,test}/{images,masks}, by file name; classes.csv optional",
-}
+# What one writes, the class that it loads, and what it is. CAPITALS stand for the user's path.
+_TABLE = (
+    ("shapes", Shapes, "drawn scenes of discs, boxes, triangles, stars, rings; no download"),
+    ("folder:PATH", Folder, "PATH/{train,val,test}/{images,masks}, by file name"),
+    ("camvid:PATH", CamVid, "road scenes, 11 classes; fetched by hand"),
+    ("cityscapes:PATH", Cityscapes, "street scenes, 19 classes; fetched by hand"),
+    ("voc2012:PATH", VOC2012, "photos of 20 kinds of objects; fetched by hand"),
+)
+DATASETS = {usage: text for usage, _, text in _TABLE}
 
 
-def load(name, split="train", size=None, channels=3, cache=None):
+def load(name, split="train", size=None, channels=None, cache=None):
     """Loads a data set by its name.
 
     Args:
-        name: str, `"shapes"` or `"folder:PATH"`, see `DATASETS`.
+        name: str, a name out of `DATASETS`, with a path in place of the capitals, such as
+            `"shapes"` or `"folder:photos"`.
         split: str, `"train"`, `"val"` or `"test"`.
-        size: int or `(height, width)` in pixels, or None: 64 for shapes, the files' own size
-            for a folder.
-        channels: int, 3 (RGB) or 1 (grey).
-        cache: None, `"ram"` or `"disk"`: where a folder keeps its decoded and resized items.
-            Shapes are drawn, not read, and take None only.
+        size: int or `(height, width)` in pixels, or None for the data set's own: 64 for shapes,
+            the files' own sizes for images on disk.
+        channels: int, 3 (RGB) or 1 (grey); None is RGB, or what arrays hold.
+        cache: None, `"ram"` or `"disk"`: where decoded and resized files are kept. What is no
+            file takes None only.
 
     Returns:
-        A `Dataset`.
+        A `Dataset` (images with masks) or `Pictures` (images with labels).
 
     Raises:
         ValueError: if the name, the split or another argument is not one of these, or the
-            folder's files do not make a data set.
-        FileNotFoundError: if the folder or the split does not exist.
+            files do not make a data set.
+        FileNotFoundError: if files or folders are missing.
 
     Example:
 
     >>> load("shapes", "val", size=32)[0][0].shape
     (32, 32, 3)
     """
-    if name == "shapes":
-        if cache is not None:
-            raise ValueError(
-                f"shapes are drawn, not read, and cannot be cached; found cache={cache!r}, "
-                "expected cache=None"
-            )
-        return Shapes(split, size=64 if size is None else size, channels=channels)
-    if isinstance(name, str) and name.startswith("folder:") and name != "folder:":
-        return Folder(name.removeprefix("folder:"), split, size, channels, cache)
+    kind, path = _find(name)
+    options = {"split": split, "size": size, "channels": channels, "cache": cache, "path": path}
+    options = {option: value for option, value in options.items() if value is not None}
+    if "cache" in options and "cache" not in inspect.signature(kind).parameters:
+        raise ValueError(
+            f"{name} is not read from image files and cannot be cached; found cache={cache!r}, "
+            "expected cache=None"
+        )
+    return kind(**options)
+
+
+def _find(name):
+    """Returns the class and the path (or None) that a name stands for."""
+    word, colon, path = name.partition(":") if isinstance(name, str) else (name, "", "")
+    for usage, kind, _ in _TABLE:
+        known, needs_path, _ = usage.partition(":")
+        if word == known and bool(needs_path) == bool(colon) == bool(path):
+            return kind, path or None
     raise ValueError(f"no data set is named {name!r}; expected one of {', '.join(DATASETS)}")
