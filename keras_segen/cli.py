@@ -43,13 +43,19 @@ Backend = Annotated[
 # What the command line says of each field of an Experiment.
 HELP = {
     "data": "Data set: a name that `keras-segen datasets` lists, such as folder:PATH.",
-    "filters": "Channels per level, such as 16,32,64.",
+    "filters": "Channels per level, such as 16,32,64; without it, what suits a laptop.",
+    "encoder": "none, vgg16, resnet50, mobilenet_v2, efficientnet_v2_b0 or efficientnet_lite0.",
+    "encoder_weights": "imagenet or none: what the encoder starts from.",
+    "stride": "8, 16 or 32: the finest features that fcn labels.",
+    "dropout": "Share of values that unet and fcn drop in training.",
     "image_size": "HEIGHTxWIDTH that images are brought to, such as 176x240.",
     "channels": "1 for grey images, 3 for RGB.",
     "batch_size": "Images per step.",
     "epochs": "Passes over the training split.",
     "optimizer": "adam, adamw or sgd.",
     "learning_rate": "Learning rate at the start.",
+    "freeze_epochs": "Epochs at the start in which the encoder is frozen.",
+    "fine_tune_rate": "Learning rate after those; without it, a tenth of the other.",
     "schedule": "constant or cosine.",
     "weight_decay": "Weight decay of adamw.",
     "loss": "cross_entropy, dice or cross_entropy+dice.",
@@ -59,7 +65,7 @@ HELP = {
     "seed": "Seed of weights, order and augmentation.",
     "workers": "Processes that prepare batches; 0 for a thread.",
     "cache": "none, ram or disk: where decoded images are kept.",
-    "start_from": "A run folder whose best model gives the first weights.",
+    "start_from": "A run folder whose best model gives the first weights of the same layers.",
 }
 
 
@@ -76,10 +82,8 @@ def takes_experiment(command):
         if field.name == "model":
             continue
         kind, default = type(field.default), field.default
-        if field.name == "filters":
-            kind, default = str, ",".join(map(str, field.default))
         if default is None:
-            kind = str | None
+            kind = float | None if field.name == "fine_tune_rate" else str | None
         annotation = Annotated[kind, typer.Option(help=HELP[field.name])]
         added.append(
             inspect.Parameter(
@@ -90,7 +94,8 @@ def takes_experiment(command):
     @functools.wraps(command)
     def wrapper(**values):
         fields = {parameter.name: values.pop(parameter.name) for parameter in added}
-        fields["filters"] = _numbers("--filters", fields["filters"], r"\d+(,\d+)*", ",")
+        if fields["filters"] is not None:
+            fields["filters"] = _numbers("--filters", fields["filters"], r"\d+(,\d+)*", ",")
         if fields["image_size"] is not None:
             size = _numbers("--image-size", fields["image_size"], r"\d+x\d+", "x")
             fields["image_size"] = size
@@ -205,18 +210,22 @@ def evaluate(
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     backend: Backend = None,
 ):
-    """Evaluate the best model of a run on a split; writes evaluation-SPLIT.json."""
+    """Evaluate the best model of a run on a split; writes evaluation-SPLIT.json, .csv, .html."""
     _use(backend)
     from keras_segen import evaluation
 
     result = evaluation.evaluate(run, split)
-    table = rich.table.Table("class", "IoU")
-    for name, iou in result["class_iou"].items():
-        table.add_row(name, "absent" if iou is None else f"{iou:.4f}")
+    columns = evaluation.CLASS_FIGURES
+    table = rich.table.Table("class", *columns.values())
+    for name in result["class_iou"]:
+        values = [result[f"class_{key}"][name] for key in columns]
+        table.add_row(name, *("–" if value is None else f"{value:.4f}" for value in values))
     console.print(table)
-    for key in ("mean_iou", "mean_dice", "pixel_accuracy"):
+    means = [f"mean_{key}" for key in columns]
+    for key in (*means, "pixel_accuracy", "expected_calibration_error"):
         console.print(f"{key} {result[key]:.4f}")
     console.print(f"{result['images']} images of {split}, on {result['backend']}")
+    console.print(f"The worst images and more: {run / f'evaluation-{split}.html'}", soft_wrap=True)
 
 
 @app.command()

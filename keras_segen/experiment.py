@@ -1,7 +1,6 @@
 """What to train: model, data, recipe and seed, as plain values that go to JSON and back."""
 
 import dataclasses
-import functools
 import inspect
 import json
 import math
@@ -17,6 +16,33 @@ OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "cosine")
 CLASS_WEIGHTS = ("none", "median_frequency")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
+ENCODERS = ("none", "vgg16", "resnet50", "mobilenet_v2", "efficientnet_v2_b0", "efficientnet_lite0")
+ENCODER_WEIGHTS = ("imagenet", "none")
+STRIDES = (8, 16, 32)
+
+# Channels that a laptop trains in reasonable time, by model, without and with an encoder.
+FILTERS = {
+    "unet": ((16, 32, 64, 128), (16, 24, 40, 80, 112)),
+    "plain_unet": ((16, 32, 64, 128), None),
+    "fcn": ((16, 32, 64, 128, 128, 512), (256,)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """Epochs that are trained with one optimizer.
+
+    Args:
+        first: int, the first epoch, counted from 0.
+        end: int, the epoch after the last one.
+        frozen: bool, whether the encoder's weights stay as they are.
+        learning_rate: float, at the start.
+    """
+
+    first: int
+    end: int
+    frozen: bool
+    learning_rate: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,15 +52,23 @@ class Experiment:
     Args:
         model: str, a name out of `keras_segen.segmentation.MODELS`.
         data: str, a data set as `keras_segen.data.load` takes it: `"shapes"`, `"folder:PATH"`.
-        filters: tuple of int, channels per level of the network. The default is made for a
-            laptop; the paper's U-Net has (64, 128, 256, 512, 1024).
+        filters: tuple of int, channels as the model's `filters` argument takes them. None is made
+            for a laptop: `FILTERS`; the paper's U-Net has (64, 128, 256, 512, 1024).
+        encoder: str, one of `ENCODERS`: a pretrained encoder for `unet` or `fcn`.
+        encoder_weights: str, one of `ENCODER_WEIGHTS`: what the encoder starts from.
+        stride: int, one of `STRIDES`: the finest features that `fcn` labels.
+        dropout: float, the share of values that `unet` or `fcn` drops in training.
         image_size: `(height, width)` that images are brought to; None for the data set's own.
         channels: int, 1 for grey images or 3 for RGB.
         batch_size: int.
         epochs: int.
         optimizer: str, one of `OPTIMIZERS`.
         learning_rate: float, at the start.
-        schedule: str, one of `SCHEDULES`; the cosine ends at 0 after the last epoch.
+        freeze_epochs: int, epochs at the start in which the encoder is frozen; then all of the
+            network is trained, by a new optimizer.
+        fine_tune_rate: float, the learning rate after those; None for a tenth of `learning_rate`.
+        schedule: str, one of `SCHEDULES`; the cosine ends at 0 after the last epoch, and also
+            after the last one with a frozen encoder.
         weight_decay: float; only for AdamW.
         loss: str, one of `LOSSES`.
         class_weights: str, one of `CLASS_WEIGHTS`; they weigh the cross-entropy.
@@ -44,7 +78,8 @@ class Experiment:
         seed: int, for initial weights, order and augmentation.
         workers: int, processes that prepare batches; 0 for a thread.
         cache: str, `"none"`, `"ram"` or `"disk"`: where decoded images are kept.
-        start_from: path of a run folder whose best model gives the first weights, in place of
+        start_from: path of a run folder whose best model gives the first weights of all layers
+            that it has in common with this network (`segmentation.take_weights`), in place of
             the seed; None for the seed.
 
     Raises:
@@ -53,13 +88,19 @@ class Experiment:
 
     model: str = "unet"
     data: str = "shapes"
-    filters: tuple = (16, 32, 64, 128)
+    filters: tuple | None = None
+    encoder: str = "none"
+    encoder_weights: str = "imagenet"
+    stride: int = 8
+    dropout: float = 0.0
     image_size: tuple | None = None
     channels: int = 3
     batch_size: int = 16
     epochs: int = 5
     optimizer: str = "adam"
     learning_rate: float = 1e-3
+    freeze_epochs: int = 0
+    fine_tune_rate: float | None = None
     schedule: str = "constant"
     weight_decay: float = 0.0
     loss: str = "cross_entropy"
@@ -78,6 +119,9 @@ class Experiment:
             "loss": LOSSES,
             "class_weights": CLASS_WEIGHTS,
             "precision": PRECISIONS,
+            "encoder": ENCODERS,
+            "encoder_weights": ENCODER_WEIGHTS,
+            "stride": STRIDES,
             "channels": (1, 3),
             "cache": ("none", "ram", "disk"),
         }
@@ -93,6 +137,9 @@ class Experiment:
                 raise ValueError(f"{field} is {getattr(self, field)}, expected 1 or more.")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise ValueError(f"learning_rate is {self.learning_rate}, expected more than 0.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}, expected at least 0 and below 1.")
+        self._check_encoder()
         if self.weight_decay < 0:
             raise ValueError(f"weight_decay is {self.weight_decay}, expected 0 or more.")
         if self.weight_decay and self.optimizer != "adamw":
@@ -109,6 +156,48 @@ class Experiment:
             object.__setattr__(self, "data", f"{name}{colon}{path}")
         if self.start_from is not None:
             object.__setattr__(self, "start_from", str(Path(self.start_from).resolve()))
+
+    def _check_encoder(self):
+        """Checks what belongs to a pretrained encoder."""
+        if self.encoder != "none" and self.channels != 3:
+            raise ValueError(
+                f"Encoder {self.encoder!r} takes RGB: use channels=3, also for grey images."
+            )
+        if not 0 <= self.freeze_epochs <= self.epochs:
+            raise ValueError(
+                f"freeze_epochs is {self.freeze_epochs}, expected 0 to {self.epochs}, the epochs."
+            )
+        if self.freeze_epochs and self.encoder == "none":
+            raise ValueError(
+                f"freeze_epochs is {self.freeze_epochs}, but there is no encoder to freeze."
+            )
+        if self.freeze_epochs and self.encoder_weights == "none" and self.start_from is None:
+            raise ValueError(
+                f"freeze_epochs is {self.freeze_epochs}, but the encoder's weights are random: use "
+                "encoder_weights='imagenet' or start_from."
+            )
+        if self.fine_tune_rate is not None:
+            if not (math.isfinite(self.fine_tune_rate) and self.fine_tune_rate > 0):
+                raise ValueError(f"fine_tune_rate is {self.fine_tune_rate}, expected more than 0.")
+            if not self.freeze_epochs:
+                raise ValueError(
+                    f"fine_tune_rate is {self.fine_tune_rate}, the learning rate after the epochs "
+                    "with a frozen encoder, but freeze_epochs is 0."
+                )
+
+    def phases(self):
+        """Returns the phases of the training, one after the other: a list of `Phase`."""
+        rate = self.fine_tune_rate or self.learning_rate / 10
+        phases = [
+            Phase(0, self.freeze_epochs, True, self.learning_rate),
+            Phase(
+                self.freeze_epochs,
+                self.epochs,
+                False,
+                rate if self.freeze_epochs else self.learning_rate,
+            ),
+        ]
+        return [phase for phase in phases if phase.first < phase.end]
 
     def to_dict(self):
         """Returns the fields as plain values for JSON."""
@@ -149,12 +238,23 @@ class Experiment:
             first_epoch=first_epoch,
         )
 
-    def build_model(self, dataset):
+    def build_model(self, dataset, tell=lambda line: None):
         """Builds the network for a data set and fills it from the seed, or from another run.
+
+        A pretrained encoder keeps its weights.
+
+        Args:
+            dataset: a `keras_segen.data.Dataset`, for the shape of its images and its classes.
+            tell: called with a line that says which weights `start_from` gave.
 
         Returns:
             A `keras.Model` from images `(batch, height, width, channels)` to logits
             `(batch, height, width, num_classes)`, not compiled.
+
+        Raises:
+            ValueError: there is no such model, it does not have one of the options, the images
+                have no common size, or `start_from` holds a network of another kind.
+            OSError: the weights of an encoder are not here and could not be downloaded.
         """
         import keras
 
@@ -170,52 +270,81 @@ class Experiment:
                 f"The images of {dataset.name} have no common size: give an image size."
             )
         build = segmentation.MODELS[self.model]
-        if "activation" in inspect.signature(build).parameters:
-            build = functools.partial(build, activation=None)  # the losses take logits
+        known = inspect.signature(build).parameters
+        options = {}
+        for option in ("stride", "dropout", "encoder"):
+            default = type(self).__dataclass_fields__[option].default
+            if option in known:
+                options[option] = getattr(self, option)
+            elif getattr(self, option) != default:
+                raise ValueError(
+                    f"{option} is {getattr(self, option)!r}, but {self.model} has none."
+                )
+        if "activation" in known:
+            options["activation"] = None  # the losses take logits
+        pretrained = self.encoder_weights != "none"
         before = keras.config.dtype_policy()
         keras.config.set_dtype_policy(self.precision)
         try:
-            model = build(dataset.image_shape, dataset.num_classes, filters=self.filters)
+            encoder = None
+            if self.encoder != "none":
+                weights = self.encoder_weights if pretrained else None
+                encoder = segmentation.ENCODERS[self.encoder](weights)
+            if "encoder" in options:
+                options["encoder"] = encoder
+            filters = self.filters or FILTERS[self.model][encoder is not None]
+            model = build(dataset.image_shape, dataset.num_classes, filters=filters, **options)
         finally:
             keras.config.set_dtype_policy(before)
-        initialize(model, self.seed)
+        initialize(model, self.seed, keep=encoder if pretrained else None)
         if self.start_from is not None:
-            self._take_weights(model)
+            tell(self._take_weights(model))
         return model
 
     def _take_weights(self, model):
-        """Fills a model with the best weights of the run `start_from`."""
+        """Fills a model with the best weights of the run `start_from`; says which, in a line."""
         import keras
+
+        from keras_segen import segmentation
 
         path = Path(self.start_from) / "model.keras"
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist: start_from names no finished run.")
         trained = keras.models.load_model(path, compile=False, safe_mode=True)
-        found = [tuple(weight.shape) for weight in trained.weights]
-        expected = [tuple(weight.shape) for weight in model.weights]
-        if found != expected:
-            raise ValueError(
-                f"{path} holds another network ({trained.count_params():,} parameters) than this "
-                f"experiment builds ({model.count_params():,}): use its model, filters, channels "
-                "and number of classes."
-            )
-        model.set_weights(trained.get_weights())
+        try:
+            taken, new, unused = segmentation.take_weights(model, trained)
+        except ValueError as error:
+            raise ValueError(f"{path} holds another network. {error}") from None
+        line = f"{len(taken)} layers start from {path}"
+        if new:
+            line += f"; new: {', '.join(new)}"
+        if unused:
+            line += f"; left there: {', '.join(unused)}"
+        return line
 
-    def compile(self, model, dataset, steps_per_epoch):
+    def compile(self, model, dataset, steps_per_epoch, phase=None):
         """Compiles the model with this experiment's optimizer, loss and metrics.
+
+        Its encoder is frozen or not, as the phase says; frozen, its batch normalization uses the
+        pretrained statistics and leaves them.
 
         Args:
             model: what `build_model` returned.
             dataset: the training split; class weights are computed from it.
             steps_per_epoch: int, so that the cosine knows its end.
+            phase: one of `phases()`; None for the first.
         """
         import keras
 
         from keras_segen import losses, metrics
 
-        rate = self.learning_rate
+        phase = phase or self.phases()[0]
+        if self.encoder != "none":
+            model.get_layer(self.encoder).trainable = not phase.frozen
+        rate = phase.learning_rate
         if self.schedule == "cosine":
-            rate = keras.optimizers.schedules.CosineDecay(rate, self.epochs * steps_per_epoch)
+            steps = (phase.end - phase.first) * steps_per_epoch
+            rate = keras.optimizers.schedules.CosineDecay(rate, steps)
         if self.optimizer == "adam":
             optimizer = keras.optimizers.Adam(rate)
         elif self.optimizer == "adamw":

@@ -23,7 +23,9 @@ import keras
 import numpy as np
 
 from keras_segen import backend, machine, plot
+from keras_segen import layers as _layers  # noqa: F401  (saved models hold layers of ours)
 from keras_segen.data.loader import Batches
+from keras_segen.determinism import seed_random_layers
 from keras_segen.experiment import Experiment
 from keras_segen.files import write_atomically, write_json
 
@@ -55,7 +57,7 @@ def train(experiment, folder, tensorboard=False, callbacks=(), verbose="auto"):
             f"{folder} holds a run already: go on with --resume {folder}, or name another folder."
         )
     train_data, val_data = experiment.load_data("train"), experiment.load_data("val")
-    model = experiment.build_model(train_data)
+    model = experiment.build_model(train_data, tell=print if verbose else lambda line: None)
     batches = experiment.training_batches(train_data)
     experiment.compile(model, train_data, steps_per_epoch=len(batches))
     write_json(
@@ -68,7 +70,7 @@ def train(experiment, folder, tensorboard=False, callbacks=(), verbose="auto"):
             "starts": [_start(0)],
         },
     )
-    return _fit(experiment, folder, model, batches, val_data, 0, tensorboard, callbacks, verbose)
+    return _fit(experiment, folder, model, train_data, val_data, 0, tensorboard, callbacks, verbose)
 
 
 def resume(folder, tensorboard=False, callbacks=(), verbose="auto"):
@@ -96,16 +98,24 @@ def resume(folder, tensorboard=False, callbacks=(), verbose="auto"):
     first_epoch = int(checkpoints[-1].stem.split("-")[1]) if checkpoints else 0
     if first_epoch >= experiment.epochs:
         return read_history(folder)
-    batches = experiment.training_batches(train_data, first_epoch)
     if checkpoints:
         model = keras.models.load_model(checkpoints[-1], safe_mode=True)
     else:
         model = experiment.build_model(train_data)
+        batches = experiment.training_batches(train_data)
         experiment.compile(model, train_data, steps_per_epoch=len(batches))
     run["starts"].append(_start(first_epoch))
     write_json(folder / "run.json", run)
     return _fit(
-        experiment, folder, model, batches, val_data, first_epoch, tensorboard, callbacks, verbose
+        experiment,
+        folder,
+        model,
+        train_data,
+        val_data,
+        first_epoch,
+        tensorboard,
+        callbacks,
+        verbose,
     )
 
 
@@ -165,28 +175,35 @@ def _start(epoch):
 
 
 def _fit(
-    experiment, folder, model, batches, val_data, first_epoch, tensorboard, callbacks, verbose
+    experiment, folder, model, train_data, val_data, first_epoch, tensorboard, callbacks, verbose
 ):
+    """Trains a compiled model from `first_epoch` on, phase by phase."""
     keeper = _RunFolder(folder, experiment, val_data, first_epoch)
     callbacks = [keeper, *callbacks]
     if tensorboard:
         callbacks.insert(0, _TensorBoard(folder / "tensorboard"))
-    val_batches = Batches(val_data, experiment.batch_size)
-    try:
-        model.fit(
-            backend.make_loader(batches),
-            validation_data=backend.make_loader(val_batches),
-            epochs=experiment.epochs,
-            initial_epoch=first_epoch,
-            shuffle=False,  # the loader has shuffled already
-            callbacks=callbacks,
-            verbose=verbose,
-        )
-    except Exception:
-        error = batches.error or val_batches.error
-        if error is not None:  # what is wrong with the data, without the framework around it
-            raise error from None
-        raise
+    for phase in experiment.phases():
+        if phase.end <= first_epoch:
+            continue
+        batches = experiment.training_batches(train_data, max(first_epoch, phase.first))
+        if 0 < phase.first >= first_epoch:  # not one that goes on
+            experiment.compile(model, train_data, len(batches), phase)
+        val_batches = Batches(val_data, experiment.batch_size)
+        try:
+            model.fit(
+                backend.make_loader(batches),
+                validation_data=backend.make_loader(val_batches),
+                epochs=phase.end,
+                initial_epoch=max(first_epoch, phase.first),
+                shuffle=False,  # the loader has shuffled already
+                callbacks=callbacks,
+                verbose=verbose,
+            )
+        except Exception:
+            error = batches.error or val_batches.error
+            if error is not None:  # what is wrong with the data, without the framework around it
+                raise error from None
+            raise
     return read_history(folder)
 
 
@@ -196,6 +213,7 @@ class _RunFolder(keras.callbacks.Callback):
     def __init__(self, folder, experiment, val_data, first_epoch):
         super().__init__()
         self.folder = folder
+        self.seed = experiment.seed
         self.val_data = val_data
         self.rows = _read_rows(folder)[:first_epoch]
         self.best = max((float(row[MONITOR]) for row in self.rows), default=-1.0)
@@ -205,6 +223,7 @@ class _RunFolder(keras.callbacks.Callback):
         self.truth = np.stack([mask for _, mask in items])
 
     def on_epoch_begin(self, epoch, logs=None):
+        seed_random_layers(self.model, self.seed, epoch)
         self.started = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):

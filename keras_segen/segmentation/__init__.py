@@ -1,14 +1,29 @@
 """Networks that label the pixels of an image: one architecture, one file.
 
-Each is a function that builds a `keras.Model`; `MODELS` lists them by name.
+Each is a function that builds a `keras.Model`; `MODELS` lists them by name. `unet` and `fcn` take
+a pretrained encoder, handed in: `ENCODERS` lists those that there are.
 """
 
 from keras_segen import backend  # noqa: F401  (a missing framework is one line, here)
 
 # Each function hides the module of its name: `segmentation.unet(...)` builds.
+from keras_segen.segmentation.efficientnet_lite0 import efficientnet_lite0
+from keras_segen.segmentation.encoders import ENCODERS
+from keras_segen.segmentation.fold import fold_batch_normalization
 from keras_segen.segmentation.plain_unet import plain_unet
+from keras_segen.segmentation.predict import Predictor
+from keras_segen.segmentation.transfer import take_weights
 from keras_segen.segmentation.unet import unet
 
 MODELS = {"unet": unet, "plain_unet": plain_unet}
 
-__all__ = ["MODELS", "plain_unet", "unet"]
+__all__ = [
+    "ENCODERS",
+    "MODELS",
+    "Predictor",
+    "efficientnet_lite0",
+    "fold_batch_normalization",
+    "plain_unet",
+    "take_weights",
+    "unet",
+]

@@ -1,0 +1,65 @@
+"""Weights of one network for another: FCN-16s from FCN-32s, new classes on trained layers."""
+
+
+def take_weights(model, source):
+    """Gives a network the weights of those layers that it has in common with a trained one.
+
+    A layer is in common if both networks have one of its name (within an encoder: of its name in
+    the encoder of that name) whose weights have equal shapes. So FCN-16s starts from FCN-32s, and
+    a network with other classes keeps all but its last layer. All other weights stay as they are.
+
+    Args:
+        model: the `keras.Model` to fill.
+        source: the trained `keras.Model`; it is not changed.
+
+    Returns:
+        `(taken, new, unused)`: names of layers with weights that were taken from `source`, that
+        only `model` has, and that only `source` has (also if the shapes differ).
+
+    Raises:
+        ValueError: no layer is in common.
+
+    Example:
+
+    >>> from keras_segen.segmentation import fcn
+    >>> filters = (4, 4, 4, 4, 4, 8)
+    >>> fcn32s = fcn((32, 32, 3), num_classes=2, stride=32, filters=filters)
+    >>> fcn16s = fcn((32, 32, 3), num_classes=2, stride=16, filters=filters)
+    >>> taken, new, unused = take_weights(fcn16s, fcn32s)
+    >>> new, unused
+    (['upscore2', 'score_pool4', 'upscore16'], ['upscore32'])
+    """
+    theirs = _layers_with_weights(source)
+    taken, new = [], []
+    for name, layer in _layers_with_weights(model).items():
+        if name in theirs and _shapes(theirs[name]) == _shapes(layer):
+            layer.set_weights(theirs[name].get_weights())
+            taken.append(name)
+        else:
+            new.append(name)
+    if not taken:
+        raise ValueError(
+            f"The networks have no layer in common: {source.name!r} has {_list(theirs)}; "
+            f"{model.name!r} has {_list(new)}. Use the same model, filters and encoder."
+        )
+    return taken, new, [name for name in theirs if name not in taken]
+
+
+def _layers_with_weights(model, prefix=""):
+    """The layers of a model and of the models in it: dict of name -> layer."""
+    found = {}
+    for layer in model.layers:
+        if hasattr(layer, "layers"):
+            found |= _layers_with_weights(layer, f"{prefix}{layer.name}/")
+        elif layer.weights:
+            found[prefix + layer.name] = layer
+    return found
+
+
+def _shapes(layer):
+    return [tuple(weight.shape) for weight in layer.weights]
+
+
+def _list(names):
+    names = list(names)
+    return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
