@@ -104,7 +104,6 @@ def make_loader(batches):
     """
     rest = len(batches.dataset) % batches.batch_size
     rows = batches.batch_size if rest == 0 or batches.drop_last else None
-    height, width, channels = batches.dataset.image_shape
 
     def one_epoch():
         for step, batch in enumerate(batches.read(batches.epoch)):
@@ -115,8 +114,8 @@ def make_loader(batches):
     loader = tf.data.Dataset.from_generator(
         one_epoch,
         output_signature=(
-            tf.TensorSpec((rows, height, width, channels), tf.float32),
-            tf.TensorSpec((rows, height, width), tf.int32),
+            tf.TensorSpec((rows, *batches.dataset.image_shape), tf.float32),
+            tf.TensorSpec((rows, *batches.dataset.target_shape), tf.int32),
         ),
     )
     loader = loader.apply(tf.data.experimental.assert_cardinality(len(batches)))
