@@ -1,25 +1,45 @@
 """A trained run put to use: figures over a split, masks for new photos."""
 
+import csv
+import datetime
+import hashlib
+import heapq
+import math
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import keras
 import numpy as np
 from PIL import Image
 
-from keras_segen import backend, metrics, plot
+from keras_segen import backend, metrics, page, plot
 from keras_segen.data.images import read_image, resize_image, to_float
 from keras_segen.data.loader import Batches
 from keras_segen.experiment import Experiment
-from keras_segen.files import write_atomically, write_json
+from keras_segen.files import write_atomically, write_json, write_text
 from keras_segen.training import load_model, load_run
+
+# What the table of classes shows, beside the share of pixels: key -> heading.
+CLASS_FIGURES = {
+    "iou": "IoU",
+    "dice": "Dice",
+    "precision": "Precision",
+    "recall": "Recall",
+    "boundary_f": "Boundary F",
+}
 
 
 def evaluate(folder, split="test", batch_size=None):
     """Evaluates the best model of a run on a split, at the size that it was trained at.
 
-    Writes `evaluation-SPLIT.json` into the folder. All figures come from one confusion matrix
-    over all pixels of the split; void pixels are left out.
+    Writes `evaluation-SPLIT.json`, `evaluation-SPLIT.csv` (a row per class) and
+    `evaluation-SPLIT.html` into the folder: all figures, the confusion matrix, the reliability
+    diagram, and the images with the lowest mean IoU with truth, prediction and difference.
+
+    All figures come from counts over all pixels of the split (see `keras_segen.metrics`); void
+    pixels are left out. Logits are counted batch by batch and dropped, so that a split of any
+    length fits into memory.
 
     Args:
         folder: the run folder.
@@ -27,24 +47,107 @@ def evaluate(folder, split="test", batch_size=None):
         batch_size: int; None for that of the training.
 
     Returns:
-        Dict with `mean_iou`, `mean_dice`, `pixel_accuracy`, `class_iou` (dict of class name ->
-        float, or None for a class that occurs neither in truth nor in prediction),
-        `confusion_matrix` (rows: truth, columns: prediction), `images`, `split`, `backend`.
+        Dict of plain values: `mean_iou`, `mean_dice`, `mean_precision`, `mean_recall`,
+        `mean_boundary_f`, `pixel_accuracy`, `expected_calibration_error`, all from 0 to 1;
+        `class_iou`, `class_dice`, `class_precision`, `class_recall`, `class_boundary_f` (dicts
+        of class name -> float, or None where there is nothing to measure); `class_pixels` (dict
+        of class name -> true pixels); `confusion_matrix` (rows: truth, columns: prediction);
+        `boundary_counts` and `calibration_bins` as in `keras_segen.metrics`; `worst` (list of
+        dicts, the lowest mean IoU first, at most 24); `images`, `split`, `backend`, and
+        `model_sha256` of the `model.keras` that was measured.
+
+    Raises:
+        FileNotFoundError: the folder holds no run, or no epoch of it is finished.
     """
     folder = Path(folder)
-    experiment = Experiment.from_dict(load_run(folder)["experiment"])
+    run = load_run(folder)
+    experiment = Experiment.from_dict(run["experiment"])
     model = load_model(folder)
     dataset = experiment.load_data(split)
-    matrix = confusion_matrix(model, dataset, batch_size or experiment.batch_size)
+    measured = measure(model, dataset, batch_size or experiment.batch_size)
+    boundary_f = metrics.boundary_f_score(measured.boundaries)
     result = {
         "split": split,
         "images": len(dataset),
         "backend": keras.backend.backend(),
-        **figures(matrix, dataset.class_names),
-        "confusion_matrix": matrix.astype(int).tolist(),
+        "model_sha256": model_digest(folder),
+        **figures(measured.matrix, dataset.class_names),
+        "mean_boundary_f": metrics.mean_of_present(boundary_f),
+        "class_boundary_f": by_class(dataset.class_names, boundary_f),
+        "expected_calibration_error": metrics.expected_calibration_error(measured.bins),
+        "worst": [describe(each, dataset) for each in measured.worst],
+        "confusion_matrix": measured.matrix.tolist(),
+        "boundary_counts": measured.boundaries.tolist(),
+        "calibration_bins": measured.bins.tolist(),
     }
     write_json(folder / f"evaluation-{split}.json", result)
+    _write_table(folder / f"evaluation-{split}.csv", result)
+    write_text(folder / f"evaluation-{split}.html", draw_page(result, run, dataset, measured.worst))
     return result
+
+
+def model_digest(folder):
+    """The SHA-256 of a run's `model.keras`, hexadecimal: which model a figure belongs to."""
+    with open(Path(folder) / "model.keras", "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Measured(NamedTuple):
+    """What `measure` counts.
+
+    `matrix`: confusion matrix, int64 `(num_classes, num_classes)`. `boundaries`: int64
+    `(num_classes, 4)`. `bins`: float64 `(15, 3)`. `worst`: list of `Worst`, the worst first.
+    """
+
+    matrix: np.ndarray
+    boundaries: np.ndarray
+    bins: np.ndarray
+    worst: list
+
+
+class Worst(NamedTuple):
+    """An image with a low mean IoU: its index, its confusion matrix, its predicted class ids."""
+
+    mean_iou: float
+    index: int
+    matrix: np.ndarray
+    predicted: np.ndarray
+
+
+def measure(model, dataset, batch_size, num_worst=24):
+    """Counts all that `evaluate` reports, in one pass over a data set.
+
+    Args:
+        model: a `keras.Model` from images to logits.
+        dataset: a `keras_segen.data.Dataset` with images of one size.
+        batch_size: int.
+        num_worst: int, how many of the images with the lowest mean IoU are kept. Images that
+            are void all over are none of them.
+
+    Returns:
+        `Measured`.
+    """
+    num_classes, void = dataset.num_classes, dataset.ignore_class
+    matrix = np.zeros((num_classes, num_classes), "int64")
+    boundaries = np.zeros((num_classes, 4), "int64")
+    bins = 0
+    worst = []  # a heap: the best of the worst is at its front
+    index = 0
+    for images, masks in Batches(dataset, batch_size).read(epoch=0):
+        logits = backend.infer(model, images)
+        bins += metrics.calibration_bins(masks, metrics.probabilities(logits), void)
+        for mask, predicted in zip(masks, metrics.class_ids(logits), strict=True):
+            counts = metrics.confusion_matrix(mask, predicted, num_classes, void)
+            matrix += counts
+            boundaries += metrics.boundary_counts(mask, predicted, num_classes, void)
+            if counts.any():
+                small = predicted.astype("uint8" if num_classes <= 256 else "uint16")
+                score = metrics.mean_iou(counts)
+                heapq.heappush(worst, (-score, -index, Worst(score, index, counts, small)))
+            if len(worst) > num_worst:
+                heapq.heappop(worst)
+            index += 1
+    return Measured(matrix, boundaries, bins, [each for *_, each in sorted(worst, reverse=True)])
 
 
 def confusion_matrix(model, dataset, batch_size):
@@ -62,16 +165,104 @@ def confusion_matrix(model, dataset, batch_size):
 
 def figures(matrix, class_names):
     """Turns a confusion matrix into the figures that are reported, as plain values."""
-    class_iou = metrics.iou_per_class(matrix)
+    dice, precision = metrics.dice_per_class(matrix), metrics.precision_per_class(matrix)
+    iou, recall = metrics.iou_per_class(matrix), metrics.recall_per_class(matrix)
     return {
         "mean_iou": float(metrics.mean_iou(matrix)),
         "mean_dice": float(metrics.mean_dice(matrix)),
+        "mean_precision": metrics.mean_of_present(precision),
+        "mean_recall": metrics.mean_of_present(recall),
         "pixel_accuracy": float(metrics.pixel_accuracy(matrix)),
-        "class_iou": {
-            name: None if np.isnan(iou) else float(iou)
-            for name, iou in zip(class_names, class_iou, strict=True)
+        "class_iou": by_class(class_names, iou),
+        "class_dice": by_class(class_names, dice),
+        "class_precision": by_class(class_names, precision),
+        "class_recall": by_class(class_names, recall),
+        "class_pixels": {
+            name: int(pixels)
+            for name, pixels in zip(class_names, np.sum(matrix, axis=1), strict=True)
         },
     }
+
+
+def by_class(class_names, values):
+    """Dict of class name -> float, None for NaN."""
+    return {
+        name: None if np.isnan(value) else float(value)
+        for name, value in zip(class_names, values, strict=True)
+    }
+
+
+def describe(worst, dataset):
+    """One of the worst images as plain values, with the confusion that cost it most pixels."""
+    wrong = worst.matrix * (1 - np.eye(len(worst.matrix), dtype="int64"))
+    truth, predicted = np.unravel_index(wrong.argmax(), wrong.shape)
+    pixels = worst.matrix.sum()
+    return {
+        "name": dataset.item_name(worst.index),
+        "mean_iou": worst.mean_iou,
+        "wrong": float(wrong.sum() / pixels),
+        "most": {
+            "truth": dataset.class_names[truth],
+            "predicted": dataset.class_names[predicted],
+            "share": float(wrong.max() / pixels),
+        }
+        if wrong.any()
+        else None,
+    }
+
+
+def _write_table(path, result):
+    columns = [key for key in result if key.startswith("class_")]
+    with (
+        write_atomically(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(["class", *(key.removeprefix("class_") for key in columns)])
+        for name in result["class_iou"]:
+            writer.writerow([name, *(result[key][name] for key in columns)])
+
+
+def draw_page(result, run, dataset, worst):
+    """The HTML page as a str; pictures of the worst images are inside, at most 24 x 4."""
+    names, total = dataset.class_names, sum(result["class_pixels"].values())
+    rows = [
+        {"name": name, "color": color, "share": result["class_pixels"][name] / max(total, 1)}
+        | {key: result[f"class_{key}"][name] for key in CLASS_FIGURES}
+        for name, color in zip(names, dataset.palette.tolist(), strict=True)
+    ]
+    gallery = []
+    for entry, each in zip(result["worst"], worst, strict=True):
+        image, mask = dataset[each.index]
+        void, predicted = dataset.ignore_class, each.predicted.astype("int32")
+        shown = {
+            "image": plot.overlay(image, mask, dataset.palette, void, alpha=0.0),
+            "truth": plot.overlay(image, mask, dataset.palette, void),
+            "prediction": plot.overlay(image, predicted, dataset.palette),
+            "wrong pixels": plot.difference(image, mask, predicted, void),
+        }
+        sources = {name: page.image_source(cell, 320) for name, cell in shown.items()}
+        gallery.append({**entry, "pictures": sources, "shape": mask.shape})
+    matrix = np.array(result["confusion_matrix"])
+    charts = {
+        "confusion": page.svg(plot.confusion_matrix(matrix, names), "Confusion matrix"),
+        "reliability": page.svg(
+            plot.reliability(result["calibration_bins"]), "Accuracy over confidence"
+        ),
+    }
+    return page.render(
+        "evaluation.html.j2",
+        {},
+        result=result,
+        experiment=run["experiment"],
+        rows=rows,
+        figures=CLASS_FIGURES,
+        charts=charts,
+        gallery=gallery,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
+        tolerance=max(1.0, 0.0075 * math.hypot(*dataset.image_shape[:2])),
+        void=dataset.ignore_class is not None,
+    )
 
 
 def predict(folder, source, out, tell=lambda path: None):

@@ -458,11 +458,13 @@ def boundary_counts(truth, predicted, num_classes, ignore_class=None, tolerance=
     for class_id in np.union1d(truth[true_edges], predicted[predicted_edges]):
         of_truth = true_edges & (truth == class_id)
         of_prediction = predicted_edges & (predicted == class_id)
+        window = bounding_box(of_truth | of_prediction)  # there is nothing outside to match
+        of_truth, of_prediction, here = of_truth[window], of_prediction[window], counted[window]
         counts[class_id] = [
-            np.count_nonzero(of_truth & counted),
-            np.count_nonzero(of_truth & counted & within(of_prediction, reach)),
-            np.count_nonzero(of_prediction & counted),
-            np.count_nonzero(of_prediction & counted & within(of_truth, reach)),
+            np.count_nonzero(of_truth & here),
+            np.count_nonzero(of_truth & here & within(of_prediction, reach)),
+            np.count_nonzero(of_prediction & here),
+            np.count_nonzero(of_prediction & here & within(of_truth, reach)),
         ]
     return counts
 
@@ -505,6 +507,12 @@ def edges(labels, valid):
         found[one] |= differ
         found[other] |= differ
     return found
+
+
+def bounding_box(pixels):
+    """The smallest window, a pair of slices, with all the true `pixels`; there is one."""
+    rows, columns = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
+    return np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
 def within(pixels, reach):
