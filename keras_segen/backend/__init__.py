@@ -25,6 +25,7 @@ if keras.backend.backend() == "tensorflow":
         settings,
         synchronize,
         uniform,
+        without_the_other_framework,
     )
 else:
     from keras_segen.backend.torch import (
@@ -39,6 +40,7 @@ else:
         settings,
         synchronize,
         uniform,
+        without_the_other_framework,
     )
 
 __all__ = [
@@ -53,4 +55,5 @@ __all__ = [
     "settings",
     "synchronize",
     "uniform",
+    "without_the_other_framework",
 ]

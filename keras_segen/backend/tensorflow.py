@@ -1,5 +1,6 @@
 """The seam on TensorFlow: see `torch.py` for the same functions on PyTorch."""
 
+import contextlib
 import os
 
 import numpy as np
@@ -128,6 +129,12 @@ def make_loader(batches):
 def infer(model, images):
     """Runs the model once, for inference: NumPy images in, NumPy outputs out."""
     return np.asarray(model.predict_on_batch(images))
+
+
+@contextlib.contextmanager
+def without_the_other_framework():
+    """Lets Keras describe layers as always: on TensorFlow it never asks for PyTorch."""
+    yield
 
 
 def save_model(model, path):

@@ -1,5 +1,7 @@
 """The seam on PyTorch: see `tensorflow.py` for the same functions on TensorFlow."""
 
+import contextlib
+
 import keras
 import numpy as np
 import torch
@@ -177,20 +179,27 @@ def infer(model, images):
         return keras.ops.convert_to_numpy(model(images, training=False))
 
 
-def save_model(model, path):
-    """Saves a model as `.keras`, without its framework's rival.
+@contextlib.contextmanager
+def without_the_other_framework():
+    """Lets Keras describe layers (`get_config`, `save`) without importing TensorFlow.
 
-    Keras asks of every value that it writes whether it is one of TensorFlow's, and imports
-    TensorFlow to ask: seconds, and hundreds of MB for the rest of the process. While this saves,
+    Keras asks of every value that it describes whether it is one of TensorFlow's, and imports
+    TensorFlow to ask: seconds, and hundreds of MB for the rest of the process. In this context
     Keras takes it for not installed, as it may well be.
     """
     lazy = tensorflow_if_imported
     before = lazy._available
     lazy._available = lazy.module is not None
     try:
-        model.save(path)
+        yield
     finally:
         lazy._available = before
+
+
+def save_model(model, path):
+    """Saves a model as `.keras`, without its framework's rival."""
+    with without_the_other_framework():
+        model.save(path)
 
 
 def synchronize():
