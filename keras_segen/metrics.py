@@ -70,7 +70,8 @@ class ConfusionMatrix(keras.metrics.Metric):
         Args:
             y_true: class ids, integers `(batch, height, width)` or `(batch, height, width, 1)`.
             y_pred: logits or probabilities, `(batch, height, width, num_classes)`; the largest
-                one is the predicted class.
+                one is the predicted class. For two classes also `(batch, height, width, 1)`:
+                the logit of class 1, which is predicted where it is above 0.
             sample_weight: None, or a weight per image `(batch,)` or per pixel
                 `(batch, height, width)`, `(batch, height, width, 1)`, not negative.
 
@@ -81,13 +82,15 @@ class ConfusionMatrix(keras.metrics.Metric):
                 `tf.errors.InvalidArgumentError`.)
         """
         y_pred = ops.convert_to_tensor(y_pred)
-        if y_pred.shape[-1] != self.num_classes:
+        one_channel = y_pred.shape[-1] == 1 and self.num_classes == 2
+        if y_pred.shape[-1] != self.num_classes and not one_channel:
             raise ValueError(
                 f"{self.name} was made for num_classes={self.num_classes}, but the logits have "
                 f"{y_pred.shape[-1]} channels (shape {tuple(y_pred.shape)})."
             )
         labels, valid = labels_and_valid(y_true, y_pred.shape, self.ignore_class)
-        predicted = ops.cast(ops.argmax(y_pred, axis=-1), "int32")
+        predicted = y_pred[..., 0] > 0 if one_channel else ops.argmax(y_pred, axis=-1)
+        predicted = ops.cast(predicted, "int32")
 
         # One bin per (truth, prediction), and a last one for ignored pixels.
         num_bins = self.num_classes**2

@@ -317,6 +317,19 @@ def test_metrics_reject_another_number_of_channels():
     masks, logits = random_batch()
     with pytest.raises(ValueError, match="num_classes=4.*3 channels"):
         MeanIoU(4).update_state(masks, logits)
+    with pytest.raises(ValueError, match="num_classes=3.*1 channels"):
+        MeanIoU(3).update_state(masks, logits[..., :1])
+
+
+def test_one_channel_is_the_logit_of_class_1():
+    masks, logits = random_batch(ignore_class=255, num_classes=2)
+    one = logits[..., 1:] - logits[..., :1]
+    for metric in METRICS:
+        expected, found = metric(2, ignore_class=255), metric(2, ignore_class=255)
+        expected.update_state(masks, logits)
+        found.update_state(masks, one)
+        np.testing.assert_array_equal(found.matrix(), expected.matrix())
+    assert found.matrix().min() > 0
 
 
 @pytest.mark.parametrize(
