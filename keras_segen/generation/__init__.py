@@ -1,0 +1,14 @@
+"""Models that make images: networks, and the rules by which they are trained."""
+
+from keras_segen import backend  # noqa: F401  (a missing framework is one line, here)
+from keras_segen.generation.dcgan import dcgan_discriminator, dcgan_generator
+from keras_segen.generation.gan import GAN
+from keras_segen.generation.sngan import sngan_discriminator, sngan_generator
+
+__all__ = [
+    "GAN",
+    "dcgan_discriminator",
+    "dcgan_generator",
+    "sngan_discriminator",
+    "sngan_generator",
+]

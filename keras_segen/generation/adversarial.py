@@ -1,0 +1,159 @@
+"""What two networks play for: the losses of GANs, their penalties, and two optimizers as one.
+
+D scores images, with one number each: high for real, low for fake. Scores are logits, float32
+`(batch, 1)`; `real` and `fake` are those of real and of generated images.
+"""
+
+import keras
+from keras import ops
+
+from keras_segen import backend
+
+
+def non_saturating_d(real, fake, smoothing):
+    targets = 1 - smoothing
+    real_loss = targets * ops.softplus(-real) + smoothing * ops.softplus(real)
+    return ops.mean(real_loss) + ops.mean(ops.softplus(fake))
+
+
+def non_saturating_g(fake):
+    return ops.mean(ops.softplus(-fake))
+
+
+def hinge_d(real, fake, smoothing):
+    return ops.mean(ops.relu(1 - real)) + ops.mean(ops.relu(1 + fake))
+
+
+def least_squares_d(real, fake, smoothing):
+    return (ops.mean(ops.square(real - 1 + smoothing)) + ops.mean(ops.square(fake))) / 2
+
+
+def least_squares_g(fake):
+    return ops.mean(ops.square(fake - 1)) / 2
+
+
+def wasserstein_d(real, fake, smoothing):
+    return ops.mean(fake) - ops.mean(real)
+
+
+def raise_scores(fake):
+    return -ops.mean(fake)
+
+
+# For each game the loss of D, the loss of G, and the score above which D says "real".
+#   non_saturating  Goodfellow et al. (2014), https://arxiv.org/abs/1406.2661: binary
+#                   cross-entropy; G maximises log D(fake) instead of minimising log(1 - D(fake)).
+#   hinge           Lim, Ye (2017), https://arxiv.org/abs/1705.02894.
+#   least_squares   Mao et al. (2017), https://arxiv.org/abs/1611.04076, with targets 0, 1, 1.
+#   wasserstein     Arjovsky et al. (2017), https://arxiv.org/abs/1701.07875: D's scores have no
+#                   zero; their difference is a distance, if the penalty keeps their slope at 1.
+LOSSES = {
+    "non_saturating": (non_saturating_d, non_saturating_g, 0.0),
+    "hinge": (hinge_d, raise_scores, 0.0),
+    "least_squares": (least_squares_d, least_squares_g, 0.5),
+    "wasserstein": (wasserstein_d, raise_scores, None),
+}
+SMOOTHED = ("non_saturating", "least_squares")
+
+
+def score_and_r1(discriminate, images):
+    """Scores real images and measures how steep the scores are there (R1).
+
+    Reference: Mescheder, Geiger, Nowozin (2018), "Which training methods for GANs do actually
+    converge?", https://arxiv.org/abs/1801.04406
+
+    Args:
+        discriminate: callable from images to scores `(batch, 1)`.
+        images: float32 `(batch, …)`.
+
+    Returns:
+        scores: float32 `(batch, 1)`.
+        penalty: half the squared length of the gradient by the image, mean over the batch.
+    """
+    scores, gradient = backend.input_gradient(discriminate, images)
+    return scores, ops.mean(_squared_lengths(gradient)) / 2
+
+
+def gradient_penalty(discriminate, real, fake, mixture):
+    """Measures how far the slope of the scores is from 1, between real and fake images.
+
+    Reference: Gulrajani et al. (2017), "Improved training of Wasserstein GANs",
+    https://arxiv.org/abs/1704.00028
+
+    Args:
+        discriminate: callable from images to scores `(batch, 1)`.
+        real, fake: float32 `(batch, …)`.
+        mixture: float32 `(batch, 1)` in [0, 1], the share of the real image.
+
+    Returns:
+        The squared difference between the length of the gradient and 1, mean over the batch.
+    """
+    mixture = ops.reshape(mixture, (-1,) + (1,) * (len(real.shape) - 1))
+    between = mixture * real + (1 - mixture) * fake
+    _, gradient = backend.input_gradient(discriminate, between)
+    # The root of 0 has no derivative.
+    lengths = ops.sqrt(_squared_lengths(gradient) + 1e-12)
+    return ops.mean(ops.square(lengths - 1))
+
+
+def _squared_lengths(x):
+    return ops.sum(ops.square(ops.cast(x, "float32")), axis=tuple(range(1, len(x.shape))))
+
+
+class TwoOptimizers(keras.optimizers.Optimizer):
+    """The optimizers of two players, which Keras sees, saves and asks as one.
+
+    Args:
+        generator: `keras.optimizers.Optimizer`.
+        discriminator: `keras.optimizers.Optimizer`.
+        generator_variables: list of `keras.Variable`, what the first one moves.
+        discriminator_variables: list of `keras.Variable`, what the second one moves.
+
+    Attributes:
+        learning_rate: that of the generator. Setting it, as callbacks do, changes that of the
+            discriminator by the same factor.
+        iterations: the steps of the discriminator, which moves in every batch.
+    """
+
+    def __init__(self, generator, discriminator, generator_variables, discriminator_variables):
+        super().__init__(learning_rate=0.0, name="two_optimizers")
+        self.generator = generator
+        self.discriminator = discriminator
+        self._players = [
+            (generator, generator_variables),
+            (discriminator, discriminator_variables),
+        ]
+        for optimizer, variables in self._players:
+            if not optimizer.built:
+                optimizer.build(variables)
+        self.built = True
+
+    @property
+    def variables(self):
+        return [*self.generator.variables, *self.discriminator.variables]
+
+    @property
+    def iterations(self):
+        return self.discriminator.iterations
+
+    @property
+    def learning_rate(self):
+        return self.generator.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value):
+        before = float(ops.convert_to_numpy(self.generator.learning_rate))
+        other = float(ops.convert_to_numpy(self.discriminator.learning_rate))
+        self.generator.learning_rate = value
+        self.discriminator.learning_rate = other * value / before if before else value
+
+    def finalize_variable_values(self, var_list):
+        for optimizer, variables in self._players:
+            optimizer.finalize_variable_values(variables)
+
+    # Each of the two saves its own variables; this one has none.
+    def save_own_variables(self, store):
+        pass
+
+    def load_own_variables(self, store):
+        pass

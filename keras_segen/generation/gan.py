@@ -1,0 +1,321 @@
+"""GAN: one network makes images out of noise, another tells them from real ones.
+
+The generator G turns a code of random numbers into an image. The discriminator D gives each
+image one score: high for real, low for fake. In every step D learns to keep the two apart, and
+G to make images that D, as it is now, takes for real; at the end D should be left guessing.
+
+Reference: Goodfellow et al. (2014), "Generative adversarial networks",
+https://arxiv.org/abs/1406.2661. Classes: Mirza, Osindero (2014), https://arxiv.org/abs/1411.1784.
+
+Differs from the paper: D and G take one step each on the same codes, so that G runs forward once;
+the images shown and saved are those of a moving average of G (Karras et al., 2018,
+https://arxiv.org/abs/1710.10196).
+"""
+
+import keras
+from keras import ops
+
+from keras_segen import backend
+from keras_segen.generation import noise
+from keras_segen.generation.adversarial import (
+    LOSSES,
+    SMOOTHED,
+    TwoOptimizers,
+    gradient_penalty,
+    score_and_r1,
+)
+from keras_segen.generation.latent import LatentModel, check_inputs
+
+
+@keras.saving.register_keras_serializable(package="keras_segen")
+class GAN(LatentModel):
+    """A generator and a discriminator, trained against each other by `fit`.
+
+    `fit` takes images, float in [0, 1] or uint8, as arrays or in batches, with labels where there
+    are classes. The history has `d_loss`, `g_loss` and the share of real and of fake images that
+    D tells right (`d_real_accuracy`, `d_fake_accuracy`); for the Wasserstein loss, whose scores
+    have no zero, `d_distance` instead; `d_penalty` if there is one. `evaluate` and validation
+    give the same for other images and the images that the averaged generator makes.
+
+    A batch normalization uses the statistics of the batch it sees: D sees real and fake images in
+    batches of their own. Its running averages are moved by what the network sees in its own turn
+    only: nothing of D moves in G's turn, and nothing of G in D's.
+
+    Args:
+        generator: a `keras.Model` from codes `(batch, latent_dim)` to images in [-1, 1].
+        discriminator: a `keras.Model` from images in [-1, 1] to scores `(batch, 1)`, logits.
+        num_classes: int or None. With classes both networks take `[…, labels]`.
+        ema: float in [0, 1), how much of the averaged generator stays in each step of G; it is
+            less during the first steps, t / (t + 10) after t of them.
+        seed: int, for the codes in training.
+
+    Attributes:
+        ema_generator: the averaged generator, which `generate`, `decode` and `evaluate` use.
+
+    Raises:
+        ValueError: when the networks do not fit together, or a number is out of range.
+
+    Example:
+
+    >>> from keras_segen.generation import dcgan_discriminator, dcgan_generator
+    >>> shape, filters = (8, 8, 1), (4, 8)
+    >>> gan = GAN(dcgan_generator(shape, 4, filters), dcgan_discriminator(shape, filters))
+    >>> gan.compile()
+    >>> sorted(gan.train_on_batch(keras.ops.ones((4, 8, 8, 1)), return_dict=True))
+    ['d_fake_accuracy', 'd_loss', 'd_real_accuracy', 'g_loss']
+    >>> gan.generate(3).shape
+    (3, 8, 8, 1)
+    """
+
+    def __init__(self, generator, discriminator, num_classes=None, ema=0.999, seed=0, name="gan"):
+        super().__init__(generator, num_classes, seed, name)
+        expected = "images (batch, …)" if num_classes is None else "[images, labels (batch,)]"
+        check_inputs(discriminator, expected, conditional=num_classes is not None)
+        seen = tuple(discriminator.inputs[0].shape[1:])
+        if seen != self.image_shape or tuple(discriminator.output_shape[1:]) != (1,):
+            raise ValueError(
+                f"The generator makes images {self.image_shape}; expected a discriminator from "
+                f"these to scores (batch, 1), found one from {seen} to "
+                f"{tuple(discriminator.output_shape)}."
+            )
+        if not 0 <= ema < 1:
+            raise ValueError(f"ema is {ema}, expected at least 0 and below 1.")
+        self.generator = generator
+        self.discriminator = discriminator
+        self.ema_generator = keras.models.clone_model(generator)
+        self.ema_generator.set_weights(generator.get_weights())
+        self.ema = ema
+        self.built = True
+
+    def compile(
+        self,
+        generator_optimizer=None,
+        discriminator_optimizer=None,
+        loss="non_saturating",
+        r1=0.0,
+        gradient_penalty=0.0,
+        label_smoothing=0.0,
+        discriminator_steps=1,
+    ):
+        """Says how the two are trained.
+
+        Args:
+            generator_optimizer, discriminator_optimizer: `keras.optimizers.Optimizer`; None for
+                Adam with learning rate 2e-4 and beta_1 0.5 (Radford et al., 2016).
+            loss: str, `"non_saturating"`, `"hinge"`, `"least_squares"` or `"wasserstein"`.
+            r1: float, weight of half the squared gradient of D at real images (gamma).
+            gradient_penalty: float, weight of the penalty that keeps the length of D's gradient
+                between real and fake images at 1; 10 with the Wasserstein loss.
+            label_smoothing: float in [0, 0.5), what D's target for real images is below 1.
+            discriminator_steps: int, steps of D, each on a batch of its own, for each step of G;
+                5 with the Wasserstein loss and its penalty.
+
+        Raises:
+            ValueError: when a value is out of range, or there is no such loss.
+        """
+        if loss not in LOSSES:
+            raise ValueError(f"loss is {loss!r}, expected one of {', '.join(map(repr, LOSSES))}.")
+        if r1 < 0 or gradient_penalty < 0:
+            raise ValueError(
+                "r1 and gradient_penalty are weights of at least 0; found "
+                f"r1={r1}, gradient_penalty={gradient_penalty}."
+            )
+        if not 0 <= label_smoothing < 0.5 or (label_smoothing and loss not in SMOOTHED):
+            raise ValueError(
+                f"label_smoothing is {label_smoothing}, expected in [0, 0.5), and 0 for losses "
+                f"other than {' and '.join(map(repr, SMOOTHED))}; the loss is {loss!r}."
+            )
+        if discriminator_steps < 1:
+            raise ValueError(f"discriminator_steps is {discriminator_steps}, expected 1 or more.")
+        self.rules = {
+            "loss": loss,
+            "r1": r1,
+            "gradient_penalty": gradient_penalty,
+            "label_smoothing": label_smoothing,
+            "discriminator_steps": discriminator_steps,
+        }
+        self.d_loss_fn, self.g_loss_fn, self.threshold = LOSSES[loss]
+        super().compile(
+            TwoOptimizers(
+                _optimizer(generator_optimizer, self.generator),
+                _optimizer(discriminator_optimizer, self.discriminator),
+                self.generator.trainable_variables,
+                self.discriminator.trainable_variables,
+            ),
+            auto_scale_loss=False,  # each of the two scales for itself
+        )
+        names = ["d_loss", "g_loss"]
+        if self.threshold is None:
+            names += ["d_distance"]
+        else:
+            names += ["d_real_accuracy", "d_fake_accuracy"]
+        if r1 or gradient_penalty:
+            names += ["d_penalty"]
+        self.trackers = {name: keras.metrics.Mean(name=name) for name in names}
+
+    @property
+    def metrics(self):
+        return list(self.trackers.values()) if self.compiled else []
+
+    def call(self, inputs, training=False):
+        """Makes images in [0, 1] out of codes, or `[codes, labels]`: tensors to tensor."""
+        return (self.ema_generator(inputs, training=training) + 1) / 2
+
+    def decode_batch(self, inputs):
+        return (backend.infer(self.ema_generator, inputs) + 1) / 2
+
+    def train_step(self, data):
+        images, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
+        images, labels = self.unpack(images, labels)
+        codes = noise.normal(
+            ("codes", self.seed), self.step, (ops.shape(images)[0], self.latent_dim)
+        )
+        every = self.rules["discriminator_steps"]
+        if every == 1:
+            self._train_both(images, codes, labels)
+        else:
+            ops.cond(
+                (self.step + 1) % every == 0,
+                lambda: self._train_both(images, codes, labels),
+                lambda: self._train_discriminator(
+                    images, self.generator(self.join(codes, labels), training=True), labels
+                ),
+            )
+        self.step.assign_add(1)
+        return self.get_metrics_result()
+
+    def _train_both(self, images, codes, labels):
+        """One step of D and one of G, on the same fake images."""
+
+        def generator_loss():
+            fakes = self.generator(self.join(codes, labels), training=True)
+            # D's turn comes first, while the way from G's weights to the fakes is kept for G's.
+            self._train_discriminator(images, fakes, labels)
+            # In G's turn D forgets at once what it would remember, such as averages.
+            with keras.StatelessScope():
+                scores = self.discriminator(self.join(fakes, labels), training=True)
+            loss = self.g_loss_fn(scores)
+            return loss + sum(self.generator.losses), {"loss": loss}
+
+        _, results = backend.minimize(
+            generator_loss, self.generator.trainable_variables, self.optimizer.generator
+        )
+        self._track(images, g_loss=results["loss"])
+        self._average_generator()
+
+    def _train_discriminator(self, images, fakes, labels):
+        """One step of D; where the fakes come from does not matter to it."""
+        fakes = ops.stop_gradient(fakes)
+
+        def discriminate(images):
+            return self.discriminator(self.join(images, labels), training=True)
+
+        def discriminator_loss():
+            penalty = 0.0
+            if self.rules["r1"]:
+                real, r1 = score_and_r1(discriminate, images)
+                penalty += self.rules["r1"] * r1
+            else:
+                real = discriminate(images)
+            fake = discriminate(fakes)
+            if self.rules["gradient_penalty"]:
+                key = ("mixture of real and fake", self.seed)
+                mixture = noise.uniform(key, self.step, (ops.shape(images)[0], 1))
+                penalty += self.rules["gradient_penalty"] * gradient_penalty(
+                    discriminate, images, fakes, mixture
+                )
+            loss = self.d_loss_fn(real, fake, self.rules["label_smoothing"])
+            results = {"loss": loss, "real": real, "fake": fake}
+            if "d_penalty" in self.trackers:
+                results["penalty"] = penalty
+            return loss + penalty + sum(self.discriminator.losses), results
+
+        _, results = backend.minimize(
+            discriminator_loss,
+            self.discriminator.trainable_variables,
+            self.optimizer.discriminator,
+        )
+        if "d_penalty" in self.trackers:
+            self._track(images, d_penalty=results["penalty"])
+        self._track_discriminator(images, results["loss"], results["real"], results["fake"])
+
+    def _average_generator(self):
+        """Moves the averaged generator a little towards the generator."""
+        steps = ops.cast(self.optimizer.generator.iterations, "float32")  # this one included
+        keep = ops.minimum(self.ema, (steps - 1) / (steps + 9))
+        pairs = zip(self.ema_generator.weights, self.generator.weights, strict=True)
+        for average, weight in pairs:
+            average.assign(weight + keep * (average - weight))
+
+    def test_step(self, data):
+        images, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
+        images, labels = self.unpack(images, labels)
+        seen = self.trackers["d_loss"].count  # images of this evaluation so far
+        codes = noise.normal(
+            ("codes of tests", self.seed), 0, (ops.shape(images)[0], self.latent_dim), seen
+        )
+        fakes = self.ema_generator(self.join(codes, labels), training=False)
+        real, fake = (
+            self.discriminator(self.join(x, labels), training=False) for x in (images, fakes)
+        )
+        self._track(images, g_loss=self.g_loss_fn(fake))
+        self._track_discriminator(images, self.d_loss_fn(real, fake, 0.0), real, fake)
+        results = self.get_metrics_result()
+        return {name: results[name] for name in results if name != "d_penalty"}
+
+    def _track_discriminator(self, images, loss, real, fake):
+        self._track(images, d_loss=loss)
+        if self.threshold is None:
+            self._track(images, d_distance=ops.mean(real) - ops.mean(fake))
+            return
+        right = {
+            "d_real_accuracy": ops.cast(real > self.threshold, "float32"),
+            "d_fake_accuracy": ops.cast(fake <= self.threshold, "float32"),
+        }
+        self._track(images, **{name: ops.mean(value) for name, value in right.items()})
+
+    def _track(self, images, **values):
+        """Adds to the means over the images, each batch with its number of images."""
+        for name, value in values.items():
+            self.trackers[name].update_state(value, sample_weight=ops.shape(images)[0])
+
+    def get_config(self):
+        return {
+            "generator": keras.saving.serialize_keras_object(self.generator),
+            "discriminator": keras.saving.serialize_keras_object(self.discriminator),
+            "num_classes": self.num_classes,
+            "ema": self.ema,
+            "seed": self.seed,
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        networks = {
+            key: keras.saving.deserialize_keras_object(config[key])
+            for key in ("generator", "discriminator")
+        }
+        return cls(**{**config, **networks})
+
+    def get_compile_config(self):
+        if not self.compiled:
+            return {}
+        serialize = keras.saving.serialize_keras_object
+        return {
+            "generator_optimizer": serialize(self.optimizer.generator),
+            "discriminator_optimizer": serialize(self.optimizer.discriminator),
+            **self.rules,
+        }
+
+    def compile_from_config(self, config):
+        self.compile(**keras.saving.deserialize_keras_object(config))
+
+
+def _optimizer(optimizer, network):
+    """The optimizer of a network; in float16 it scales the loss."""
+    optimizer = optimizer or keras.optimizers.Adam(2e-4, beta_1=0.5)
+    scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    in_float16 = any(layer.compute_dtype == "float16" for layer in network._flatten_layers())
+    if in_float16 and not scales:
+        return keras.optimizers.LossScaleOptimizer(optimizer)
+    return optimizer

@@ -1,0 +1,223 @@
+"""Models that make an image out of a code: what GAN and VAE have in common."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_segen import backend
+from keras_segen.determinism import rng
+
+
+class LatentModel(keras.Model):
+    """Makes images out of codes, vectors of `latent_dim` standard normal numbers.
+
+    Users see images as float32 in [0, 1] or as uint8; the networks see [-1, 1].
+
+    Args:
+        decoder: a `keras.Model` from codes `(batch, latent_dim)` to images `(batch, …)` in
+            [-1, 1]; with `num_classes` from `[codes, labels]`, labels int32 `(batch,)`.
+        num_classes: int or None, the classes that can be asked for.
+        seed: int, for the noise in training.
+
+    Attributes:
+        latent_dim: int.
+        image_shape: tuple, shape of an image.
+        step: int64 variable, the training steps so far.
+
+    Raises:
+        ValueError: when the decoder does not take these inputs.
+    """
+
+    def __init__(self, decoder, num_classes, seed, name):
+        super().__init__(name=name)
+        expected = "codes (batch, latent_dim)"
+        if num_classes is not None:
+            expected = "[codes (batch, latent_dim), labels (batch,)]"
+        check_inputs(decoder, expected, conditional=num_classes is not None)
+        self.latent_dim = decoder.inputs[0].shape[-1]
+        self.image_shape = tuple(decoder.output_shape[1:])
+        self.num_classes = num_classes
+        self.seed = seed
+        self.step_initializer = "zeros"
+        self.step = self.add_weight(
+            shape=(), initializer="zeros", dtype="int64", trainable=False, name="step"
+        )
+
+    def decode_batch(self, inputs):
+        """Makes images in [0, 1] out of what `join` returned: tensors in, NumPy out."""
+        raise NotImplementedError
+
+    def join(self, first, labels):
+        """Returns the input of a network: `first`, or `[first, labels]` if there are classes."""
+        return first if self.num_classes is None else [first, labels]
+
+    def unpack(self, images, labels):
+        """Checks a batch and brings it to what the networks see.
+
+        Args:
+            images: float in [0, 1] or uint8 `(batch, …)`.
+            labels: integers `(batch,)`; not looked at without `num_classes`.
+
+        Returns:
+            images: float32 in [-1, 1].
+            labels: int32 `(batch,)`, or None.
+
+        Raises:
+            ValueError: when shape, type, range or labels do not fit. (For values in a compiled
+                TensorFlow graph: `tf.errors.InvalidArgumentError`.)
+        """
+        images = ops.convert_to_tensor(images)
+        if tuple(images.shape[1:]) != self.image_shape:
+            raise ValueError(
+                f"{self.name} makes images of shape {self.image_shape}; found a batch of shape "
+                f"{tuple(images.shape)}."
+            )
+        dtype = keras.backend.standardize_dtype(images.dtype)
+        if dtype == "uint8":
+            images = ops.cast(images, "float32") / 255
+        elif "float" in dtype:
+            images = ops.cast(images, "float32")
+            backend.check(
+                ops.logical_and(ops.min(images) >= 0, ops.max(images) <= 1),
+                "Images are floats in [0, 1] or uint8 in 0..255; found floats outside [0, 1]. "
+                "Divide by 255, or undo what brought them to [-1, 1].",
+            )
+        else:
+            raise ValueError(f"Images are floats in [0, 1] or uint8; found {dtype}.")
+        return 2 * images - 1, self._check_labels(labels)
+
+    def _check_labels(self, labels):
+        if self.num_classes is None:
+            return None
+        if labels is None:
+            raise ValueError(
+                f"{self.name} has {self.num_classes} classes and needs the labels of the images, "
+                "such as fit(images, labels)."
+            )
+        labels = ops.convert_to_tensor(labels)
+        if "int" not in keras.backend.standardize_dtype(labels.dtype):
+            raise ValueError(f"Labels are integers (batch,); found {labels.dtype}.")
+        labels = ops.reshape(ops.cast(labels, "int32"), (-1,))
+        backend.check(
+            ops.logical_and(ops.min(labels) >= 0, ops.max(labels) < self.num_classes),
+            f"Labels must be in 0..{self.num_classes - 1}; found others.",
+        )
+        return labels
+
+    def decode(self, codes, labels=None, batch_size=64):
+        """Makes images out of codes.
+
+        Args:
+            codes: float array `(count, latent_dim)`.
+            labels: integers `(count,)`, or one for all; needed if there are classes.
+            batch_size: int, how many are made at once.
+
+        Returns:
+            float32 array `(count, …)` in [0, 1].
+
+        Raises:
+            ValueError: when codes or labels do not fit.
+        """
+        codes = np.asarray(codes, "float32")
+        if codes.ndim != 2 or codes.shape[1] != self.latent_dim:
+            raise ValueError(
+                f"Codes have the shape (count, {self.latent_dim}); found {codes.shape}."
+            )
+        if self.num_classes is not None:
+            if labels is None:
+                raise ValueError(f"Say which of the {self.num_classes} classes: labels=….")
+            labels = np.broadcast_to(np.asarray(labels), (len(codes),)).astype("int32")
+            if len(labels) and not 0 <= labels.min() <= labels.max() < self.num_classes:
+                raise ValueError(
+                    f"Labels must be in 0..{self.num_classes - 1}; found {np.unique(labels)}."
+                )
+        elif labels is not None:
+            raise ValueError(f"{self.name} was built without num_classes and takes no labels.")
+        images = np.empty((len(codes), *self.image_shape), "float32")
+        for start in range(0, len(codes), batch_size):
+            part = slice(start, start + batch_size)
+            images[part] = self.decode_batch(
+                self.join(codes[part], labels if labels is None else labels[part])
+            )
+        return images
+
+    def generate(self, count, labels=None, seed=0, batch_size=64):
+        """Makes new images.
+
+        Args:
+            count: int.
+            labels: integers `(count,)`, or one for all. If there are classes, None gives them in
+                turn: 0, 1, 2, ….
+            seed: int; image k of a seed is the same for every `count` and `batch_size`.
+            batch_size: int, how many are made at once.
+
+        Returns:
+            float32 array `(count, …)` in [0, 1].
+        """
+        if labels is None and self.num_classes is not None:
+            labels = np.arange(count) % self.num_classes
+        return self.decode(self.draw_codes(count, seed), labels, batch_size)
+
+    def draw_codes(self, count, seed=0):
+        """Draws the codes that `generate` uses: float32 `(count, latent_dim)`."""
+        return rng("generate", seed).standard_normal((count, self.latent_dim)).astype("float32")
+
+    def interpolate(self, first, second, num_steps=8, labels=None):
+        """Makes the images on the way from one code to another.
+
+        The way turns from the first direction to the second at an even pace while the length
+        goes evenly from one to the other: a straight line would pass through codes that are
+        shorter than any that were drawn.
+
+        Args:
+            first, second: codes, float arrays `(count, latent_dim)`.
+            num_steps: int, images per pair, at least 2: with both ends.
+            labels: integers `(count,)`, or one for all; needed if there are classes.
+
+        Returns:
+            float32 array `(count, num_steps, …)` in [0, 1].
+
+        Raises:
+            ValueError: when codes or labels do not fit.
+        """
+        first, second = np.asarray(first, "float64"), np.asarray(second, "float64")
+        if first.shape != second.shape or num_steps < 2:
+            raise ValueError(
+                "interpolate() needs two arrays of codes of the same shape and num_steps of at "
+                f"least 2; found {first.shape}, {second.shape} and num_steps={num_steps}."
+            )
+        share = np.linspace(0, 1, num_steps)[None, :, None]  # (1, num_steps, 1)
+        codes = great_circle(first[:, None], second[:, None], share)
+        if labels is not None:
+            labels = np.repeat(np.broadcast_to(labels, (len(first),)), num_steps)
+        images = self.decode(codes.reshape(-1, self.latent_dim), labels)
+        return images.reshape(len(first), num_steps, *self.image_shape)
+
+
+def great_circle(first, second, share):
+    """Turns from `first` to `second`: arrays `(…, dim)`, `share` in [0, 1] of the way."""
+    lengths = [np.linalg.norm(x, axis=-1, keepdims=True) for x in (first, second)]
+    a, b = first / np.maximum(lengths[0], 1e-12), second / np.maximum(lengths[1], 1e-12)
+    angle = np.arccos(np.clip((a * b).sum(-1, keepdims=True), -1, 1))
+    straight = np.sin(angle) < 1e-6  # same or opposite direction: there is no one way to turn
+    divisor = np.where(straight, 1, np.sin(angle))
+    turned = (np.sin((1 - share) * angle) * a + np.sin(share * angle) * b) / divisor
+    turned = turned * ((1 - share) * lengths[0] + share * lengths[1])
+    return np.where(straight, (1 - share) * first + share * second, turned)
+
+
+def check_inputs(network, expected, conditional):
+    """Checks that a network takes one input, or two if it is told the class.
+
+    Raises:
+        ValueError: when it does not, or is not built.
+    """
+    if not network.built:
+        raise ValueError(f"{network.name!r} is not built: start it with a keras.Input.")
+    shapes = [tuple(x.shape) for x in network.inputs]
+    if len(shapes) != 1 + conditional or (conditional and len(shapes[1]) != 1):
+        raise ValueError(
+            f"Expected {network.name!r} to take {expected}; it takes "
+            f"{shapes[0] if len(shapes) == 1 else shapes}. num_classes is for networks that are "
+            "told the class, and must be given to them and here."
+        )
