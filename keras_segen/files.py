@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import uuid
 from pathlib import Path
 
@@ -28,6 +29,28 @@ def write_atomically(path):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def write_folder_atomically(path):
+    """Gives a temporary folder to fill and moves it to `path` when all went well.
+
+    After an error there is no folder, and the temporary one is removed.
+
+    Args:
+        path: where the folder shall be; it must not exist yet.
+
+    Yields:
+        A `pathlib.Path` beside it, hidden.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        os.rename(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path, text):

@@ -1,12 +1,14 @@
 """Data sets: images with masks, in NumPy, for any backend."""
 
+import functools
 import inspect
 
+from keras_segen.data.array_files import ArrayFiles
 from keras_segen.data.arrays import arrays
 from keras_segen.data.augment import Augment
 from keras_segen.data.camvid import CamVid
 from keras_segen.data.cityscapes import Cityscapes
-from keras_segen.data.dataset import SPLITS, Dataset
+from keras_segen.data.dataset import SPLITS, Dataset, Pictures
 from keras_segen.data.folder import Folder
 from keras_segen.data.imbalance import (
     class_frequencies,
@@ -15,35 +17,70 @@ from keras_segen.data.imbalance import (
     median_frequency_weights,
     repeat_factors,
 )
+from keras_segen.data.pictures import (
+    Cifar10,
+    FashionMnist,
+    ImageFolder,
+    Mnist,
+    as_pictures,
+    mirror,
+)
 from keras_segen.data.shapes import Shapes
+from keras_segen.data.subset import Subset, assign_folds
 from keras_segen.data.voc import VOC2012
 
 __all__ = [
     "DATASETS",
     "SPLITS",
+    "ArrayFiles",
     "Augment",
     "CamVid",
+    "Cifar10",
     "Cityscapes",
     "Dataset",
+    "FashionMnist",
     "Folder",
+    "ImageFolder",
+    "Mnist",
+    "Pictures",
     "Shapes",
+    "Subset",
     "VOC2012",
     "arrays",
+    "as_pictures",
+    "assign_folds",
     "class_frequencies",
+    "download",
     "effective_number_weights",
     "inverse_frequency_weights",
     "load",
     "median_frequency_weights",
+    "mirror",
     "repeat_factors",
 ]
 
-# What one writes, the class that it loads, and what it is. CAPITALS stand for the user's path.
+# What one writes, the class that it loads, and what it is. CAPITALS stand for the user's path;
+# what is in brackets may be left out.
 _TABLE = (
     ("shapes", Shapes, "drawn scenes of discs, boxes, triangles, stars, rings; no download"),
     ("folder:PATH", Folder, "PATH/{train,val,test}/{images,masks}, by file name"),
     ("camvid:PATH", CamVid, "road scenes, 11 classes; fetched by hand"),
     ("cityscapes:PATH", Cityscapes, "street scenes, 19 classes; fetched by hand"),
     ("voc2012:PATH", VOC2012, "photos of 20 kinds of objects; fetched by hand"),
+    ("arrays:PATH", ArrayFiles, "x_train, y_train, x_test, y_test as .npy files or one .npz"),
+    ("cifar10[:PATH]", Cifar10, "pictures: 10 kinds of things, 32 x 32; --download or .npz"),
+    ("mnist[:PATH]", Mnist, "pictures: digits, 28 x 28, grey; --download, .npz or IDX files"),
+    (
+        "fashion_mnist[:PATH]",
+        FashionMnist,
+        "pictures: clothes, 28 x 28, grey; --download, .npz or IDX files",
+    ),
+    ("images:PATH", ImageFolder, "pictures: any folder of them, cut to a common shape"),
+    (
+        "squashed:PATH",
+        functools.partial(ImageFolder, fit="squash"),
+        "pictures: any folder of them, squashed to size",
+    ),
 )
 DATASETS = {usage: text for usage, _, text in _TABLE}
 
@@ -89,7 +126,27 @@ def _find(name):
     """Returns the class and the path (or None) that a name stands for."""
     word, colon, path = name.partition(":") if isinstance(name, str) else (name, "", "")
     for usage, kind, _ in _TABLE:
-        known, needs_path, _ = usage.partition(":")
-        if word == known and bool(needs_path) == bool(colon) == bool(path):
+        known, takes_path, _ = usage.replace("[", "").partition(":")
+        fits = bool(colon) == bool(path) and bool(takes_path) >= bool(path)
+        if word == known and fits and (path or not takes_path or "[" in usage):
             return kind, path or None
     raise ValueError(f"no data set is named {name!r}; expected one of {', '.join(DATASETS)}")
+
+
+def download(name):
+    """Downloads a public data set, once, says how much that is first, and shows the progress.
+
+    The data set lies in `keras_segen.data.cache.data_folder()` then, and `load` needs no network.
+
+    Args:
+        name: str, a name out of `DATASETS` without a path, such as `"cifar10"`.
+
+    Raises:
+        ValueError: if this is no data set that can be downloaded.
+        ConnectionError: if the download fails.
+    """
+    known = {usage.partition("[")[0]: kind for usage, kind, _ in _TABLE}
+    known = {word: kind for word, kind in known.items() if hasattr(kind, "download")}
+    if name not in known:
+        raise ValueError(f"{name!r} cannot be downloaded; expected one of {', '.join(known)}")
+    known[name].download()

@@ -6,6 +6,7 @@ import os
 import warnings
 from pathlib import Path
 
+import numpy as np
 import platformdirs
 
 from keras_segen import files
@@ -21,6 +22,18 @@ def cache_folder():
         A `pathlib.Path`.
     """
     return Path(os.environ.get("KERAS_SEGEN_CACHE") or platformdirs.user_cache_dir("keras_segen"))
+
+
+def data_folder():
+    """Returns the folder for downloaded data sets, which are not quickly had again.
+
+    It is the environment variable `KERAS_SEGEN_DATA` if that is set, else the user's data folder
+    for `keras_segen`. It need not exist yet.
+
+    Returns:
+        A `pathlib.Path`.
+    """
+    return Path(os.environ.get("KERAS_SEGEN_DATA") or platformdirs.user_data_dir("keras_segen"))
 
 
 def digest(*key):
@@ -53,3 +66,51 @@ def remember(key, compute):
             stacklevel=2,
         )
     return value
+
+
+class ItemCache:
+    """Keeps the arrays that items are made of, so that files are decoded once.
+
+    Args:
+        where: None, `"ram"` or `"disk"` (in `cache_folder()`).
+
+    Raises:
+        ValueError: if it is none of these.
+    """
+
+    def __init__(self, where):
+        if where not in (None, "ram", "disk"):
+            raise ValueError(f"cache is {where!r}, expected None, 'ram' or 'disk'")
+        self.where = where
+        self._ram = {}
+
+    def __getstate__(self):
+        return self.__dict__ | {"_ram": {}}  # each worker process fills its own
+
+    def take(self, index, parts, key, compute):
+        """Returns the arrays of an item.
+
+        Args:
+            index: int, the item.
+            parts: sequence of str, what the arrays are, such as `("image", "mask")`.
+            key: function without arguments that returns all that the arrays depend on, in text,
+                numbers and tuples; another key makes them be computed again.
+            compute: function without arguments that returns the arrays.
+        """
+        if self.where is None:
+            return compute()
+        key = key()
+        if self.where == "ram":
+            if self._ram.get(index, (None,))[0] != key:
+                self._ram[index] = key, compute()
+            return self._ram[index][1]
+        folder = cache_folder() / "items"
+        paths = [folder / f"{digest(key, part)}.npy" for part in parts]
+        try:
+            return [np.load(path, allow_pickle=False) for path in paths]
+        except (OSError, ValueError, EOFError):  # not there, or not whole
+            arrays = compute()
+        for path, array in zip(paths, arrays, strict=True):
+            with files.write_atomically(path) as temporary:
+                np.save(temporary, array)
+        return arrays

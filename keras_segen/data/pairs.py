@@ -4,7 +4,6 @@ import os
 
 import numpy as np
 
-from keras_segen import files
 from keras_segen.data import cache as caches
 from keras_segen.data import images
 from keras_segen.data.dataset import Dataset, check_channels, check_size
@@ -37,13 +36,10 @@ class Pairs(Dataset):
     def __init__(
         self, name, split, pairs, class_names, palette, label_ids, void_ids, size, channels, cache
     ):
-        if cache not in (None, "ram", "disk"):
-            raise ValueError(f"cache is {cache!r}, expected None, 'ram' or 'disk'")
+        self._cache = caches.ItemCache(cache)
         self.size = None if size is None else check_size(size)
         self.channels = check_channels(channels)
-        self.cache = cache
         self.pairs = pairs
-        self._ram = {}
         self._void_ids = tuple(void_ids)
         super().__init__(
             name,
@@ -58,35 +54,20 @@ class Pairs(Dataset):
     def __len__(self):
         return len(self.pairs)
 
-    def __getstate__(self):
-        return self.__dict__ | {"_ram": {}}  # each worker process fills its own
-
     def item_name(self, index):
         return self.pairs[self._index(index)][0].stem
 
     def read(self, index):
-        image, mask = self._cached(index) if self.cache else self._decode(index)
+        image, mask = self._cache.take(
+            index,
+            ("image", "mask"),
+            lambda: self._key(index),
+            lambda: self._decode(index),
+        )
         return images.to_float(image), mask.astype(np.int32)
 
     def read_mask(self, index):
         return self._decode_mask(index).astype(np.int32)
-
-    def _cached(self, index):
-        key = self._key(index)
-        if self.cache == "ram":
-            if self._ram.get(index, (None,))[0] != key:
-                self._ram[index] = key, *self._decode(index)
-            return self._ram[index][1:]
-        folder = caches.cache_folder() / "items"
-        paths = [folder / f"{caches.digest(key, part)}.npy" for part in ("image", "mask")]
-        try:
-            return [np.load(path, allow_pickle=False) for path in paths]
-        except (OSError, ValueError, EOFError):  # not there, or not whole
-            arrays = self._decode(index)
-        for path, array in zip(paths, arrays, strict=True):
-            with files.write_atomically(path) as temporary:
-                np.save(temporary, array)
-        return arrays
 
     def _key(self, index):
         """Returns all that item `index` depends on."""
@@ -136,19 +117,7 @@ class Pairs(Dataset):
         return self._labels_of_ids(path, pixels)
 
     def _labels_of_ids(self, path, ids, hint=""):
-        known = [*self.label_ids, *self._void_ids]
-        table = np.full(65536, -1, np.int16)
-        table[known] = [*range(self.num_classes), *(VOID for _ in self._void_ids)]
-        mask = table[check_ids(path, ids)]
-        if mask.min() < 0:
-            unknown = np.unique(ids[mask < 0]).tolist()
-            count = int((ids == unknown[0]).sum())
-            raise ValueError(
-                f"{path}: label {unknown[0]} in {count} pixels"
-                + (f" and {len(unknown) - 1} more unknown labels" if unknown[1:] else "")
-                + f"; expected label ids {listed(known)}{hint}"
-            )
-        return mask.astype(np.uint8)
+        return labels_of_ids(path, ids, self.label_ids, self._void_ids, hint)
 
     def _count(self):
         masks = [self._stamps(index)[-1] for index in range(len(self))]
@@ -232,6 +201,34 @@ def stamp(path):
     """Returns a file's size and time of change."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns
+
+
+def labels_of_ids(path, ids, label_ids, void_ids, hint=""):
+    """Returns the labels, uint8, that the label ids of a mask stand for: 0 to n - 1, or 255.
+
+    Args:
+        path: the mask file, for errors.
+        ids: whole numbers, any shape.
+        label_ids: sequence of int, the id of each class.
+        void_ids: sequence of int, the ids that become 255.
+        hint: str, what is added to the error about an unknown id.
+
+    Raises:
+        ValueError: if there is another id.
+    """
+    known = [*label_ids, *void_ids]
+    table = np.full(65536, -1, np.int16)
+    table[known] = [*range(len(label_ids)), *(VOID for _ in void_ids)]
+    mask = table[check_ids(path, ids)]
+    if mask.min() < 0:
+        unknown = np.unique(ids[mask < 0]).tolist()
+        count = int((ids == unknown[0]).sum())
+        raise ValueError(
+            f"{path}: label {unknown[0]} in {count} pixels"
+            + (f" and {len(unknown) - 1} more unknown labels" if unknown[1:] else "")
+            + f"; expected label ids {listed(known)}{hint}"
+        )
+    return mask.astype(np.uint8)
 
 
 def check_ids(path, ids):

@@ -1,0 +1,285 @@
+"""Arrays on disk: a folder of .npy files, an .npz archive, or the IDX files of MNIST."""
+
+import gzip
+import math
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from keras_segen.data import cache as caches
+from keras_segen.data import images
+from keras_segen.data.dataset import Dataset, carve, check_channels, check_size, check_split
+from keras_segen.data.folder import classes_of, classes_of_table, read_classes
+from keras_segen.data.pairs import VOID, labels_of_ids, stamp
+
+IDX_NAMES = {
+    "x_train": "train-images-idx3-ubyte",
+    "y_train": "train-labels-idx1-ubyte",
+    "x_test": "t10k-images-idx3-ubyte",
+    "y_test": "t10k-labels-idx1-ubyte",
+}
+PIECE = 64  # items that are checked at once
+
+
+class ArrayFiles(Dataset):
+    """Images and masks in the arrays `x_train`, `y_train`, `x_test`, `y_test` on disk.
+
+    They are `.npy` files in a folder, read item by item (memory-mapped), or lie in one `.npz`
+    file, of which a split is read into memory. `x_val` and `y_val` may be there too; without
+    them a tenth of the training items is the validation split, always the same.
+
+    Images are `(number, height, width)`, or with 1 or 3 channels last: uint8, uint16, or float
+    in [0, 1]. Masks are `(number, height, width)`, or with one channel last:
+
+    - whole numbers are label ids, 0 to 65535, as in the masks of `keras_segen.data.Folder`:
+      `classes.csv` in the folder describes them; without it the ids of all splits are counted,
+      0 and 255 are background and foreground, 255 beside other ids is ignored.
+    - floats in [0, 1] that are not all whole, as resizing leaves them, say how much of a pixel
+      is foreground: 0.5 and more is foreground, less is background.
+
+    All arrays are read and checked once; `keras_segen.data.cache.cache_folder()` keeps what was
+    found. Nothing is ever unpickled.
+
+    Args:
+        path: the folder or the `.npz` file.
+        split: str, `"train"`, `"val"` or `"test"`.
+        size: int or `(height, width)` to resize to, or None for the arrays' own.
+        channels: int, 3 (RGB) or 1 (grey); None for the arrays' own.
+
+    Raises:
+        FileNotFoundError: if an array that the split needs is missing.
+        ValueError: if shapes, types or values do not fit, or a file is damaged.
+    """
+
+    def __init__(self, path, split="train", size=None, channels=None):
+        self._store = Store(path)
+        check_split(split)
+        size = None if size is None else check_size(size)
+        carved = split in ("train", "val") and "x_val" not in self._store
+        self._source = "train" if carved else split
+        self._opened = None
+        self._soft, names, palette, label_ids, self._void_ids = self._classes()
+        images_of_split, _ = self._arrays()
+        length, height, width = images_of_split.shape[:3]
+        self._indices = carve(length, split) if carved else np.arange(length)
+        own = images_of_split.shape[3] if images_of_split.ndim == 4 else 1
+        shape = (*(size or (height, width)), own if channels is None else check_channels(channels))
+        void = VOID if self._void_ids else None
+        super().__init__(f"arrays:{path}", split, names, palette, void, label_ids, shape)
+
+    def __len__(self):
+        return len(self._indices)
+
+    def __getstate__(self):
+        return self.__dict__ | {"_opened": None}  # each worker process opens the files itself
+
+    def read(self, index):
+        image = self._arrays()[0][self._indices[index]]
+        if image.dtype.kind == "f":
+            image = image.astype(np.float32)
+        image = images.to_channels(image, self.image_shape[2])
+        image = images.resize_image(image, self.image_shape[:2])
+        if image.dtype.kind != "f":
+            image = images.to_float(image)
+        return np.array(image), self.read_mask(index)
+
+    def read_mask(self, index):
+        mask = self._arrays()[1][self._indices[index]]
+        mask = mask.reshape(mask.shape[:2])
+        ids = (mask >= 0.5 if self._soft else mask).astype(np.int64)
+        where = f"{self._store.where('y_' + self._source)}, item {self._indices[index]}"
+        mask = labels_of_ids(where, ids, self.label_ids, self._void_ids)
+        return images.resize_mask(mask, self.image_shape[:2]).astype(np.int32)
+
+    def _arrays(self):
+        """Returns images and masks that the split is part of, whole, as they lie on disk."""
+        if self._opened is None:
+            self._opened = open_pair(self._store, self._source)
+        return self._opened
+
+    def _classes(self):
+        """Returns whether masks are shares, names, palette, label ids, ids of no class."""
+        splits = [split for split in ("train", "val", "test") if f"x_{split}" in self._store]
+        ids, soft = caches.remember(
+            ("array files", self._store.stamps()), lambda: check_arrays(self._store, splits)
+        )
+        table = self._store.path / "classes.csv"
+        if table.is_file():
+            return soft, *classes_of_table(read_classes(table))
+        if soft:
+            return soft, ["background", "foreground"], None, [0, 1], []
+        names, label_ids, void_ids = classes_of(ids)
+        return soft, names, None, label_ids, void_ids
+
+    def _count(self):
+        table = (tuple(self.label_ids), tuple(self._void_ids), self.split, self.image_shape[:2])
+        return caches.remember(("pixels of arrays", self._store.stamps(), table), super()._count)
+
+
+class Store:
+    """The arrays `x_train`, `y_train` and so on of a path, by name.
+
+    Args:
+        path: a folder of `.npy` files, or of the IDX files of MNIST (`train-images-idx3-ubyte`
+            and so on, also with `.gz`); or an `.npz` file.
+
+    Raises:
+        FileNotFoundError: if there is no such folder or file.
+    """
+
+    def __init__(self, path):
+        self.path = Path(path).expanduser().resolve()
+        if not self.path.exists():
+            raise FileNotFoundError(
+                f"{self.path}: no such folder or file; expected a folder with x_train.npy, "
+                "y_train.npy and so on, or an .npz file of these arrays"
+            )
+        self._members = None
+        if not self.path.is_dir():
+            try:
+                with open(self.path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+                    self._members = sorted(getattr(arrays, "files", ()))
+            except (ValueError, EOFError, zipfile.BadZipFile):
+                self._members = []
+            if not self._members:
+                raise ValueError(
+                    f"{self.path}: no .npz file, or a damaged one; expected an archive of the "
+                    "arrays x_train, y_train and so on"
+                )
+
+    def __contains__(self, name):
+        if self._members is not None:
+            return name in self._members
+        return any(path.is_file() for path in self._candidates(name))
+
+    def __getitem__(self, name):
+        """Returns an array: read-only and memory-mapped if it is a `.npy` file."""
+        if name not in self:
+            found = self._members or sorted(path.name for path in self.path.iterdir())
+            raise FileNotFoundError(
+                f"{self.path}: no {name}; expected {self._candidates(name)[0].name} beside "
+                f"{', '.join(found[:8]) or 'nothing'}"
+                if self._members is None
+                else f"{self.path}: no array {name}; found {', '.join(found[:8])}"
+            )
+        path = self.where(name)
+        try:
+            if self._members is not None:
+                with open(self.path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+                    return arrays[name]
+            if path.suffix == ".npy":
+                return np.load(path, mmap_mode="r", allow_pickle=False)
+            return read_idx(path)
+        except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(
+                f"{path}: array {name} cannot be read, it is damaged or holds no numbers ({error})"
+            ) from error
+
+    def where(self, name):
+        """Returns the path of the file that holds an array."""
+        if self._members is not None:
+            return self.path
+        return next(path for path in self._candidates(name) if path.is_file())
+
+    def stamps(self):
+        """Returns what changes when a file does."""
+        names = [f"{kind}_{split}" for kind in "xy" for split in ("train", "val", "test")]
+        paths = sorted({self.where(name) for name in names if name in self})
+        return [(str(path), *stamp(path)) for path in paths]
+
+    def _candidates(self, name):
+        idx = [IDX_NAMES[name], f"{IDX_NAMES[name]}.gz"] if name in IDX_NAMES else []
+        return [self.path / file for file in (f"{name}.npy", *idx)]
+
+
+def read_idx(path):
+    """Reads an IDX file of bytes, the format of MNIST, plain or compressed by gzip.
+
+    Args:
+        path: the file.
+
+    Returns:
+        A uint8 array.
+
+    Raises:
+        ValueError: if it is no such file or cut short.
+    """
+    content = Path(path).read_bytes()
+    if content[:2] == b"\x1f\x8b":
+        content = gzip.decompress(content)
+    if len(content) < 4 or content[:3] != b"\0\0\x08":
+        raise ValueError("no IDX file of bytes: expected it to start with 0, 0, 8")
+    start = 4 + 4 * content[3]
+    shape = tuple(np.frombuffer(content[4:start], ">u4").tolist())
+    if len(content) - start != math.prod(shape):
+        raise ValueError(f"{len(content) - start} bytes, expected {math.prod(shape)} for {shape}")
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def open_pair(store, split):
+    """Returns the arrays of images and of masks of a split, after a look at their shapes."""
+    pictures, masks = store[f"x_{split}"], store[f"y_{split}"]
+    if (
+        pictures.ndim not in (3, 4)
+        or 0 in pictures.shape
+        or pictures.shape[3:]
+        not in (
+            (),
+            (1,),
+            (3,),
+        )
+    ):
+        raise ValueError(
+            f"{store.path}: x_{split} has shape {pictures.shape}; expected (number, height, "
+            "width) or (number, height, width, channels) with 1 or 3 channels"
+        )
+    if pictures.dtype.kind != "f" and pictures.dtype not in (np.uint8, np.uint16):
+        raise ValueError(
+            f"{store.path}: x_{split} is {pictures.dtype}; expected uint8, uint16 or float in "
+            "[0, 1]"
+        )
+    if masks.shape not in (pictures.shape[:3], (*pictures.shape[:3], 1)):
+        raise ValueError(
+            f"{store.path}: y_{split} has shape {masks.shape}; expected {pictures.shape[:3]}, a "
+            f"label per pixel of x_{split}"
+        )
+    if masks.dtype.kind not in "iubf":
+        raise ValueError(f"{store.path}: y_{split} is {masks.dtype}; expected numbers")
+    return pictures, masks
+
+
+def check_arrays(store, splits):
+    """Reads all arrays once.
+
+    Returns:
+        `[ids, soft]`: the label ids that occur, and whether masks say shares in place of ids.
+    """
+    ids, soft, low, high = set(), None, math.inf, -math.inf
+    for split in splits:
+        pictures, masks = open_pair(store, split)
+        for start in range(0, len(pictures), PIECE):
+            part = np.asarray(pictures[start : start + PIECE])
+            if part.dtype.kind == "f" and not (part.min() >= 0 and part.max() <= 1):
+                raise ValueError(
+                    f"{store.path}: x_{split} is {part.dtype} with values from {part.min()} to "
+                    f"{part.max()}; expected 0 to 1. Divide them by their highest possible value"
+                )
+            part = np.asarray(masks[start : start + PIECE])
+            between = part[part != np.rint(part)] if part.dtype.kind == "f" else part[:0]
+            if between.size:
+                soft = soft or (split, between.ravel()[0])
+            else:
+                ids.update(np.unique(part).tolist())
+            low, high = np.minimum(low, part.min()), np.maximum(high, part.max())  # keeps nan
+    if soft and not (low >= 0 and high <= 1):
+        raise ValueError(
+            f"{store.path}: y_{soft[0]} has values that are not whole, such as {soft[1]}, and "
+            f"values from {low} to {high}; expected label ids, or shares from 0 to 1"
+        )
+    if soft:
+        return [[0, 1], True]
+    if low < 0 or high > 65535:
+        raise ValueError(f"{store.path}: labels from {low} to {high}; expected 0 to 65535")
+    return [sorted(int(value) for value in ids), False]
