@@ -9,19 +9,21 @@ from keras_segen import backend  # noqa: F401  (a missing framework is one line,
 # Each function hides the module of its name: `segmentation.unet(...)` builds.
 from keras_segen.segmentation.efficientnet_lite0 import efficientnet_lite0
 from keras_segen.segmentation.encoders import ENCODERS
+from keras_segen.segmentation.fcn import fcn
 from keras_segen.segmentation.fold import fold_batch_normalization
 from keras_segen.segmentation.plain_unet import plain_unet
 from keras_segen.segmentation.predict import Predictor
 from keras_segen.segmentation.transfer import take_weights
 from keras_segen.segmentation.unet import unet
 
-MODELS = {"unet": unet, "plain_unet": plain_unet}
+MODELS = {"unet": unet, "plain_unet": plain_unet, "fcn": fcn}
 
 __all__ = [
     "ENCODERS",
     "MODELS",
     "Predictor",
     "efficientnet_lite0",
+    "fcn",
     "fold_batch_normalization",
     "plain_unet",
     "take_weights",
