@@ -156,11 +156,18 @@ def doctor():
 
 
 @app.command()
-def datasets():
-    """List the data sets."""
-    from keras_segen.data import DATASETS
+def datasets(
+    download: Annotated[
+        str | None, typer.Option(help="Fetch this data set, such as cifar10; says its size first.")
+    ] = None,
+):
+    """List the data sets, or download one."""
+    from keras_segen import data
 
-    for name, text in DATASETS.items():
+    if download is not None:
+        data.download(download)
+        return
+    for name, text in data.DATASETS.items():
         console.print(f"[bold]{name}[/bold]  {text}", highlight=False)
 
 
