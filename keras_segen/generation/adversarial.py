@@ -157,3 +157,17 @@ class TwoOptimizers(keras.optimizers.Optimizer):
 
     def load_own_variables(self, store):
         pass
+
+
+def describe_optimizer(optimizer):
+    """Serializes an optimizer so that the other backend can read it.
+
+    Keras on PyTorch has a subclass of its own for each optimizer, and would write its name.
+    """
+    config = keras.saving.serialize_keras_object(optimizer)
+    part = config
+    while part is not None:  # an optimizer may hold another: loss scaling
+        if part["module"].startswith("keras.src.backend"):
+            part.update(module="keras.optimizers", registered_name=None)
+        part = part["config"].get("inner_optimizer")
+    return config

@@ -21,6 +21,7 @@ from keras_segen.generation.adversarial import (
     LOSSES,
     SMOOTHED,
     TwoOptimizers,
+    describe_optimizer,
     gradient_penalty,
     score_and_r1,
 )
@@ -82,7 +83,8 @@ class GAN(LatentModel):
             raise ValueError(f"ema is {ema}, expected at least 0 and below 1.")
         self.generator = generator
         self.discriminator = discriminator
-        self.ema_generator = keras.models.clone_model(generator)
+        with backend.without_the_other_framework():
+            self.ema_generator = keras.models.clone_model(generator)
         self.ema_generator.set_weights(generator.get_weights())
         self.ema = ema
         self.built = True
@@ -166,7 +168,7 @@ class GAN(LatentModel):
 
     def train_step(self, data):
         images, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
-        images, labels = self.unpack(images, labels)
+        images, labels = self.check_images(images), self.check_labels(labels)
         codes = noise.normal(
             ("codes", self.seed), self.step, (ops.shape(images)[0], self.latent_dim)
         )
@@ -177,9 +179,7 @@ class GAN(LatentModel):
             ops.cond(
                 (self.step + 1) % every == 0,
                 lambda: self._train_both(images, codes, labels),
-                lambda: self._train_discriminator(
-                    images, self.generator(self.join(codes, labels), training=True), labels
-                ),
+                lambda: self._train_only_discriminator(images, codes, labels),
             )
         self.step.assign_add(1)
         return self.get_metrics_result()
@@ -202,6 +202,11 @@ class GAN(LatentModel):
         )
         self._track(images, g_loss=results["loss"])
         self._average_generator()
+
+    def _train_only_discriminator(self, images, codes, labels):
+        with keras.StatelessScope():  # it is not G's turn: it forgets what it sees
+            fakes = self.generator(self.join(codes, labels), training=True)
+        self._train_discriminator(images, fakes, labels)
 
     def _train_discriminator(self, images, fakes, labels):
         """One step of D; where the fakes come from does not matter to it."""
@@ -249,7 +254,7 @@ class GAN(LatentModel):
 
     def test_step(self, data):
         images, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
-        images, labels = self.unpack(images, labels)
+        images, labels = self.check_images(images), self.check_labels(labels)
         seen = self.trackers["d_loss"].count  # images of this evaluation so far
         codes = noise.normal(
             ("codes of tests", self.seed), 0, (ops.shape(images)[0], self.latent_dim), seen
@@ -300,10 +305,9 @@ class GAN(LatentModel):
     def get_compile_config(self):
         if not self.compiled:
             return {}
-        serialize = keras.saving.serialize_keras_object
         return {
-            "generator_optimizer": serialize(self.optimizer.generator),
-            "discriminator_optimizer": serialize(self.optimizer.discriminator),
+            "generator_optimizer": describe_optimizer(self.optimizer.generator),
+            "discriminator_optimizer": describe_optimizer(self.optimizer.discriminator),
             **self.rules,
         }
 

@@ -51,19 +51,17 @@ class LatentModel(keras.Model):
         """Returns the input of a network: `first`, or `[first, labels]` if there are classes."""
         return first if self.num_classes is None else [first, labels]
 
-    def unpack(self, images, labels):
-        """Checks a batch and brings it to what the networks see.
+    def check_images(self, images):
+        """Checks images and brings them to what the networks see.
 
         Args:
             images: float in [0, 1] or uint8 `(batch, …)`.
-            labels: integers `(batch,)`; not looked at without `num_classes`.
 
         Returns:
-            images: float32 in [-1, 1].
-            labels: int32 `(batch,)`, or None.
+            float32 in [-1, 1].
 
         Raises:
-            ValueError: when shape, type, range or labels do not fit. (For values in a compiled
+            ValueError: when shape, type or range do not fit. (For the range in a compiled
                 TensorFlow graph: `tf.errors.InvalidArgumentError`.)
         """
         images = ops.convert_to_tensor(images)
@@ -84,9 +82,10 @@ class LatentModel(keras.Model):
             )
         else:
             raise ValueError(f"Images are floats in [0, 1] or uint8; found {dtype}.")
-        return 2 * images - 1, self._check_labels(labels)
+        return 2 * images - 1
 
-    def _check_labels(self, labels):
+    def check_labels(self, labels):
+        """Checks labels `(batch,)` as `check_images` does: int32, or None without classes."""
         if self.num_classes is None:
             return None
         if labels is None:

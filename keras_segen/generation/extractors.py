@@ -1,0 +1,178 @@
+"""Networks that turn an image into features, numbers that say what is to be seen on it.
+
+Two images of the same kind of thing have features that are close, whatever their pixels are. The
+pixels that a network sees are made here, in NumPy and OpenCV, so that they are the same on every
+backend.
+"""
+
+import functools
+import hashlib
+from pathlib import Path
+
+import keras
+import numpy as np
+from keras import layers
+
+from keras_segen import backend
+from keras_segen.data.arrays import check_images
+from keras_segen.data.dataset import check_size
+from keras_segen.data.images import resize_image, to_channels, to_float
+
+
+class Extractor:
+    """Images to features: `extractor(images)`.
+
+    Grey images are repeated to three channels. All are brought to one size: shrunk by area,
+    enlarged bilinearly, as `keras_segen.data` does it; proportions change if they are others.
+
+    Args:
+        model: a `keras.Model` from images `(batch, height, width, 3)`, float32 in [0, 1], to
+            features `(batch, dimension)` or `(batch, height, width, dimension)`, which are
+            averaged over the positions; of several outputs the last is taken.
+        size: int or `(height, width)`, at which the model sees images. None is the size that it
+            was built for.
+        name: str, what results call it; None is the model's own name.
+
+    Attributes:
+        dimension: int, the number of features.
+        size: `(height, width)`.
+        name: str.
+
+    Raises:
+        ValueError: if the model is none of these, or does not take this size.
+
+    Example:
+
+    >>> images = keras.Input((8, 8, 3))
+    >>> model = keras.Model(images, layers.Conv2D(5, 3)(images))
+    >>> extractor = Extractor(model)
+    >>> extractor(np.zeros((2, 28, 28, 1), "float32")).shape
+    (2, 5)
+    """
+
+    def __init__(self, model, size=None, name=None):
+        shapes = [tuple(x.shape) for x in model.inputs] if model.built else []
+        if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][3] not in (3, None):
+            raise ValueError(
+                f"An extractor takes one input, images (batch, height, width, 3); {model.name!r} "
+                f"takes {', '.join(map(str, shapes)) or 'none yet: it is not built'}."
+            )
+        own = shapes[0][1:3]
+        if size is None and None in own:
+            raise ValueError(
+                f"{model.name!r} takes images of any size: say which, such as size=224. Features "
+                "of images of several sizes cannot be compared."
+            )
+        self.size = own if size is None else check_size(size)
+        if any(a not in (None, b) for a, b in zip(own, self.size, strict=True)):
+            raise ValueError(f"{model.name!r} takes images of {own}; found size={self.size}.")
+        self.name = model.name if name is None else name
+        images = keras.Input((*self.size, 3), name="images")
+        outputs = keras.tree.flatten(model(images))[-1]
+        if len(outputs.shape) == 4:
+            pool = layers.GlobalAveragePooling2D(dtype="float32", name="pool")
+            outputs = pool(outputs)  # (batch, dimension)
+        if len(outputs.shape) != 2 or outputs.shape[1] is None:
+            raise ValueError(
+                f"{model.name!r} gives {tuple(outputs.shape)}; expected features (batch, "
+                "dimension) or (batch, height, width, dimension)."
+            )
+        self.model = keras.Model(images, outputs, name="extractor")
+        self.dimension = outputs.shape[1]
+
+    def __call__(self, images, batch_size=64):
+        """Computes the features of images.
+
+        Args:
+            images: `(number, height, width)` or `(number, height, width, channels)`, 1 or 3
+                channels: float in [0, 1], uint8 or uint16.
+            batch_size: int, how many go through the network at once.
+
+        Returns:
+            float32 array `(number, dimension)`.
+
+        Raises:
+            ValueError: if they are no such images.
+        """
+        images = check_images(np.asarray(images))
+        features = np.empty((len(images), self.dimension), "float32")
+        for first in range(0, len(images), batch_size):
+            part = slice(first, first + batch_size)
+            prepared = np.stack([self.prepare(image) for image in images[part]])
+            features[part] = backend.infer(self.model, prepared)
+        return features
+
+    def prepare(self, image):
+        """Brings one image to what the model takes: float32 `(height, width, 3)` in [0, 1]."""
+        image = image.astype("float32") if image.dtype.kind == "f" else to_float(image)
+        return resize_image(to_channels(image, 3), self.size)
+
+    @property
+    def measure(self):
+        """What the Fréchet distance between its features is to be called."""
+        return f"Fréchet distance on {self.name}"
+
+    @functools.cached_property
+    def sha256(self):
+        """A digest of the network and its weights, hexadecimal."""
+        with backend.without_the_other_framework():
+            found = hashlib.sha256(self.model.to_json().encode())
+        for weight in self.model.get_weights():
+            found.update(np.ascontiguousarray(weight))
+        return found.hexdigest()
+
+    def __repr__(self):
+        height, width = self.size
+        return f"<{self.name}: {self.dimension} features of images of {height} x {width}>"
+
+
+def efficientnet_lite0():
+    """The extractor that needs no download: EfficientNet-Lite0, trained on ImageNet.
+
+    320 features, the last before the classifier's own, of images of 224 x 224.
+
+    Returns:
+        An `Extractor`.
+
+    Raises:
+        ModuleNotFoundError: the package with the weights is not installed.
+    """
+    # Here and not above: generation needs nothing of segmentation but this.
+    from keras_segen import segmentation
+
+    return Extractor(segmentation.efficientnet_lite0(), size=224)
+
+
+EXTRACTORS = {"efficientnet_lite0": efficientnet_lite0}
+
+
+def load_extractor(extractor):
+    """Loads an extractor by its name.
+
+    Args:
+        extractor: str, a name out of `EXTRACTORS` or the path of a `.keras` file; or a
+            `keras.Model`; or an `Extractor`, which is returned as it is.
+
+    Returns:
+        An `Extractor`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is nothing of these, or the model is none that makes features.
+    """
+    if isinstance(extractor, Extractor):
+        return extractor
+    if isinstance(extractor, keras.Model):
+        return Extractor(extractor)
+    if extractor in EXTRACTORS:
+        return EXTRACTORS[extractor]()
+    path = Path(str(extractor))
+    if path.suffix != ".keras":
+        raise ValueError(
+            f"No extractor is named {extractor!r}; expected one of {', '.join(EXTRACTORS)}, the "
+            "path of a .keras file, or a keras.Model."
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; expected a model that makes features.")
+    model = keras.models.load_model(path, compile=False, safe_mode=True)
+    return Extractor(model, name=path.name)

@@ -1,0 +1,353 @@
+"""VAE: an encoder that says where in a space of codes an image lies, a decoder that goes back.
+
+The encoder gives each image a normal distribution of codes; a code drawn from it has to be enough
+for the decoder to make the image again. A second term keeps all these distributions close to one
+standard normal, so that a code drawn from that one gives a new image. The sum of the two is a
+lower bound (ELBO) on the log-likelihood of the images.
+
+Reference: Kingma, Welling (2014), "Auto-encoding variational Bayes",
+https://arxiv.org/abs/1312.6114. beta: Higgins et al. (2017), "beta-VAE". The bound by importance
+weights: Burda, Grosse, Salakhutdinov (2016), https://arxiv.org/abs/1509.00519. The learned noise:
+Rybkin, Daniilidis, Levine (2021), "sigma-VAE", https://arxiv.org/abs/2006.13202
+
+Differs from the paper: convolutions; the Gaussian decoder gives means only, and one standard
+deviation for all pixels is learned. With classes only the decoder is told the class: an image
+shows its own, and the bound holds for any encoder.
+"""
+
+import math
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from keras_segen import backend
+from keras_segen.determinism import rng
+from keras_segen.generation import noise
+from keras_segen.generation.latent import LatentModel
+from keras_segen.layers import check_image_shape
+
+LIKELIHOODS = ("bernoulli", "gaussian")
+LEVELS = 256  # of a pixel on the disk
+
+
+@keras.saving.register_keras_serializable(package="keras_segen")
+class VAE(LatentModel):
+    """An encoder and a decoder, trained by `fit` to describe images by short codes.
+
+    `fit` takes images, float in [0, 1] or uint8, as arrays or in batches, with labels where there
+    are classes; `compile(optimizer)` is all it needs. The history has
+
+        loss                  reconstruction + beta * kl, what is minimised
+        elbo                  -(reconstruction + kl): a lower bound on the log-likelihood
+        reconstruction        -log p(image | code)
+        kl                    from the encoder's distribution to the standard normal
+        bits_per_dimension    what the bound costs per number in the image, in bits
+
+    in nats per image, averaged over the images. In `evaluate` and validation the code of an image
+    is drawn by its position: the same each time, however the batches are cut.
+
+    Likelihoods of a number x in [0, 1]:
+
+        "bernoulli"   x is the probability of white. The decoder gives logits. A likelihood in the
+                      strict sense for black and white only; grey images cost at least their
+                      entropy.
+        "gaussian"    normal, cut into the 256 levels of a pixel: density / 256. The decoder gives
+                      means in [-1, 1] for [0, 1]; their standard deviation is one learned number,
+                      at least 1/256 (below, levels would be told apart that no image has).
+
+    Args:
+        encoder: a `keras.Model` from images `(batch, …)` in [-1, 1] to a list of two tensors
+            `(batch, latent_dim)`: mean and log of the variance of the codes.
+        decoder: a `keras.Model` from codes `(batch, latent_dim)` to logits or means `(batch, …)`;
+            with classes from `[codes, labels]`.
+        likelihood: str, `"bernoulli"` or `"gaussian"`.
+        beta: float, weight of the second term; 1 for the bound, more for simpler codes.
+        num_classes: int or None.
+        seed: int, for the codes in training.
+
+    Raises:
+        ValueError: when the networks do not fit together, or a value is out of range.
+
+    Example:
+
+    >>> shape, filters = (8, 8, 1), (4, 8)
+    >>> vae = VAE(vae_encoder(shape, 2, filters), vae_decoder(shape, 2, filters))
+    >>> vae.compile("adam")
+    >>> sorted(vae.train_on_batch(keras.ops.ones((4, 8, 8, 1)), return_dict=True))
+    ['bits_per_dimension', 'elbo', 'kl', 'loss', 'reconstruction']
+    >>> vae.generate(3).shape
+    (3, 8, 8, 1)
+    """
+
+    def __init__(
+        self,
+        encoder,
+        decoder,
+        likelihood="bernoulli",
+        beta=1.0,
+        num_classes=None,
+        seed=0,
+        name="vae",
+    ):
+        super().__init__(decoder, num_classes, seed, name)
+        codes = [tuple(x.shape[1:]) for x in encoder.outputs]
+        if codes != [(self.latent_dim,)] * 2:
+            raise ValueError(
+                f"The decoder takes codes of {self.latent_dim} numbers; expected an encoder with "
+                f"two outputs (batch, {self.latent_dim}), mean and log of the variance, found "
+                f"{[tuple(x.shape) for x in encoder.outputs]}."
+            )
+        if len(encoder.inputs) != 1 or tuple(encoder.inputs[0].shape[1:]) != self.image_shape:
+            raise ValueError(
+                f"The decoder makes images {self.image_shape}; expected an encoder of one input "
+                f"of this shape, found {[tuple(x.shape[1:]) for x in encoder.inputs]}."
+            )
+        if likelihood not in LIKELIHOODS:
+            raise ValueError(
+                f"likelihood is {likelihood!r}, expected one of "
+                f"{', '.join(map(repr, LIKELIHOODS))}."
+            )
+        if beta < 0:
+            raise ValueError(f"beta is {beta}, expected 0 or more.")
+        self.encoder = encoder
+        self.decoder = decoder
+        self.likelihood = likelihood
+        self.beta = beta
+        if likelihood == "gaussian":
+            self.log_deviation_initializer = keras.initializers.Constant(math.log(0.25))
+            self.log_deviation = self.add_weight(
+                shape=(), initializer=self.log_deviation_initializer, name="log_deviation"
+            )
+        self.trackers = {
+            name: keras.metrics.Mean(name=name)
+            for name in ("elbo", "reconstruction", "kl", "bits_per_dimension")
+        }
+        self.built = True
+
+    def call(self, images, training=False):
+        """Encodes images in [0, 1] or uint8: mean and log variance, `(batch, latent_dim)` each."""
+        mean, log_variance = self.encoder(self.check_images(images), training=training)
+        return ops.cast(mean, "float32"), ops.cast(log_variance, "float32")
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        """The negative bound of a batch; `y_pred` is what `call` returned."""
+        images, labels = self.check_images(x), self.check_labels(y)
+        mean, log_variance = y_pred
+        shape = (ops.shape(images)[0], self.latent_dim)
+        if training:
+            normal = noise.normal(("codes", self.seed), self.step, shape)
+            self.step.assign_add(1)
+        else:
+            seen = self.trackers["elbo"].count  # images of this evaluation so far
+            normal = noise.normal(("codes of tests", self.seed), 0, shape, first_row=seen)
+        # Drawn so that the gradient reaches mean and variance (reparametrization).
+        codes = mean + ops.exp(log_variance / 2) * normal
+        outputs = self.decoder(self.join(codes, labels), training=training)
+
+        reconstruction = -self.log_likelihood(images, outputs)  # (batch,)
+        kl = ops.sum(ops.square(mean) + ops.exp(log_variance) - 1 - log_variance, axis=1) / 2
+        elbo = -(reconstruction + kl)
+        values = {
+            "elbo": elbo,
+            "reconstruction": reconstruction,
+            "kl": kl,
+            "bits_per_dimension": self.bits_per_dimension(elbo),
+        }
+        for name, value in values.items():
+            self.trackers[name].update_state(value)
+        return ops.mean(reconstruction + self.beta * kl) + sum(self.losses)
+
+    def log_likelihood(self, images, outputs):
+        """Log of the probability of images, given what the decoder said: nats `(batch,)`.
+
+        Args:
+            images: float32 `(batch, …)` in [-1, 1].
+            outputs: what the decoder gave for them, `(batch, …)`.
+        """
+        x = (ops.reshape(images, (-1, math.prod(self.image_shape))) + 1) / 2
+        outputs = ops.cast(ops.reshape(outputs, (-1, math.prod(self.image_shape))), "float32")
+        if self.likelihood == "bernoulli":
+            return ops.sum(x * outputs - ops.softplus(outputs), axis=1)
+        log_deviation = ops.maximum(self.log_deviation, -math.log(LEVELS))
+        distance = (x - (outputs + 1) / 2) / ops.exp(log_deviation)
+        constant = log_deviation + math.log(2 * math.pi) / 2
+        return ops.sum(-ops.square(distance) / 2 - constant, axis=1)
+
+    def bits_per_dimension(self, log_likelihood):
+        """Converts nats per image to bits per number of an image of 256 levels."""
+        bits = -log_likelihood / (math.prod(self.image_shape) * math.log(2))
+        return bits + math.log2(LEVELS) if self.likelihood == "gaussian" else bits
+
+    def importance_weighted_bound(self, images, labels=None, num_samples=64, seed=0, batch_size=64):
+        """Computes a tighter bound on the log-likelihood of images, from several codes each.
+
+        With codes z drawn from the encoder's q, it is the log of the mean of p(x, z) / q(z | x):
+        for one sample the ELBO, for ever more the log-likelihood itself.
+
+        Args:
+            images: float in [0, 1] or uint8 `(count, …)`.
+            labels: integers `(count,)`, if there are classes.
+            num_samples: int, codes per image.
+            seed: int, for the codes.
+            batch_size: int, images at once.
+
+        Returns:
+            float64 array `(count,)`, nats per image; `bits_per_dimension` converts it.
+
+        Raises:
+            ValueError: when images or labels do not fit.
+        """
+        bounds = np.empty(len(images))
+        for start in range(0, len(images), batch_size):
+            part = slice(start, start + batch_size)
+            inside = self.check_images(images[part])
+            given = self.check_labels(None if labels is None else labels[part])
+            if given is not None:
+                given = ops.convert_to_numpy(given)
+            mean, log_variance = self._encode(inside)
+            weights = []
+            generator = rng("importance weights", seed, start)
+            for _ in range(num_samples):
+                normal = generator.standard_normal(mean.shape)
+                codes = (mean + np.exp(log_variance / 2) * normal).astype("float32")
+                outputs = backend.infer(self.decoder, self.join(codes, given))
+                log_p = ops.convert_to_numpy(self.log_likelihood(inside, outputs))
+                # log p(z) - log q(z | x); the constants cancel.
+                log_ratio = (normal**2 + log_variance - codes.astype("float64") ** 2).sum(1) / 2
+                weights.append(log_p.astype("float64") + log_ratio)
+            weights = np.stack(weights)  # (num_samples, batch)
+            largest = weights.max(axis=0)
+            bounds[part] = largest + np.log(np.exp(weights - largest).mean(axis=0))
+        return bounds
+
+    def encode(self, images, batch_size=64):
+        """Returns the middle of the codes of images: float32 array `(count, latent_dim)`."""
+        codes = np.empty((len(images), self.latent_dim), "float32")
+        for start in range(0, len(images), batch_size):
+            part = slice(start, start + batch_size)
+            codes[part], _ = self._encode(self.check_images(images[part]))
+        return codes
+
+    def reconstruct(self, images, labels=None, batch_size=64):
+        """Encodes images and decodes them again: float32 array `(count, …)` in [0, 1]."""
+        return self.decode(self.encode(images, batch_size), labels, batch_size)
+
+    def _encode(self, images):
+        """Mean and log variance of the codes, float64 `(batch, latent_dim)`, in NumPy."""
+        return [x.astype("float64") for x in backend.infer(self.encoder, images)]
+
+    def decode_batch(self, inputs):
+        outputs = backend.infer(self.decoder, inputs)
+        if self.likelihood == "bernoulli":
+            return ops.convert_to_numpy(ops.sigmoid(outputs))
+        return np.clip((outputs + 1) / 2, 0, 1)
+
+    def get_config(self):
+        return {
+            "encoder": keras.saving.serialize_keras_object(self.encoder),
+            "decoder": keras.saving.serialize_keras_object(self.decoder),
+            "likelihood": self.likelihood,
+            "beta": self.beta,
+            "num_classes": self.num_classes,
+            "seed": self.seed,
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        networks = {
+            key: keras.saving.deserialize_keras_object(config[key])
+            for key in ("encoder", "decoder")
+        }
+        return cls(**{**config, **networks})
+
+
+def vae_encoder(image_shape, latent_dim=64, filters=(32, 64, 128)):
+    """Builds a convolutional encoder.
+
+    Args:
+        image_shape: tuple `(height, width, channels)`; height and width are multiples of
+            `2 ** len(filters)`.
+        latent_dim: int, numbers in a code.
+        filters: tuple of ints, channels at half the image's size, a quarter of it, ….
+
+    Returns:
+        A `keras.Model` from images `(batch, height, width, channels)`, float32 in [-1, 1], to a
+        list of mean and log of the variance, float32 `(batch, latent_dim)` each.
+
+    Raises:
+        ValueError: when height or width cannot be halved that often, or a number is not positive.
+
+    Example:
+
+    >>> vae_encoder((32, 32, 3), latent_dim=8).output_shape
+    [(None, 8), (None, 8)]
+    """
+    check_image_shape(image_shape, filters)
+    images = x = keras.Input(image_shape, name="images")
+    # Halved: (H/2, W/2), (H/4, W/4), …
+    for level, level_filters in enumerate(filters):
+        x = layers.Conv2D(
+            level_filters,
+            4,
+            strides=2,
+            padding="same",
+            activation="swish",
+            kernel_initializer="he_normal",
+            name=f"down{level}",
+        )(x)
+    x = layers.Flatten(name="features")(x)
+    mean = layers.Dense(latent_dim, dtype="float32", name="mean")(x)
+    log_variance = layers.Dense(
+        latent_dim, dtype="float32", kernel_initializer="zeros", name="log_variance"
+    )(x)
+    return keras.Model(images, [mean, log_variance], name="vae_encoder")
+
+
+def vae_decoder(image_shape, latent_dim=64, filters=(32, 64, 128), num_classes=None):
+    """Builds a convolutional decoder: the way of the encoder back.
+
+    Args:
+        image_shape: tuple `(height, width, channels)`, as in `vae_encoder`.
+        latent_dim: int, numbers in a code.
+        filters: tuple of ints, channels at half the image's size, a quarter of it, ….
+        num_classes: int or None. With classes, the decoder is told the one to make: a learned
+            vector of `latent_dim` numbers is appended to the code.
+
+    Returns:
+        A `keras.Model` from codes `(batch, latent_dim)`, or from `[codes, labels]` with labels
+        int32 `(batch,)`, to logits or means `(batch, height, width, channels)`, float32.
+
+    Raises:
+        ValueError: as `vae_encoder`.
+
+    Example:
+
+    >>> vae_decoder((32, 32, 3), latent_dim=8).output_shape
+    (None, 32, 32, 3)
+    """
+    height, width = check_image_shape(image_shape, filters)
+    codes = x = keras.Input((latent_dim,), name="codes")
+    inputs = codes
+    if num_classes is not None:
+        labels = keras.Input((), dtype="int32", name="labels")
+        x = layers.Concatenate(name="class")(
+            [x, layers.Embedding(num_classes, latent_dim, name="class_embedding")(labels)]
+        )
+        inputs = [codes, labels]
+    x = layers.Dense(height * width * filters[-1], activation="swish", name="start")(x)
+    x = layers.Reshape((height, width, filters[-1]), name="start_reshape")(x)
+    # Doubled: … (H/2, W/2), (H, W).
+    for level in reversed(range(len(filters))):
+        x = layers.Conv2DTranspose(
+            filters[level],
+            4,
+            strides=2,
+            padding="same",
+            activation="swish",
+            kernel_initializer="he_normal",
+            name=f"up{level}",
+        )(x)
+    outputs = layers.Conv2D(image_shape[2], 3, padding="same", dtype="float32", name="images")(x)
+    return keras.Model(inputs, outputs, name="vae_decoder")
