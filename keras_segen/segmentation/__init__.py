@@ -8,7 +8,13 @@ from keras_segen import backend  # noqa: F401  (a missing framework is one line,
 
 # Each function hides the module of its name: `segmentation.unet(...)` builds.
 from keras_segen.segmentation.efficientnet_lite0 import efficientnet_lite0
-from keras_segen.segmentation.encoders import ENCODERS
+from keras_segen.segmentation.encoders import (
+    ENCODERS,
+    efficientnet_v2_b0,
+    mobilenet_v2,
+    resnet50,
+    vgg16,
+)
 from keras_segen.segmentation.fcn import fcn
 from keras_segen.segmentation.fold import fold_batch_normalization
 from keras_segen.segmentation.plain_unet import plain_unet
@@ -23,9 +29,13 @@ __all__ = [
     "MODELS",
     "Predictor",
     "efficientnet_lite0",
+    "efficientnet_v2_b0",
     "fcn",
     "fold_batch_normalization",
+    "mobilenet_v2",
     "plain_unet",
+    "resnet50",
     "take_weights",
     "unet",
+    "vgg16",
 ]
