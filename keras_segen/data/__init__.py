@@ -25,6 +25,7 @@ from keras_segen.data.pictures import (
     as_pictures,
     mirror,
 )
+from keras_segen.data.public import Pets
 from keras_segen.data.shapes import Shapes
 from keras_segen.data.subset import Subset, assign_folds
 from keras_segen.data.voc import VOC2012
@@ -42,6 +43,7 @@ __all__ = [
     "Folder",
     "ImageFolder",
     "Mnist",
+    "Pets",
     "Pictures",
     "Shapes",
     "Subset",
@@ -64,17 +66,14 @@ __all__ = [
 _TABLE = (
     ("shapes", Shapes, "drawn scenes of discs, boxes, triangles, stars, rings; no download"),
     ("folder:PATH", Folder, "PATH/{train,val,test}/{images,masks}, by file name"),
+    ("pets[:PATH]", Pets, "cats and dogs, 3 classes; --download"),
     ("camvid:PATH", CamVid, "road scenes, 11 classes; fetched by hand"),
     ("cityscapes:PATH", Cityscapes, "street scenes, 19 classes; fetched by hand"),
     ("voc2012:PATH", VOC2012, "photos of 20 kinds of objects; fetched by hand"),
     ("arrays:PATH", ArrayFiles, "x_train, y_train, x_test, y_test as .npy files or one .npz"),
     ("cifar10[:PATH]", Cifar10, "pictures: 10 kinds of things, 32 x 32; --download or .npz"),
-    ("mnist[:PATH]", Mnist, "pictures: digits, 28 x 28, grey; --download, .npz or IDX files"),
-    (
-        "fashion_mnist[:PATH]",
-        FashionMnist,
-        "pictures: clothes, 28 x 28, grey; --download, .npz or IDX files",
-    ),
+    ("mnist[:PATH]", Mnist, "pictures: digits, 28 x 28, grey; --download, .npz or IDX"),
+    ("fashion_mnist[:PATH]", FashionMnist, "pictures: clothes, as mnist; --download, .npz or IDX"),
     ("images:PATH", ImageFolder, "pictures: any folder of them, cut to a common shape"),
     (
         "squashed:PATH",
@@ -144,6 +143,7 @@ def download(name):
     Raises:
         ValueError: if this is no data set that can be downloaded.
         ConnectionError: if the download fails.
+        ModuleNotFoundError: if what fetches it is not installed.
     """
     known = {usage.partition("[")[0]: kind for usage, kind, _ in _TABLE}
     known = {word: kind for word, kind in known.items() if hasattr(kind, "download")}

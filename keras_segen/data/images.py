@@ -14,7 +14,7 @@ FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
 GREY_MODES = ("L", "I", "I;16", "I;16B", "I;16L", "F")
 
 
-def read_image(path, channels=3, content=None):
+def read_image(path, channels=3, content=None, turn=True):
     """Reads a photo as it is meant to be seen, turned as its EXIF orientation says.
 
     Alpha is dropped, palettes become their colours, grey is repeated to three channels, and
@@ -24,6 +24,7 @@ def read_image(path, channels=3, content=None):
         path: a PNG, JPEG, TIFF, BMP, WebP or GIF file.
         channels: int, 3 (RGB) or 1 (grey).
         content: bytes of the file if they are at hand; `path` then only names it in errors.
+        turn: bool, whether the EXIF orientation counts.
 
     Returns:
         `(height, width, channels)`, uint8, or uint16 if the file has 16 bits per channel.
@@ -32,7 +33,7 @@ def read_image(path, channels=3, content=None):
         ValueError: if the file is no such image, is cut short, is too large to be a photo, has
             several pages, or holds 32-bit numbers.
     """
-    pixels, _ = decode(path, content)
+    pixels, _ = decode(path, content, turn)
     if pixels.dtype not in (np.uint8, np.uint16):
         raise ValueError(
             f"{path}: an image of {pixels.dtype} numbers; expected 8 or 16 bits per channel. "
@@ -55,13 +56,13 @@ def read_mask(path, content=None):
     Raises:
         ValueError: as `read_image`, and if the file is a JPEG.
     """
-    pixels, mode = decode(path, content, mask=True)
+    pixels, mode = decode(path, content, turn=False, mask=True)
     if pixels.dtype.kind == "f":
         raise ValueError(f"{path}: a mask of {pixels.dtype} numbers; expected whole label ids")
     return pixels, mode == "1"
 
 
-def decode(path, content=None, mask=False):
+def decode(path, content=None, turn=True, mask=False):
     """Returns the pixels of a file, `(height, width)` or RGB, and Pillow's name of its mode."""
     data = Path(path).read_bytes() if content is None else content
     if not data:
@@ -73,7 +74,7 @@ def decode(path, content=None, mask=False):
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
             sixteen_bit_colour = has_sixteen_bit_colour(image, data)
             image.load()  # finds out whether the file is whole
-            pixels = to_array(image if mask else ImageOps.exif_transpose(image), mask)
+            pixels = to_array(ImageOps.exif_transpose(image) if turn else image, mask)
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path}: the image is too large to be read safely: {error}") from error
     except Exception as error:  # what Pillow raises for damaged files has no common type
@@ -87,7 +88,7 @@ def decode(path, content=None, mask=False):
     if frames > 1 and file_format != "MPO":
         raise ValueError(f"{path}: {frames} pages or frames in one file; expected one image")
     if sixteen_bit_colour:
-        if orientation != 1 and not mask:
+        if orientation != 1 and turn:
             raise ValueError(
                 f"{path}: a 16-bit colour image with EXIF orientation {orientation}, which is "
                 "not supported; turn the pixels and save it again"

@@ -33,6 +33,8 @@ class Pairs(Dataset):
             a mask has another size than its image, or a label is unknown.
     """
 
+    TURNED = True  # whether images are turned as their EXIF orientation says
+
     def __init__(
         self, name, split, pairs, class_names, palette, label_ids, void_ids, size, channels, cache
     ):
@@ -89,7 +91,7 @@ class Pairs(Dataset):
     def _decode(self, index):
         """Returns image and mask as they are cached: uint8 or uint16, and uint8."""
         path, content = self._file(index, 0)
-        image = images.read_image(path, self.channels, content)
+        image = images.read_image(path, self.channels, content, self.TURNED)
         mask = self._decode_mask(index, (path, image.shape[:2]))
         if self.size is not None:
             image = images.resize_image(image, self.size)
