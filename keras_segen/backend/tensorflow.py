@@ -128,7 +128,7 @@ def make_loader(batches):
 
 def infer(model, images):
     """Runs the model once, for inference: NumPy images in, NumPy outputs out."""
-    return np.asarray(model.predict_on_batch(images))
+    return tf.nest.map_structure(np.asarray, model.predict_on_batch(images))
 
 
 @contextlib.contextmanager

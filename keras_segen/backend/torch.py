@@ -176,7 +176,8 @@ def make_loader(batches):
 def infer(model, images):
     """Runs the model once, for inference: NumPy images in, NumPy outputs out."""
     with torch.no_grad():
-        return keras.ops.convert_to_numpy(model(images, training=False))
+        outputs = model(images, training=False)
+    return keras.tree.map_structure(keras.ops.convert_to_numpy, outputs)
 
 
 @contextlib.contextmanager
