@@ -10,8 +10,6 @@ The functions on NumPy arrays (`iou_per_class(matrix)` …) compute from a saved
 Keras metrics (`MeanIoU(num_classes)` …) show during training.
 """
 
-import math
-
 import cv2
 import keras
 import numpy as np
@@ -454,7 +452,8 @@ def boundary_counts(truth, predicted, num_classes, ignore_class=None, tolerance=
             f"Boundaries are those of one image, (height, width); found {truth.shape}. "
             "Count image by image and add up."
         )
-    reach = max(1.0, tolerance * math.hypot(*truth.shape))
+    height, width = truth.shape
+    reach = max(1.0, tolerance**2 * (height**2 + width**2))  # squared, in pixels
     true_edges, predicted_edges = edges(truth, valid), edges(predicted, valid)
     counted = ~within(~valid, reach)
     counts = np.zeros((num_classes, 4), "int64")
@@ -519,12 +518,12 @@ def bounding_box(pixels):
 
 
 def within(pixels, reach):
-    """Pixels at most `reach` away from one of `pixels`: bool, as `pixels`."""
+    """Pixels whose squared distance to one of `pixels` is at most `reach`: bool, as `pixels`."""
     if not pixels.any():
         return np.zeros(pixels.shape, bool)
     background = (~pixels).astype("uint8")
     distance = cv2.distanceTransform(background, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    return np.rint(distance**2) <= reach**2  # a squared distance of pixels is a whole number
+    return np.rint(distance**2) <= reach  # a squared distance of pixels is a whole number
 
 
 def calibration_bins(masks, probabilities, ignore_class=None, num_bins=15):

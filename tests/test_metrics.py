@@ -1,6 +1,8 @@
 import keras
 import numpy as np
 import pytest
+import scipy.ndimage
+import scipy.special
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
@@ -345,3 +347,252 @@ def test_one_channel_is_the_logit_of_class_1():
 def test_metrics_reject_bad_arguments(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+# --- NumPy: precision, recall, confusion
+
+
+def test_precision_and_recall_are_those_of_sets_of_pixels():
+    masks, logits = random_batch(ignore_class=255)
+    predicted, valid = logits.argmax(-1), masks != 255
+    matrix = metrics.confusion_matrix(masks, predicted, 3, 255)
+    for class_id in range(3):
+        truth, prediction = (masks == class_id) & valid, (predicted == class_id) & valid
+        hits = (truth & prediction).sum()
+        assert metrics.precision_per_class(matrix)[class_id] == hits / prediction.sum()
+        assert metrics.recall_per_class(matrix)[class_id] == hits / truth.sum()
+
+
+def test_dice_is_the_harmonic_mean_of_precision_and_recall():
+    matrix = np.random.default_rng(0).integers(1, 99, (4, 4))
+    precision, recall = metrics.precision_per_class(matrix), metrics.recall_per_class(matrix)
+    harmonic = 2 * precision * recall / (precision + recall)
+    assert metrics.dice_per_class(matrix) == pytest.approx(harmonic)
+
+
+def test_precision_and_recall_of_what_is_never_predicted_never_there_or_neither():
+    matrix = np.array([[5, 0, 2, 0], [3, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+    np.testing.assert_array_equal(metrics.precision_per_class(matrix), [5 / 8, 0, 0, np.nan])
+    np.testing.assert_array_equal(metrics.recall_per_class(matrix), [5 / 7, 0, 0, np.nan])
+
+
+@pytest.mark.parametrize("ignore_class", [None, 255, 1])
+def test_numpy_confusion_matrix_is_that_of_the_metric(ignore_class):
+    masks, logits = random_batch(ignore_class=ignore_class)
+    metric = ConfusionMatrix(3, ignore_class)
+    metric.update_state(masks, logits)
+    matrix = metrics.confusion_matrix(masks, metrics.class_ids(logits), 3, ignore_class)
+    assert matrix.dtype == np.int64 and np.array_equal(matrix, metric.matrix())
+
+
+@pytest.mark.parametrize(
+    "masks, predicted, message",
+    [
+        ([[0, 1]], [0, 1], r"\(1, 2\) and \(2,\)"),
+        ([0, 3], [0, 1], r"masks hold the id 3, which is not in 0\.\.2 nor ignore_class \(255\)"),
+        ([0, 1], [0, 255], r"predictions hold the id 255, which is not in 0\.\.2\."),
+        ([0.0, 1.0], [0, 1], "masks must be integers, class ids; found float64"),
+    ],
+)
+def test_counts_reject_wrong_ids(masks, predicted, message):
+    with pytest.raises(ValueError, match=message):
+        metrics.confusion_matrix(masks, predicted, 3, 255)
+    with pytest.raises(ValueError):
+        metrics.boundary_counts([masks], [predicted], 3, 255)
+
+
+def test_class_ids_and_probabilities_of_one_channel_are_those_of_two():
+    one = np.array([-90.0, -1.5, 0.0, 2.0, 90.0])[:, None]
+    two = np.concatenate([np.zeros_like(one), one], axis=1)
+    np.testing.assert_array_equal(metrics.class_ids(one), [0, 0, 0, 1, 1])
+    np.testing.assert_array_equal(metrics.class_ids(two), [0, 0, 0, 1, 1])
+    shares = metrics.probabilities(one)
+    assert shares.dtype == np.float32 and shares.shape == (5, 2)
+    np.testing.assert_array_equal(shares, metrics.probabilities(two))
+    np.testing.assert_allclose(shares[:, 1], 1 / (1 + np.exp(-one[:, 0])), rtol=1e-6, atol=1e-30)
+    np.testing.assert_allclose(shares.sum(-1), 1, rtol=1e-6)
+
+
+def test_probabilities_are_the_softmax_also_of_large_logits():
+    logits = np.random.default_rng(0).normal(0, 5, (3, 4, 5))
+    expected = scipy.special.softmax(logits, axis=-1)
+    np.testing.assert_allclose(metrics.probabilities(logits), expected, rtol=1e-4)
+    np.testing.assert_allclose(metrics.probabilities(logits + 1e4), expected, rtol=0.02)
+
+
+# --- boundaries
+
+
+def boundary_pixels(labels, void):
+    """For each pixel by itself: has it a neighbour of another class, neither of them void?"""
+    found = set()
+    height, width = labels.shape
+    for i, j in np.ndindex(labels.shape):
+        for row, column in ((i - 1, j), (i + 1, j), (i, j - 1), (i, j + 1)):
+            inside = 0 <= row < height and 0 <= column < width
+            valid = inside and not void[i, j] and not void[row, column]
+            if valid and labels[i, j] != labels[row, column]:
+                found.add((i, j))
+    return found
+
+
+def counts_by_brute_force(truth, predicted, num_classes, ignore_class, reach):
+    """Boundary counts from the distances of all pairs of pixels."""
+    void = np.zeros(truth.shape, bool) if ignore_class is None else truth == ignore_class
+    void_pixels = list(zip(*np.nonzero(void), strict=True))
+
+    def near(pixel, others):
+        return any((pixel[0] - i) ** 2 + (pixel[1] - j) ** 2 <= reach for i, j in others)
+
+    counts = np.zeros((num_classes, 4), "int64")
+    true_edges, predicted_edges = boundary_pixels(truth, void), boundary_pixels(predicted, void)
+    for class_id in range(num_classes):
+        one = [pixel for pixel in true_edges if truth[pixel] == class_id]
+        other = [pixel for pixel in predicted_edges if predicted[pixel] == class_id]
+        for column, (pixels, others) in enumerate(((one, other), (other, one))):
+            counted = [pixel for pixel in pixels if not near(pixel, void_pixels)]
+            counts[class_id, 2 * column] = len(counted)
+            counts[class_id, 2 * column + 1] = sum(near(pixel, others) for pixel in counted)
+    return counts
+
+
+def patches(generator, shape, num_classes):
+    """Class ids in patches of several pixels, so that there are boundaries and insides."""
+    small = generator.integers(0, num_classes, (shape[0] // 3 + 1, shape[1] // 3 + 1))
+    return np.kron(small, np.ones((3, 3), int))[: shape[0], : shape[1]]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.tuples(st.integers(1, 14), st.integers(1, 14)),
+    st.sampled_from([0.0075, 0.1, 0.15, 0.3]),
+    st.sampled_from([None, 255, 1]),
+)
+def test_boundary_counts_are_those_of_brute_force(seed, shape, tolerance, ignore_class):
+    generator = np.random.default_rng(seed)
+    truth, predicted = patches(generator, shape, 3), patches(generator, shape, 3)
+    if ignore_class == 255:
+        truth[generator.random(shape) < 0.03] = 255
+    reach = max(1.0, tolerance**2 * (shape[0] ** 2 + shape[1] ** 2))
+    expected = counts_by_brute_force(truth, predicted, 3, ignore_class, reach)
+    found = metrics.boundary_counts(truth, predicted, 3, ignore_class, tolerance)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_boundaries_of_larger_images_are_those_of_scipys_distances():
+    generator = np.random.default_rng(0)
+    truth = (scipy.ndimage.gaussian_filter(generator.normal(size=(240, 320)), 12) > 0).astype(int)
+    predicted = np.roll(truth, (2, 3), (0, 1))
+    counts = metrics.boundary_counts(truth, predicted, 2)
+    for class_id in range(2):
+        edges = []
+        for labels in (truth, predicted):
+            inner = scipy.ndimage.binary_erosion(labels == class_id, border_value=1)
+            edges.append((labels == class_id) & ~inner)
+        for column, (one, other) in enumerate((edges, edges[::-1])):
+            distance = scipy.ndimage.distance_transform_edt(~other)
+            assert counts[class_id, 2 * column] == one.sum()
+            near = one & (distance <= 3)  # 0.75 % of the diagonal, 400
+            assert counts[class_id, 2 * column + 1] == near.sum()
+
+
+def test_boundary_score_of_a_shift_is_that_of_its_pixels():
+    columns = np.arange(40) + np.zeros((40, 1), int)
+    for shift, expected in ((0, 1.0), (1, 1.0), (2, 0.0)):  # at least one pixel is allowed
+        truth, predicted = (columns >= 20).astype(int), (columns >= 20 + shift).astype(int)
+        counts = metrics.boundary_counts(truth, predicted, 2)
+        np.testing.assert_array_equal(metrics.boundary_f_score(counts), [expected, expected])
+
+
+def test_boundary_score_adds_up_images_and_follows_precision_and_recall():
+    counts = np.array([[8, 2, 10, 5], [2, 1, 0, 0]]) + np.array([[2, 2, 0, 0], [0, 0, 0, 0]])
+    precision, recall = 5 / 10, 4 / 10
+    expected = 2 * precision * recall / (precision + recall)
+    assert metrics.boundary_f_score(counts).tolist() == [pytest.approx(expected), 0]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_what_is_predicted_in_void_changes_no_boundary_and_no_calibration(seed):
+    generator = np.random.default_rng(seed)
+    truth, predicted = patches(generator, (12, 15), 3), patches(generator, (12, 15), 3)
+    truth[3:5, 2:9] = 255
+    other = np.where(truth == 255, generator.integers(0, 3, truth.shape), predicted)
+    np.testing.assert_array_equal(
+        metrics.boundary_counts(truth, predicted, 3, 255),
+        metrics.boundary_counts(truth, other, 3, 255),
+    )
+    np.testing.assert_array_equal(
+        metrics.calibration_bins(truth, metrics.probabilities(as_logits(predicted, 3)), 255),
+        metrics.calibration_bins(truth, metrics.probabilities(as_logits(other, 3)), 255),
+    )
+
+
+def test_boundaries_against_void_do_not_count():
+    truth = np.zeros((9, 30), int)
+    truth[:, 12:18] = 255
+    truth[:, 18:] = 1
+    inside = np.where(np.arange(30) < 15, 0, 1) + np.zeros_like(truth)  # the edge lies in void
+    beside = np.where(np.arange(30) < 18, 0, 1) + np.zeros_like(truth)  # on its border
+    for predicted in (inside, beside):
+        assert not metrics.boundary_counts(truth, predicted, 2, 255).any()
+    far = np.where(np.arange(30) < 6, 0, 1) + np.zeros_like(truth)
+    counts = metrics.boundary_counts(truth, far, 2, 255)
+    assert counts.tolist() == [[0, 0, 9, 0], [0, 0, 9, 0]]
+    assert np.isnan(metrics.boundary_f_score(counts)).all()
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: metrics.boundary_counts(*np.zeros((2, 2, 3, 4), int), 2), r"found \(2, 3, 4\)"),
+        (lambda: metrics.boundary_f_score(np.zeros((3, 3))), r"\(3, 3\)"),
+        (lambda: metrics.calibration_bins([0], [[3.0, 1.0]]), "metrics.probabilities"),
+        (lambda: metrics.calibration_bins([0], [[np.nan, 1.0]]), "found nan"),
+    ],
+)
+def test_counts_of_the_wrong_things_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+# --- calibration
+
+
+def test_calibration_error_is_that_of_the_paper():
+    """Equation 3 of Guo et al. 2017, bin by bin, pixel by pixel."""
+    generator = np.random.default_rng(0)
+    shares = generator.dirichlet([0.5] * 4, (3, 20, 20))
+    masks = generator.integers(0, 4, (3, 20, 20))
+    confidence, right = shares.max(-1).ravel(), (shares.argmax(-1) == masks).ravel()
+    error = 0
+    for m in range(1, 16):
+        members = (confidence > (m - 1) / 15) & (confidence <= m / 15)
+        if members.any():
+            gap = abs(right[members].mean() - confidence[members].mean())
+            error += members.sum() / len(confidence) * gap
+    bins = metrics.calibration_bins(masks, shares)
+    assert bins[:, 0].sum() == 1200 and bins[:, 1].sum() == right.sum()
+    assert metrics.expected_calibration_error(bins) == pytest.approx(error, abs=1e-6)
+
+
+def test_calibration_does_not_depend_on_how_batches_were_cut():
+    generator = np.random.default_rng(1)
+    shares = metrics.probabilities(generator.normal(0, 3, (8, 5, 7, 3)))
+    masks = generator.integers(0, 3, (8, 5, 7))
+    masks[:, 0] = 255
+    whole = metrics.calibration_bins(masks, shares, 255)
+    for size in (1, 3, 5):
+        parts = [np.s_[start : start + size] for start in range(0, 8, size)]
+        total = sum(metrics.calibration_bins(masks[p], shares[p], 255) for p in parts)
+        np.testing.assert_array_equal(total, whole)
+    assert whole[:, 0].sum() == 8 * 4 * 7
+
+
+def test_calibration_error_of_the_sure_and_of_nothing():
+    sure = np.array([[1.0, 0.0]] * 4)
+    assert metrics.expected_calibration_error(metrics.calibration_bins([0] * 4, sure)) == 0
+    assert metrics.expected_calibration_error(metrics.calibration_bins([1] * 4, sure)) == 1
+    nothing = metrics.calibration_bins([255], sure[:1], ignore_class=255)
+    assert metrics.expected_calibration_error(nothing) == 0
