@@ -8,16 +8,16 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import keras
 import numpy as np
 from PIL import Image
 
 from keras_segen import backend, metrics, page, plot
-from keras_segen.data.images import read_image, resize_image, to_float
+from keras_segen.data.images import read_image, to_float
 from keras_segen.data.loader import Batches
 from keras_segen.experiment import Experiment
 from keras_segen.files import write_atomically, write_json, write_text
+from keras_segen.segmentation import Predictor
 from keras_segen.training import load_model, load_run
 
 # What the table of classes shows, beside the share of pixels: key -> heading.
@@ -265,49 +265,102 @@ def draw_page(result, run, dataset, worst):
     )
 
 
-def predict(folder, source, out, tell=lambda path: None):
+def predict(
+    folder,
+    source,
+    out,
+    tell=lambda path: None,
+    *,
+    output="classes",
+    full_size=False,
+    tile=None,
+    overlap=None,
+    flips="none",
+    scales=(1.0,),
+    fold=False,
+):
     """Writes masks for photos with the best model of a run.
 
-    Each photo is brought to the size of the training, and the logits back to the photo's own
-    size before the class is chosen. `OUT/NAME.png` holds label ids as the training masks do,
-    with the colours of the classes as its palette; `OUT/overlays/NAME.png` shows the mask over
-    the photo.
+    Each photo is brought to the size of the training, at which the network knows things, and the
+    probabilities back to the photo's own size before the class is chosen. With `full_size` the
+    photo is predicted at its own size, in tiles: for photos in which things are as large, in
+    pixels, as in the images of the training.
+
+    `OUT/NAME.png` holds label ids as the training masks do, with the colours of the classes as
+    its palette; `OUT/overlays/NAME.png` shows the mask over the photo. Probabilities and
+    entropy go to `OUT/NAME.npy`, float32; the overlay of the entropy is the entropy alone, from
+    black (0) to bright yellow (log of the number of classes).
 
     Args:
         folder: the run folder.
         source: an image file or a folder of them; hidden files are left out.
         out: the folder to write to.
-        tell: called with the path of each mask that was written.
+        tell: called with the path of each file that was written, overlays left out.
+        output: `"classes"`, `"probabilities"` or `"entropy"`, as in
+            `keras_segen.segmentation.Predictor`.
+        full_size: bool, whether photos are predicted at their own size.
+        tile: int or `(height, width)`, with `full_size`: size of the tiles; None is the size of
+            the training.
+        overlap: int, with `full_size`: pixels that tiles share; None is a quarter of the tile.
+        flips: str, as in `Predictor`.
+        scales: tuple of floats, as in `Predictor`.
+        fold: bool, as in `Predictor`.
 
     Returns:
-        List of the masks' paths.
+        List of the paths written, overlays left out.
 
     Raises:
         FileNotFoundError: `source` does not exist.
-        ValueError: there is no file in it, two files have one name, or one is no image.
+        ValueError: there is no file in it, two files have one name, or one is no image; or an
+            option is out of range.
     """
+    if not full_size and (tile is not None or overlap is not None):
+        raise ValueError(
+            "tile and overlap cut photos at their own size, and these are brought to the size of "
+            "the training: add full_size (--full-size), or leave both out."
+        )
     run = load_run(folder)
     about = run["data"]
     height, width, channels = about["image_shape"]
     palette = np.array(about["palette"], "uint8")
     label_ids = np.array(about["label_ids"])
     paths = _photos(source)
-    model = load_model(folder)
+    predictor = Predictor(load_model(folder), tile, overlap, flips=flips, scales=scales, fold=fold)
+    size = None if full_size else (height, width)
     written = []
     for path in paths:
         photo = read_image(path, channels)
-        image = to_float(resize_image(photo, (height, width)))
-        logits = backend.infer(model, image[None])[0]
-        logits = cv2.resize(logits, photo.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-        classes = logits.argmax(axis=-1)
-        mask_path = Path(out) / f"{path.stem}.png"
-        _write_mask(mask_path, label_ids[classes], palette, label_ids)
-        overlay = Image.fromarray(plot.overlay(to_float(photo), classes, palette))
+        target = Path(out) / f"{path.stem}{'.png' if output == 'classes' else '.npy'}"
+        if output == "classes":
+            result = predictor.predict(photo, size=size)
+            _write_mask(target, result, palette, label_ids)
+        else:
+            shape = photo.shape[:2] + (() if output == "entropy" else (predictor.num_classes,))
+            with write_atomically(target) as temporary:
+                result = np.lib.format.open_memmap(temporary, "w+", "float32", shape)
+                predictor.predict(photo, output, out=result, size=size)
+                result.flush()
+                result._mmap.close()
+            result = np.load(target, mmap_mode="r")
+        overlay = Image.fromarray(_overlay(photo, result, output, palette))
         with write_atomically(Path(out) / "overlays" / f"{path.stem}.png") as temporary:
             overlay.save(temporary)
-        written.append(mask_path)
-        tell(mask_path)
+        written.append(target)
+        tell(target)
     return written
+
+
+def _overlay(photo, result, output, palette):
+    """Draws a result over its photo, a few rows at a time: uint8 `(height, width, 3)`."""
+    picture = np.empty((*photo.shape[:2], 3), "uint8")
+    for first in range(0, len(photo), 256):
+        rows = slice(first, first + 256)
+        if output == "entropy":
+            picture[rows] = plot.heat(result[rows], math.log(len(palette)))
+        else:
+            classes = result[rows] if output == "classes" else result[rows].argmax(axis=-1)
+            picture[rows] = plot.overlay(to_float(photo[rows]), classes, palette)
+    return picture
 
 
 def _photos(source):
@@ -330,12 +383,12 @@ def _photos(source):
     return paths
 
 
-def _write_mask(path, ids, palette, label_ids):
+def _write_mask(path, classes, palette, label_ids):
     """Writes label ids as a PNG: with the palette, or 16-bit grey if an id is above 255."""
     if label_ids.max() > 255:
-        image = Image.fromarray(ids.astype("uint16"))
+        image = Image.fromarray(label_ids.astype("uint16")[classes])
     else:
-        image = Image.fromarray(ids.astype("uint8"), mode="P")
+        image = Image.fromarray(label_ids.astype("uint8")[classes], mode="P")
         colours = np.zeros((256, 3), "uint8")
         colours[label_ids] = palette
         image.putpalette(colours.tobytes())

@@ -9,6 +9,7 @@ import io
 import math
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -424,6 +425,19 @@ def overlay(image, mask, palette, ignore_class=None, alpha=0.5):
     image = _image(image, "image")
     mask = _class_ids(mask, image.shape[:2], len(palette), "mask")
     return _blend(image, colorize(mask, palette, ignore_class), alpha)
+
+
+def heat(values, highest):
+    """Colours numbers from black (0) over purple and orange to bright yellow (`highest`).
+
+    Args:
+        values: array `(height, width)`, 0 to `highest`; what is above has the last colour.
+        highest: float, more than 0.
+
+    Returns:
+        RGB image, uint8 `(height, width, 3)`.
+    """
+    return colormaps["inferno"](np.asarray(values) / highest, bytes=True)[..., :3]
 
 
 def wrong_pixels(truth, prediction, ignore_class=None):

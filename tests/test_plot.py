@@ -72,6 +72,15 @@ def test_overlay_mixes_image_and_mask():
         plot.overlay(image, mask, PALETTE, alpha=1.5)
 
 
+def test_heat_gets_brighter_with_the_number():
+    picture = plot.heat(np.array([[0, 1, 2, 3, 4, 5]]), highest=4)
+    assert picture.dtype == np.uint8 and picture.shape == (1, 6, 3)
+    brightness = picture[0].astype(int).sum(axis=-1)
+    assert (np.diff(brightness[:5]) > 0).all()
+    assert picture[0, 0].max() < 10 and picture[0, 4].min() > 150
+    np.testing.assert_array_equal(picture[0, 4], picture[0, 5])
+
+
 def test_difference_marks_exactly_the_wrong_pixels():
     images, truth, predictions = scene()
     picture = plot.difference(images[0], truth[0], predictions[0], VOID)

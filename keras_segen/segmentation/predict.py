@@ -113,7 +113,7 @@ class Predictor:
             model = _for_any_size(model)
         self.fixed_size = model.input_shape[1:3]
         self.channels = model.input_shape[3]
-        self.multiple = None if None not in self.fixed_size else _find_multiple(model)
+        self.multiple = _find_multiple(model) if None in self.fixed_size else None
         self.tile = self._tile(tile)
         self.overlap = self._overlap(overlap)
         self.network = _with_probabilities(model)
@@ -143,7 +143,7 @@ class Predictor:
             )
         return (overlap, overlap)
 
-    def predict(self, image, output="classes", out=None):
+    def predict(self, image, output="classes", out=None, size=None):
         """Predicts one image.
 
         Args:
@@ -152,6 +152,9 @@ class Predictor:
             output: `"classes"`, `"probabilities"` or `"entropy"`.
             out: array to write the result into, such as a `numpy.memmap` for a result that is
                 larger than the memory; None makes one.
+            size: `(height, width)` that the image is brought to first; the probabilities are
+                resized back. For a network that knows things at the size that they had in
+                training. None predicts the image at its own size.
 
         Returns:
             An array, or `out`: for `"classes"` `(height, width)`, uint8 (uint16 for more than
@@ -166,17 +169,22 @@ class Predictor:
         """
         image = self._checked(image)
         out = self._result(image, output, out)
+        if size is not None:
+            resized = resize_image(np.ascontiguousarray(image), check_size(size))
+            _write_enlarged(self.predict(resized, "probabilities"), output, out)
+            return out
         for top, band in self._bands(image):
-            write_rows(band, output, out[top : top + len(band)])
+            _write_rows(band, output, out[top : top + len(band)])
         return out
 
-    def stream(self, images, output="classes"):
+    def stream(self, images, output="classes", size=None):
         """Predicts images one after the other; none is kept.
 
         Args:
             images: a `keras_segen.data.Dataset`, or an iterable of arrays as `predict` takes
                 them or of paths of image files; or one path.
             output: as in `predict`.
+            size: as in `predict`.
 
         Yields:
             What `predict` returns, for each image in turn.
@@ -186,7 +194,7 @@ class Predictor:
                 item = read_image(item, self.channels)
             elif isinstance(item, tuple):  # a data set's image and mask
                 item = item[0]
-            yield self.predict(item, output)
+            yield self.predict(item, output, size=size)
 
     def _checked(self, image):
         image = np.asanyarray(image)
@@ -203,7 +211,9 @@ class Predictor:
         if output not in OUTPUTS:
             raise ValueError(f"output is {output!r}, expected one of {', '.join(OUTPUTS)}.")
         shape = image.shape[:2] + ((self.num_classes,) if output == "probabilities" else ())
-        dtype = class_dtype(self.num_classes) if output == "classes" else np.dtype("float32")
+        dtype = np.dtype("float32")
+        if output == "classes":
+            dtype = np.dtype("uint8" if self.num_classes <= 256 else "uint16")
         if out is None:
             return np.empty(shape, dtype)
         if out.shape != shape or not np.can_cast(dtype, out.dtype, "safe"):
@@ -373,12 +383,7 @@ def _pad(pixels, axis, size):
     return np.pad(pixels, widths, mode="reflect" if size - length < length else "edge")
 
 
-def class_dtype(num_classes):
-    """The type of class ids: uint8, or uint16 for more than 256 classes."""
-    return np.dtype("uint8" if num_classes <= 256 else "uint16")
-
-
-def write_rows(probabilities, output, out):
+def _write_rows(probabilities, output, out):
     """Writes rows of probabilities into `out` as classes, probabilities or entropy.
 
     Args:
@@ -398,10 +403,10 @@ def write_rows(probabilities, output, out):
             out[rows] = np.maximum(0, -(part * logs).sum(axis=-1))
 
 
-def write_enlarged(probabilities, output, out):
-    """Resizes probabilities bilinearly to the size of `out`, and writes them as `write_rows` does.
+def _write_enlarged(probabilities, output, out):
+    """Resizes probabilities bilinearly to the size of `out`, and writes them as `_write_rows`.
 
-    The result is made row by row: it is never held as probabilities in full.
+    They are resized a few rows at a time: at the new size they are never held in full.
 
     Args:
         probabilities: float32 `(height, width, num_classes)`.
@@ -409,18 +414,17 @@ def write_enlarged(probabilities, output, out):
         out: array of any height and width.
     """
     height, width = out.shape[:2]
-    # Where the centres of the new rows lie between the old ones.
-    centres = (np.arange(height) + 0.5) * len(probabilities) / height - 0.5
-    centres = centres.clip(0, len(probabilities) - 1)
-    above = np.floor(centres).astype(int)
-    below = np.minimum(above + 1, len(probabilities) - 1)
-    share = (centres - above).astype("float32")[:, None, None]
+    last = len(probabilities) - 1
     for first in range(0, height, ROWS_AT_ONCE):
-        rows = slice(first, first + ROWS_AT_ONCE)
-        part = probabilities[above[rows]] * (1 - share[rows])
-        part += probabilities[below[rows]] * share[rows]
+        rows = np.arange(first, min(first + ROWS_AT_ONCE, height))
+        # Where the centres of the new rows lie between the old ones.
+        centres = ((rows + 0.5) * len(probabilities) / height - 0.5).clip(0, last)
+        above = np.floor(centres).astype(int)
+        share = (centres - above).astype("float32")[:, None, None]
+        part = probabilities[above] * (1 - share)
+        part += probabilities[np.minimum(above + 1, last)] * share
         part = cv2.resize(part, (width, len(part)))  # bilinear
-        write_rows(part, output, out[rows])
+        _write_rows(part, output, out[first : first + len(part)])
 
 
 def _check_ends(model):
@@ -442,16 +446,20 @@ def _check_ends(model):
 
 def _for_any_size(model):
     """Returns the same network, with the same weights, for images of any size."""
+    if model.input_shape[1:3] == (None, None):
+        return model
     images = keras.Input((None, None, model.input_shape[3]), name=model.inputs[0].name)
     try:
-        return keras.models.clone_model(
+        free = keras.models.clone_model(
             model, input_tensors=images, clone_function=lambda layer: layer
         )
+        _find_multiple(free)
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"This model takes images of {model.input_shape[1:3]} only, so there is no choice of "
             f"a tile: leave it out. ({error})"
         ) from error
+    return free
 
 
 def _find_multiple(model):
