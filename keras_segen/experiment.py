@@ -265,6 +265,11 @@ class Experiment:
             raise ValueError(
                 f"There is no model {self.model!r}; there are: {', '.join(segmentation.MODELS)}."
             )
+        if not isinstance(dataset, data.Dataset):
+            raise ValueError(
+                f"{dataset.name} has pictures without masks, and {self.model} learns masks: use a "
+                "data set with masks."
+            )
         if dataset.image_shape is None:
             raise ValueError(
                 f"The images of {dataset.name} have no common size: give an image size."
