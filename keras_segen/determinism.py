@@ -83,7 +83,7 @@ def sample(seed, epoch, weights):
     Args:
         seed: int.
         epoch: int, counted from 0.
-        weights: float array `(length,)`, positive.
+        weights: float array `(length,)`, not negative, not all 0.
 
     Returns:
         Item numbers: int64 array `(length,)`, a function of the three arguments only.

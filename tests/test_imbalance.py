@@ -112,23 +112,37 @@ def test_counts_of_a_folder_are_kept_between_runs(picture_folder, tmp_path, monk
     monkeypatch.setenv("KERAS_SEGEN_CACHE", str(tmp_path))
     first = data.Folder(picture_folder, size=(16, 16))
     expected = [weigh(first) for weigh in imbalance.CLASS_WEIGHTS.values()]
-    factors = data.repeat_factors(first)
+    weights = data.item_weights(first)
     monkeypatch.setattr(data.Folder, "read_mask", None)  # nothing may be read again
     again = data.Folder(picture_folder, size=(16, 16))
     found = [weigh(again) for weigh in imbalance.CLASS_WEIGHTS.values()]
     np.testing.assert_array_equal(found, expected)
-    np.testing.assert_array_equal(data.repeat_factors(again), factors)
+    np.testing.assert_array_equal(data.item_weights(again), weights)
 
 
 # --- sampling
 
 
-def test_repeat_factors_of_a_worked_example():
-    # class a is in 4 of 4 items, b in 2, c in 1, d in none
-    counts = [[9, 0, 0, 0], [9, 1, 0, 0], [1, 3, 2, 0], [9, 0, 0, 0]]
-    found = data.repeat_factors(of_counts(counts))
-    np.testing.assert_allclose(found, [1, np.sqrt(2), 2, 1])
-    assert data.repeat_factors(dataset([[[255, 255]], [[0, 255]]]))[0] == 1
+def test_item_weights_of_a_worked_example():
+    # 28 pixels of class a, 4 of b, 2 of c, none of d; the last item is void
+    counts = [[9, 0, 0, 0], [9, 1, 0, 0], [1, 3, 2, 0], [9, 0, 0, 0], [0, 0, 0, 0]]
+    chances = np.array([9 / 28, 9 / 28 + 1 / 4, 1 / 28 + 3 / 4 + 1, 9 / 28, 0]) / 3
+    found = data.item_weights(of_counts(counts))
+    np.testing.assert_allclose(found, 5 * chances)
+    assert data.item_weights(dataset([[[255, 255]], [[255, 255]]])).tolist() == [1, 1]
+
+
+@settings(max_examples=50, deadline=None)
+@given(some_counts)
+def test_item_weights_are_the_chances_of_drawing_a_class_then_a_pixel(counts):
+    counts = np.array(counts)
+    pixels_of_classes = [np.repeat(np.arange(len(counts)), column) for column in counts.T]
+    chances = np.zeros(len(counts))
+    present = [items for items in pixels_of_classes if len(items)]
+    for items in present:
+        for item in items:
+            chances[item] += 1 / len(present) / len(items)
+    np.testing.assert_allclose(data.item_weights(of_counts(counts)), len(counts) * chances)
 
 
 def test_sample_with_equal_weights_visits_every_item_once():
@@ -138,7 +152,7 @@ def test_sample_with_equal_weights_visits_every_item_once():
 
 @settings(max_examples=50, deadline=None)
 @given(
-    st.lists(st.floats(0.01, 100), min_size=1, max_size=40),
+    st.lists(st.just(0.0) | st.floats(0.01, 100), min_size=1, max_size=40).filter(any),
     st.integers(0, 2**32 - 1),
     st.integers(0, 1000),
 )
@@ -193,8 +207,8 @@ def items_of(images):
 
 
 def test_rare_classes_are_drawn_oftener_and_the_epoch_keeps_its_length():
-    # r = sqrt(16 / 2) for two items: 16 * 2 * 2.83 / (2 * 2.83 + 14) = 4.6 of 16 draws
-    for sampling, low, high in (("uniform", 2, 2), ("rare_classes", 4, 6)):
+    # The two items with class 1 have weights of 16 * (1 / 2 + 3 / 62) / 2 = 4.4.
+    for sampling, low, high in (("uniform", 2, 2), ("rare_classes", 8, 10)):
         batches = Batches(Rare(), 5, seed=0, sampling=sampling)
         assert len(batches) == 4
         for epoch in range(5):

@@ -14,8 +14,8 @@ from keras_segen.data.imbalance import (
     class_frequencies,
     effective_number_weights,
     inverse_frequency_weights,
+    item_weights,
     median_frequency_weights,
-    repeat_factors,
 )
 from keras_segen.data.pictures import (
     Cifar10,
@@ -55,10 +55,10 @@ __all__ = [
     "download",
     "effective_number_weights",
     "inverse_frequency_weights",
+    "item_weights",
     "load",
     "median_frequency_weights",
     "mirror",
-    "repeat_factors",
 ]
 
 # What one writes, the class that it loads, and what it is. CAPITALS stand for the user's path;

@@ -1,7 +1,7 @@
 """Unbalanced classes: how rare each one is, and what to do about it.
 
 Class weights go to a loss: `CrossEntropy(class_weights=median_frequency_weights(dataset))`.
-Repeat factors go to the sampling: `dataset.batches(4, seed=0, sampling="rare_classes")`.
+Item weights are for sampling: `dataset.batches(4, seed=0, sampling="rare_classes")`.
 
 All are computed from the pixels of each class in each item, which a data set counts once; those
 of files are kept in the cache between runs.
@@ -121,26 +121,36 @@ CLASS_WEIGHTS = {
 }
 
 
-def repeat_factors(dataset):
-    """Computes how much oftener than the most common an item should be drawn in an epoch.
+def item_weights(dataset):
+    """Computes how often items are to be drawn so that every class has the same say.
 
-    Where f is the share of the items that hold a class, the class asks for `sqrt(1 / f)`, and an
-    item gets the largest number of its classes. A class in every item asks for 1, so no item
-    gets less; a class in one item of a hundred asks for 10.
+    Draw a class, each alike, then one of its pixels in the data set, each alike: the weight of an
+    item is the chance that the pixel lies in it, times the number of items. Items that hold much
+    of a rare class come above 1. The only item with a class comes once for every `num_classes`
+    draws, so that a class of very few items is better left to class weights.
 
-    This is repeat factor sampling with its threshold at 1, for data sets of tens of classes and
-    not of thousands. It counts items and not pixels, since which items are drawn is all that
-    sampling can change: a class that is small in every item needs class weights instead.
-
-    Reference: Gupta, Dollar, Girshick (2019), "LVIS", https://arxiv.org/abs/1908.03195, appendix B.
+    Reference: Rota Bulò, Porzi, Kontschieder (2018), "In-Place Activated BatchNorm for
+    Memory-Optimized Training of DNNs", https://arxiv.org/abs/1712.02616: their class-uniform
+    sampling draws a class, then any image that holds it. In street scenes nearly every image
+    holds nearly every class; how many pixels of it is what tells images apart. (Repeat factor
+    sampling, of the LVIS data set, asks as well only whether an image holds a class.)
 
     Args:
         dataset: a `Dataset`, the training split.
 
     Returns:
-        float64 `(len,)`, 1 or more.
+        float64 `(len,)`, not negative, with a mean of 1. Items without a labelled pixel have 0;
+        if there are no others, all have 1.
+
+    Example:
+
+    >>> from keras_segen.data import arrays
+    >>> masks = np.array([[[0, 0, 0, 0]], [[0, 0, 1, 1]]])
+    >>> item_weights(arrays(np.zeros((2, 1, 4)), masks)).round(3)
+    array([0.667, 1.333])
     """
-    holds = dataset.pixel_counts_of_items() > 0
-    shares = holds.mean(axis=0)
-    of_classes = np.sqrt(1 / np.where(shares > 0, shares, 1))
-    return np.where(holds, of_classes, 1).max(axis=1)
+    counts = dataset.pixel_counts_of_items()
+    counts = counts[:, counts.sum(axis=0) > 0]  # the classes that occur
+    if counts.size == 0:
+        return np.ones(len(counts))
+    return len(counts) * (counts / counts.sum(axis=0)).mean(axis=1)

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from keras_segen.data.augment import Augment
-from keras_segen.data.imbalance import repeat_factors
+from keras_segen.data.imbalance import item_weights
 from keras_segen.determinism import order, rng, sample
 
 SAMPLINGS = ("uniform", "rare_classes")
@@ -68,8 +68,8 @@ class Batches:
         drop_last: bool, whether a last batch with fewer items is left out.
         first_epoch: int, the epoch that the first pass serves; a resumed training sets it.
         sampling: str, `"uniform"`: an epoch visits every item once; or `"rare_classes"`: as many
-            items, but those that hold rare classes oftener, by
-            `keras_segen.data.repeat_factors`, and common ones not in every epoch.
+            items, drawn by `keras_segen.data.item_weights`: those that hold much of rare
+            classes oftener, others not in every epoch.
 
     Attributes:
         epoch: int, the epoch that the next pass serves; the backend's loader moves it on.
@@ -120,7 +120,7 @@ class Batches:
         self.workers = workers
         self.drop_last = drop_last
         self.epoch = first_epoch
-        self.item_weights = repeat_factors(dataset) if sampling == "rare_classes" else None
+        self.item_weights = item_weights(dataset) if sampling == "rare_classes" else None
         self.waited = []
         self.error = None
         self._pool = None
