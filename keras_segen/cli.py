@@ -57,29 +57,44 @@ HELP = {
     "freeze_epochs": "Epochs at the start in which the encoder is frozen.",
     "fine_tune_rate": "Learning rate after those; without it, a tenth of the other.",
     "schedule": "constant or cosine.",
-    "weight_decay": "Weight decay of adamw.",
-    "loss": "cross_entropy, dice or cross_entropy+dice.",
-    "class_weights": "none or median_frequency, for unbalanced classes.",
+    "weight_decay": "Weight decay of adamw and sgd.",
+    "loss": "A sum such as cross_entropy+0.5*lovasz, of cross_entropy, binary_cross_entropy, "
+    "focal, dice, jaccard, tversky, focal_tversky, lovasz.",
+    "label_smoothing": "0 to below 1: how far cross-entropy moves its targets off certainty.",
+    "class_weights": "none, median_frequency, inverse_frequency or effective_number, for "
+    "unbalanced classes.",
+    "sampling": "uniform, or rare_classes to draw images with rare classes oftener.",
+    "early_stopping": "Epochs without a better validation mean IoU after which to stop; 0: never.",
     "augment": "default, none, or steps such as 'flip=0.5 brightness=0.5,-0.2,0.2'.",
     "precision": "float32, mixed_float16 or mixed_bfloat16.",
     "seed": "Seed of weights, order and augmentation.",
     "workers": "Processes that prepare batches; 0 for a thread.",
     "cache": "none, ram or disk: where decoded images are kept.",
+    "folds": "Folds that the training split is cut into; 0 for none.",
+    "fold": "The fold that is held out, from 1: trains on the others.",
     "start_from": "A run folder whose best model gives the first weights of the same layers.",
 }
 
 
 def takes_experiment(command):
-    """Gives a command one option for each field of an Experiment, and calls it with one."""
+    """Gives a command one option for each field of an Experiment, and calls it with one.
+
+    A command that takes `experiments` gets a dict of them, one for each model that is named.
+    """
     from keras_segen.experiment import Experiment
 
-    own = [p for p in inspect.signature(command).parameters.values() if p.name != "experiment"]
-    model = Annotated[str, typer.Argument(help="A name that `keras-segen models` lists.")]
-    added = [
-        inspect.Parameter("model", inspect.Parameter.KEYWORD_ONLY, annotation=model, default="unet")
-    ]
+    parameters = inspect.signature(command).parameters
+    own = [p for p in parameters.values() if p.name not in ("experiment", "experiments")]
+    several = "experiments" in parameters
+    if several:
+        text = "Names that `keras-segen models` lists, or .json files with whole experiments."
+        name, model = "models", {"annotation": Annotated[list[str], typer.Argument(help=text)]}
+    else:
+        text = typer.Argument(help="A name that `keras-segen models` lists.")
+        name, model = "model", {"annotation": Annotated[str, text], "default": "unet"}
+    added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, **model)]
     for field in dataclasses.fields(Experiment):
-        if field.name == "model":
+        if field.name == "model" or (several and field.name in ("folds", "fold")):
             continue
         kind, default = type(field.default), field.default
         if default is None:
@@ -99,7 +114,18 @@ def takes_experiment(command):
         if fields["image_size"] is not None:
             size = _numbers("--image-size", fields["image_size"], r"\d+x\d+", "x")
             fields["image_size"] = size
-        return command(experiment=Experiment(**fields), **values)
+        if not several:
+            return command(experiment=Experiment(**fields), **values)
+        experiments = {}
+        for model in fields.pop("models"):
+            is_file = model.endswith(".json")
+            name = Path(model).stem if is_file else model
+            if name in experiments:
+                raise ValueError(f"{name} is named twice: give each experiment a name of its own.")
+            experiments[name] = (
+                Experiment.from_json(model) if is_file else Experiment(model=model, **fields)
+            )
+        return command(experiments=experiments, **values)
 
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in [*added, *own]]
     wrapper.__signature__ = inspect.Signature(parameters)
@@ -112,6 +138,13 @@ def _numbers(option, text, pattern, separator):
         expected = separator.join(["176", "240"])
         raise ValueError(f"{option} is {text!r}, expected whole numbers such as {expected}.")
     return tuple(int(number) for number in text.split(separator))
+
+
+def _decimals(option, text):
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError:
+        raise ValueError(f"{option} is {text!r}, expected numbers such as 0.75,1,1.25.") from None
 
 
 def _use(backend):
@@ -240,16 +273,95 @@ def predict(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     source: Annotated[Path, typer.Argument(help="A photo or a folder of photos.")],
     out: Annotated[Path, typer.Option(help="The folder for masks and overlays.")] = Path("masks"),
+    output: Annotated[
+        str, typer.Option(help="classes (PNG masks), probabilities or entropy (float32 .npy).")
+    ] = "classes",
+    full_size: Annotated[
+        bool, typer.Option(help="Predict at the photo's own size, in tiles.")
+    ] = False,
+    tile: Annotated[
+        int | None, typer.Option(help="With --full-size: pixels; default the training's size.")
+    ] = None,
+    overlap: Annotated[
+        int | None, typer.Option(help="With --full-size: pixels; default a quarter of the tile.")
+    ] = None,
+    flips: Annotated[
+        str, typer.Option(help="none, horizontal or both: average over mirrored photos.")
+    ] = "none",
+    scales: Annotated[
+        str, typer.Option(help="Average over photos at these sizes, such as 0.75,1,1.25.")
+    ] = "1",
+    fold: Annotated[
+        bool, typer.Option(help="Fold batch normalization into the convolutions: faster.")
+    ] = False,
     backend: Backend = None,
 ):
-    """Write masks and overlays for photos."""
+    """Write masks and overlays for photos.
+
+    A photo is brought to the size of the training, and the result back to its own; with
+    --full-size it is predicted at its own size.
+    """
     _use(backend)
     from keras_segen import evaluation
 
+    options = {
+        "output": output,
+        "full_size": full_size,
+        "tile": tile,
+        "overlap": overlap,
+        "flips": flips,
+        "scales": _decimals("--scales", scales),
+        "fold": fold,
+    }
     with rich.progress.Progress(console=errors) as progress:
         bar = progress.add_task("predicting", total=None)
-        written = evaluation.predict(run, source, out, tell=lambda path: progress.advance(bar))
-    console.print(f"{len(written)} masks in {out}, overlays in {out / 'overlays'}")
+        written = evaluation.predict(
+            run, source, out, tell=lambda path: progress.advance(bar), **options
+        )
+    what = "masks" if output == "classes" else f"arrays of {output}"
+    console.print(f"{len(written)} {what} in {out}, overlays in {out / 'overlays'}")
+
+
+@app.command()
+@takes_experiment
+def crossval(
+    experiments,
+    folds: Annotated[int, typer.Option(help="Parts that the training split is cut into.")] = 5,
+    out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("runs/crossval"),
+    backend: Backend = None,
+):
+    """Train models on the same folds and compare them; again after an interruption, it goes on.
+
+    A .json file is a run.json, or has an entry "experiment" like it; the options here do not
+    change it.
+    """
+    _use(backend)
+    from keras_segen import crossval
+
+    try:
+        result = crossval.cross_validate(experiments, out, folds, tell=console.print)
+    except KeyboardInterrupt:
+        errors.print(f"Interrupted. The same command goes on in {out}.", soft_wrap=True)
+        raise typer.Exit(130) from None
+    table = rich.table.Table("model", *crossval.FIGURES.values())
+    for name, model in result["models"].items():
+        found = [model[figure] for figure in crossval.FIGURES]
+        table.add_row(name, *(f"{f['mean']:.4f} ± {f['standard_deviation']:.4f}" for f in found))
+    console.print(table)
+    if result["differences"]:
+        table = rich.table.Table("difference", "figure", "mean", "standard error", "t", "p")
+        for row in result["differences"]:
+            error, t, p = (row[key] for key in ("corrected_standard_error", "t", "p"))
+            table.add_row(
+                f"{row['second']} − {row['first']}",
+                crossval.FIGURES[row["figure"]],
+                f"{row['mean']:+.4f}",
+                f"{error:.4f}",
+                *("–" if value is None else f"{value:.3f}" for value in (t, p)),
+            )
+        console.print(table)
+        console.print(result["caution"])
+    console.print(f"Plot and more: {out / 'crossval.html'}", soft_wrap=True)
 
 
 @app.command()
@@ -280,6 +392,35 @@ def loader(experiment, backend: Backend = None):
 
     result = speed.loader_ratio(experiment, experiment.epochs, tell=console.print)
     console.print(f"loader / memory = {result['ratio']:.3f}")
+
+
+@bench.command("predict")
+def bench_predict(
+    run: Annotated[
+        Path | None, typer.Argument(help="A run folder; without it, a U-Net of 16,32,64 channels.")
+    ] = None,
+    sizes: Annotated[
+        str, typer.Option(help="Sides of square images, ascending.")
+    ] = "1000,2000,4000,10000",
+    tile: Annotated[int, typer.Option(help="Pixels.")] = 512,
+    backend: Backend = None,
+):
+    """Measure the memory that large images take, and what folding batch normalization saves."""
+    _use(backend)
+    from keras_segen.compare import speed
+
+    sides = _numbers("--sizes", sizes, r"\d+(,\d+)*", ",")
+    model = speed.model_to_predict(run)
+    folding = speed.folding_ratio(model, tile)
+    console.print(
+        f"tile {tile}: {folding['plain_ms']:.0f} ms, folded {folding['folded_ms']:.0f} ms; "
+        f"folded / plain = {folding['ratio']:.3f}"
+    )
+    table = rich.table.Table("image", "seconds", "image + result", "peak growth", "beyond them")
+    for row in speed.prediction_memory(model, sides, tile, tell=errors.print):
+        mib = [f"{row[key] / 2**20:.0f} MiB" for key in ("arrays", "growth", "beyond")]
+        table.add_row(f"{row['side']} x {row['side']}", f"{row['seconds']:.1f}", *mib)
+    console.print(table)
 
 
 def _interrupt(number, frame):

@@ -9,12 +9,25 @@ from pathlib import Path
 import numpy as np
 
 from keras_segen import data
-from keras_segen.data.loader import Batches
+from keras_segen.data import imbalance
+from keras_segen.data.loader import SAMPLINGS, Batches
 
-LOSSES = ("cross_entropy", "dice", "cross_entropy+dice")
+# The terms of a loss: name -> class of `keras_segen.losses`.
+LOSSES = {
+    "cross_entropy": "CrossEntropy",
+    "binary_cross_entropy": "BinaryCrossEntropy",
+    "focal": "Focal",
+    "dice": "Dice",
+    "jaccard": "Jaccard",
+    "tversky": "Tversky",
+    "focal_tversky": "FocalTversky",
+    "lovasz": "Lovasz",
+}
+WEIGHTED_LOSSES = ("cross_entropy", "binary_cross_entropy", "focal")  # by class_weights
+SMOOTHED_LOSSES = ("cross_entropy", "binary_cross_entropy")  # by label_smoothing
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "cosine")
-CLASS_WEIGHTS = ("none", "median_frequency")
+CLASS_WEIGHTS = ("none", *imbalance.CLASS_WEIGHTS)
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 ENCODERS = ("none", "vgg16", "resnet50", "mobilenet_v2", "efficientnet_v2_b0", "efficientnet_lite0")
 ENCODER_WEIGHTS = ("imagenet", "none")
@@ -69,15 +82,29 @@ class Experiment:
         fine_tune_rate: float, the learning rate after those; None for a tenth of `learning_rate`.
         schedule: str, one of `SCHEDULES`; the cosine ends at 0 after the last epoch, and also
             after the last one with a frozen encoder.
-        weight_decay: float; only for AdamW.
-        loss: str, one of `LOSSES`.
-        class_weights: str, one of `CLASS_WEIGHTS`; they weigh the cross-entropy.
+        weight_decay: float, for AdamW and SGD: each step takes `learning_rate * weight_decay` of
+            a weight away, apart from its gradient. Biases and the scales and offsets of
+            normalization do not decay.
+        loss: str, a sum of `LOSSES`, such as `"cross_entropy"` or `"cross_entropy+0.5*lovasz"`.
+            With `binary_cross_entropy` the network has one output channel, the logit of class 1
+            of two, and the other terms measure that class.
+        label_smoothing: float in [0, 1); it smooths the cross-entropy.
+        class_weights: str, one of `CLASS_WEIGHTS`, see `keras_segen.data.imbalance`; they weigh
+            the terms that are means over pixels, cross-entropy and focal. Those of overlap are
+            means over classes, which count alike.
+        sampling: str, `"uniform"`, or `"rare_classes"` to draw images with rare classes oftener.
+        early_stopping: int, the training ends after so many epochs without a better mean IoU on
+            the validation split; 0 for never. Epochs with a frozen encoder do not count.
         augment: str, as `keras_segen.data.Augment.parse` takes it: `"default"`, `"none"`, or
             steps such as `"flip=0.5 brightness=0.5,-0.2,0.2"`.
         precision: str, one of `PRECISIONS`.
         seed: int, for initial weights, order and augmentation.
         workers: int, processes that prepare batches; 0 for a thread.
         cache: str, `"none"`, `"ram"` or `"disk"`: where decoded images are kept.
+        folds: int, the number of folds that the training split is cut into, for a
+            cross-validation; 0 for none. Groups of the data set stay whole.
+        fold: int, 1 to `folds`: the fold that is held out. It is the split `"val"` then, and the
+            rest is `"train"`; nothing is chosen on it: the last epoch's model is kept.
         start_from: path of a run folder whose best model gives the first weights of all layers
             that it has in common with this network (`segmentation.take_weights`), in place of
             the seed; None for the seed.
@@ -104,20 +131,25 @@ class Experiment:
     schedule: str = "constant"
     weight_decay: float = 0.0
     loss: str = "cross_entropy"
+    label_smoothing: float = 0.0
     class_weights: str = "none"
+    sampling: str = "uniform"
+    early_stopping: int = 0
     augment: str = "default"
     precision: str = "float32"
     seed: int = 0
     workers: int = 0
     cache: str = "none"
+    folds: int = 0
+    fold: int = 0
     start_from: str | None = None
 
     def __post_init__(self):
         choices = {
             "optimizer": OPTIMIZERS,
             "schedule": SCHEDULES,
-            "loss": LOSSES,
             "class_weights": CLASS_WEIGHTS,
+            "sampling": SAMPLINGS,
             "precision": PRECISIONS,
             "encoder": ENCODERS,
             "encoder_weights": ENCODER_WEIGHTS,
@@ -140,15 +172,29 @@ class Experiment:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}, expected at least 0 and below 1.")
         self._check_encoder()
-        if self.weight_decay < 0:
-            raise ValueError(f"weight_decay is {self.weight_decay}, expected 0 or more.")
-        if self.weight_decay and self.optimizer != "adamw":
+        if self.folds and (self.folds < 2 or not 1 <= self.fold <= self.folds):
             raise ValueError(
-                f"weight_decay is {self.weight_decay}, but {self.optimizer} has none: "
-                "use optimizer='adamw'."
+                f"folds is {self.folds} and fold {self.fold}, expected at least 2 folds and one "
+                "of them, counted from 1."
             )
-        if self.class_weights != "none" and self.loss == "dice":
-            raise ValueError("class_weights weigh the cross-entropy, and the loss is 'dice'.")
+        if self.fold and not self.folds:
+            raise ValueError(f"fold is {self.fold}, but folds is 0: say how many there are.")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ValueError(f"weight_decay is {self.weight_decay}, expected 0 or more.")
+        if self.weight_decay and self.optimizer == "adam":
+            raise ValueError(
+                f"weight_decay is {self.weight_decay}, but adam has none: use optimizer='adamw'."
+            )
+        self._check_loss()
+        if self.early_stopping < 0:
+            raise ValueError(
+                f"early_stopping is {self.early_stopping}, expected a number of epochs, or 0."
+            )
+        if self.early_stopping and self.folds:
+            raise ValueError(
+                f"early_stopping is {self.early_stopping}, but in cross-validation the images "
+                "held out must choose nothing, the number of epochs neither: use early_stopping=0."
+            )
         data.Augment.parse(self.augment)
         name, colon, path = self.data.partition(":")
         if path:  # so that a run resumes from anywhere
@@ -156,6 +202,43 @@ class Experiment:
             object.__setattr__(self, "data", f"{name}{colon}{path}")
         if self.start_from is not None:
             object.__setattr__(self, "start_from", str(Path(self.start_from).resolve()))
+
+    def _check_loss(self):
+        names = {name for _, name in self.loss_terms()}
+        if {"cross_entropy", "binary_cross_entropy"} <= names:
+            raise ValueError(
+                f"loss is {self.loss!r}: cross_entropy needs a channel per class, and "
+                "binary_cross_entropy one channel; use one of the two."
+            )
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}, expected 0 to below 1.")
+        for field, default, losses in (
+            ("class_weights", "none", WEIGHTED_LOSSES),
+            ("label_smoothing", 0, SMOOTHED_LOSSES),
+        ):
+            if getattr(self, field) != default and not names & set(losses):
+                raise ValueError(
+                    f"{field} is {getattr(self, field)!r} and acts on {', '.join(losses)}, but the "
+                    f"loss is {self.loss!r}."
+                )
+
+    def loss_terms(self):
+        """Returns the terms of the loss: list of pairs `(factor, name)`."""
+        terms = []
+        for term in self.loss.split("+"):
+            factor, name = term.split("*", 1) if "*" in term else ("1", term)
+            try:
+                factor = float(factor)
+            except ValueError:
+                factor = math.nan
+            if name.strip() not in LOSSES or not (math.isfinite(factor) and factor > 0):
+                raise ValueError(
+                    f"loss is {self.loss!r}, and its term {term!r} is none of "
+                    f"{', '.join(LOSSES)}, each with or without a factor above 0, such as "
+                    "'cross_entropy+0.5*lovasz'."
+                )
+            terms.append((factor, name.strip()))
+        return terms
 
     def _check_encoder(self):
         """Checks what belongs to a pretrained encoder."""
@@ -225,7 +308,13 @@ class Experiment:
         """Loads a split of the data set: a `keras_segen.data.Dataset`."""
         cache = None if self.cache == "none" else self.cache
         size = self.image_size or (64 if self.data == "shapes" else None)
-        return data.load(self.data, split, size=size, channels=self.channels, cache=cache)
+        options = {"size": size, "channels": self.channels, "cache": cache}
+        if not self.folds or split not in ("train", "val"):
+            return data.load(self.data, split, **options)
+        whole = data.load(self.data, "train", **options)
+        fold_of_item = data.assign_folds(len(whole), self.folds, self.seed, whole.groups)
+        held_out = fold_of_item == self.fold - 1
+        return data.Subset(whole, np.flatnonzero(held_out if split == "val" else ~held_out), split)
 
     def training_batches(self, dataset, first_epoch=0, kind=Batches):
         """Returns the shuffled, augmented batches of the training split, of class `kind`."""
@@ -236,7 +325,23 @@ class Experiment:
             augment=data.Augment.parse(self.augment),
             workers=self.workers,
             first_epoch=first_epoch,
+            sampling=self.sampling,
         )
+
+    def num_outputs(self, dataset):
+        """Returns the channels of the network's output: one per class, or one for two classes.
+
+        Raises:
+            ValueError: when the loss is binary and the data set has not two classes.
+        """
+        if "binary_cross_entropy" not in self.loss:
+            return dataset.num_classes
+        if dataset.num_classes != 2:
+            raise ValueError(
+                f"binary_cross_entropy is for two classes, and {dataset.name} has "
+                f"{dataset.num_classes}: use cross_entropy."
+            )
+        return 1
 
     def build_model(self, dataset, tell=lambda line: None):
         """Builds the network for a data set and fills it from the seed, or from another run.
@@ -249,7 +354,7 @@ class Experiment:
 
         Returns:
             A `keras.Model` from images `(batch, height, width, channels)` to logits
-            `(batch, height, width, num_classes)`, not compiled.
+            `(batch, height, width, num_outputs)`, not compiled.
 
         Raises:
             ValueError: there is no such model, it does not have one of the options, the images
@@ -298,7 +403,9 @@ class Experiment:
             if "encoder" in options:
                 options["encoder"] = encoder
             filters = self.filters or FILTERS[self.model][encoder is not None]
-            model = build(dataset.image_shape, dataset.num_classes, filters=filters, **options)
+            model = build(
+                dataset.image_shape, self.num_outputs(dataset), filters=filters, **options
+            )
         finally:
             keras.config.set_dtype_policy(before)
         initialize(model, self.seed, keep=encoder if pretrained else None)
@@ -341,7 +448,7 @@ class Experiment:
         """
         import keras
 
-        from keras_segen import losses, metrics
+        from keras_segen import metrics
 
         phase = phase or self.phases()[0]
         if self.encoder != "none":
@@ -355,23 +462,34 @@ class Experiment:
         elif self.optimizer == "adamw":
             optimizer = keras.optimizers.AdamW(rate, weight_decay=self.weight_decay)
         else:
-            optimizer = keras.optimizers.SGD(rate, momentum=0.9)
+            optimizer = keras.optimizers.SGD(
+                rate, momentum=0.9, weight_decay=self.weight_decay or None
+            )
+        # What scales or shifts by channel is drawn to 0 for no good; kernels have 2 axes or more.
+        optimizer.exclude_from_weight_decay([v for v in model.trainable_variables if v.ndim < 2])
 
-        weights = None
-        if self.class_weights == "median_frequency":
-            weights = [float(w) for w in np.round(data.median_frequency_weights(dataset), 6)]
         void = dataset.ignore_class
-        parts = {
-            "cross_entropy": lambda: losses.CrossEntropy(ignore_class=void, class_weights=weights),
-            "dice": lambda: losses.Dice(ignore_class=void),
-        }
-        first, *more = [parts[name]() for name in self.loss.split("+")]
-        loss = sum(more, start=first)
         model.compile(
             optimizer,
-            loss=loss,
+            loss=self.make_loss(dataset),
             metrics=[
                 metrics.MeanIoU(dataset.num_classes, ignore_class=void),
                 metrics.PixelAccuracy(dataset.num_classes, ignore_class=void),
             ],
         )
+
+    def make_loss(self, dataset):
+        """Makes the loss for a data set, the training split, of which the class weights are."""
+        from keras_segen import losses
+
+        terms = []
+        for factor, name in self.loss_terms():
+            options = {"ignore_class": dataset.ignore_class}
+            if name in SMOOTHED_LOSSES:
+                options["label_smoothing"] = self.label_smoothing
+            if name in WEIGHTED_LOSSES and self.class_weights != "none":
+                options["class_weights"] = imbalance.CLASS_WEIGHTS[self.class_weights](dataset)
+            terms.append((factor, getattr(losses, LOSSES[name])(**options)))
+        if len(terms) == 1 and terms[0][0] == 1:
+            return terms[0][1]
+        return losses.SumOfLosses(terms)

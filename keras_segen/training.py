@@ -2,7 +2,7 @@
 
     run.json                 every setting, versions, seed; a line for each start
     history.csv              one row per epoch
-    model.keras              the best epoch's model (validation mean IoU)
+    model.keras              the best epoch's model (validation mean IoU); of a fold, the last's
     checkpoint-0005.keras    the last finished epoch, with the optimizer's state
     previews/epoch-0005.png  the same validation images after each epoch
     curves.png               loss and metrics over the epochs
@@ -22,7 +22,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_segen import backend, machine, plot
+from keras_segen import backend, machine, metrics, plot
 from keras_segen import layers as _layers  # noqa: F401  (saved models hold layers of ours)
 from keras_segen.data.loader import Batches
 from keras_segen.determinism import seed_random_layers
@@ -96,10 +96,11 @@ def resume(folder, tensorboard=False, callbacks=(), verbose="auto"):
             )
     checkpoints = sorted(folder.glob("checkpoint-*.keras"))
     first_epoch = int(checkpoints[-1].stem.split("-")[1]) if checkpoints else 0
-    if first_epoch >= experiment.epochs:
+    rows = _read_rows(folder)[:first_epoch]
+    if first_epoch >= experiment.epochs or _stops_early(experiment, rows):
         return read_history(folder)
     if checkpoints:
-        model = keras.models.load_model(checkpoints[-1], safe_mode=True)
+        model = _load_checkpoint(checkpoints[-1], experiment, train_data, first_epoch)
     else:
         model = experiment.build_model(train_data)
         batches = experiment.training_batches(train_data)
@@ -117,6 +118,20 @@ def resume(folder, tensorboard=False, callbacks=(), verbose="auto"):
         callbacks,
         verbose,
     )
+
+
+def _load_checkpoint(path, experiment, train_data, first_epoch):
+    """Loads model and optimizer as they were when epoch `first_epoch` was about to begin.
+
+    The experiment compiles the model again, since Keras does not save which weights do not decay.
+    """
+    model = keras.models.load_model(path, compile=False, safe_mode=True)
+    phase = next(phase for phase in experiment.phases() if first_epoch <= phase.end)
+    steps = len(experiment.training_batches(train_data))
+    experiment.compile(model, train_data, steps, phase)
+    model.optimizer.build(model.trainable_variables)
+    model.load_weights(path)
+    return model
 
 
 def load_run(folder):
@@ -214,6 +229,8 @@ class _RunFolder(keras.callbacks.Callback):
         super().__init__()
         self.folder = folder
         self.seed = experiment.seed
+        self.experiment = experiment
+        self.keeps_last = experiment.folds > 0  # held-out images choose nothing
         self.val_data = val_data
         self.rows = _read_rows(folder)[:first_epoch]
         self.best = max((float(row[MONITOR]) for row in self.rows), default=-1.0)
@@ -237,7 +254,7 @@ class _RunFolder(keras.callbacks.Callback):
                 "peak_memory_mib": round(machine.peak_memory() / 2**20, 1),
             }
         )
-        if logs[MONITOR] > self.best:
+        if self.keeps_last or logs[MONITOR] > self.best:
             self.best = logs[MONITOR]
             with write_atomically(self.folder / "model.keras") as temporary:
                 backend.save_model(self.model, temporary)
@@ -253,9 +270,11 @@ class _RunFolder(keras.callbacks.Callback):
             backend.save_model(self.model, temporary)
         for old in sorted(self.folder.glob("checkpoint-*.keras"))[:-1]:
             old.unlink()
+        if _stops_early(self.experiment, self.rows):
+            self.model.stop_training = True
 
     def _draw(self, epoch):
-        predictions = backend.infer(self.model, self.images).argmax(axis=-1)
+        predictions = metrics.class_ids(backend.infer(self.model, self.images))
         figure = plot.masks(
             self.images,
             self.truth,
@@ -271,6 +290,16 @@ class _RunFolder(keras.callbacks.Callback):
             if key not in ("epoch", "seconds", "peak_memory_mib")
         }
         plot.save(plot.curves(history), self.folder / "curves.png")
+
+
+def _stops_early(experiment, rows):
+    """Whether a run with these rows of history has waited long enough for a better epoch."""
+    if not experiment.early_stopping or not rows:
+        return False
+    best = 1 + int(np.argmax([float(row[MONITOR]) for row in rows]))
+    # Epochs with a frozen encoder are another phase: the next one has yet to show what it can.
+    waited = len(rows) - max(best, experiment.phases()[-1].first)
+    return waited >= experiment.early_stopping
 
 
 def _read_rows(folder):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_segen import backend, evaluation, segmentation, training
+from keras_segen import backend, data, determinism, evaluation, losses, segmentation, training
 from keras_segen.experiment import Experiment
 from keras_segen.files import write_json
 from keras_segen.machine import peak_memory
@@ -178,9 +178,13 @@ def test_a_folder_without_run_says_so(tmp_path):
         {"model": "plain_unet"},
         {"channels": 1},
         {"optimizer": "adamw", "weight_decay": 0.01},
-        {"optimizer": "sgd", "learning_rate": 0.01},
+        {"optimizer": "sgd", "learning_rate": 0.01, "weight_decay": 5e-4},
         {"loss": "dice"},
         {"loss": "cross_entropy+dice", "class_weights": "median_frequency"},
+        {"loss": "focal+0.5*lovasz", "class_weights": "effective_number"},
+        {"loss": "tversky + 0.1*focal_tversky + 2*jaccard"},
+        {"label_smoothing": 0.1, "class_weights": "inverse_frequency"},
+        {"sampling": "rare_classes"},
         {"augment": "none"},
         {"augment": "flip=0.5 brightness=0.5,-0.2,0.2", "seed": 4},
         {"precision": "mixed_bfloat16"},
@@ -219,6 +223,146 @@ def test_optimizer_options_reach_the_optimizer(picture_folder):
     assert len(model.loss.class_weights) == dataset.num_classes
 
 
+def test_loss_options_reach_the_loss(picture_folder):
+    plan = experiment(
+        picture_folder,
+        loss="cross_entropy+0.5*lovasz+2*focal",
+        label_smoothing=0.1,
+        class_weights="inverse_frequency",
+    )
+    dataset = plan.load_data("train")
+    terms = plan.make_loss(dataset).terms
+    assert [(factor, type(loss)) for factor, loss in terms] == [
+        (1, losses.CrossEntropy),
+        (0.5, losses.Lovasz),
+        (2, losses.Focal),
+    ]
+    weights = tuple(data.inverse_frequency_weights(dataset).tolist())
+    assert [loss.class_weights for _, loss in terms] == [weights, None, weights]
+    assert terms[0][1].label_smoothing == 0.1
+    assert all(loss.ignore_class == dataset.ignore_class is not None for _, loss in terms)
+    assert type(experiment(picture_folder).make_loss(dataset)) is losses.CrossEntropy
+
+
+def test_sampling_reaches_the_batches(picture_folder):
+    plan = experiment(picture_folder, sampling="rare_classes", batch_size=8, augment="none")
+    dataset = plan.load_data("train")
+    images, _ = plan.training_batches(dataset).batch(0, 0)
+    drawn = determinism.sample(plan.seed, 0, data.item_weights(dataset))
+    np.testing.assert_array_equal(images, [dataset[i][0] for i in drawn])
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_weight_decay_takes_from_kernels_only(picture_folder, optimizer):
+    after = []
+    for weight_decay in (0.0, 0.5):
+        plan = experiment(
+            picture_folder, optimizer=optimizer, weight_decay=weight_decay, learning_rate=0.01
+        )
+        dataset = plan.load_data("train")
+        model = plan.build_model(dataset)
+        before = {weight.path: np.array(weight) for weight in model.trainable_weights}
+        plan.compile(model, dataset, steps_per_epoch=1)
+        images, masks = plan.training_batches(dataset).batch(0, 0)
+        model.fit(images, masks, batch_size=len(images), verbose=0)
+        after.append({weight.path: np.array(weight) for weight in model.trainable_weights})
+    for path, weight in before.items():
+        taken = 0.01 * 0.5 * weight if weight.ndim > 1 else 0 * weight
+        np.testing.assert_allclose(after[0][path] - after[1][path], taken, atol=1e-5)
+    assert {weight.ndim for weight in before.values()} == {1, 4}
+
+
+def test_a_resumed_run_decays_and_samples_as_before(picture_folder, tmp_path):
+    plan = experiment(
+        picture_folder,
+        optimizer="adamw",
+        weight_decay=5.0,  # large, so that a bias that decays shows
+        learning_rate=0.01,
+        sampling="rare_classes",
+        loss="cross_entropy+dice",
+        class_weights="effective_number",
+    )
+    training.train(plan, tmp_path / "whole", verbose=0)
+    with pytest.raises(KeyboardInterrupt):
+        training.train(plan, tmp_path / "parts", callbacks=[StopInEpoch(1)], verbose=0)
+    training.resume(tmp_path / "parts", verbose=0)
+    assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_early_stopping_waits_and_a_resumed_run_stops_at_the_same_epoch(picture_folder, tmp_path):
+    # A rate that moves nothing: the first epoch stays the best, the third is the last.
+    plan = experiment(picture_folder, early_stopping=2, epochs=6, learning_rate=1e-12)
+    history = training.train(plan, tmp_path / "whole", verbose=0)
+    assert history["epoch"] == [1, 2, 3]
+    with pytest.raises(KeyboardInterrupt):
+        training.train(plan, tmp_path / "parts", callbacks=[StopInEpoch(2)], verbose=0)
+    assert training.read_history(tmp_path / "parts")["epoch"] == [1, 2]
+    for _ in range(2):  # the second time there is nothing left to do
+        assert training.resume(tmp_path / "parts", verbose=0)["epoch"] == [1, 2, 3]
+    assert len(training.load_run(tmp_path / "parts")["starts"]) == 2
+
+
+def test_early_stopping_goes_on_while_epochs_get_better():
+    def stops(*values, **options):
+        plan = Experiment(epochs=9, early_stopping=2, **options)
+        rows = [{"val_mean_iou": str(value)} for value in values]
+        return training._stops_early(plan, rows)
+
+    assert not stops()
+    assert not stops(0.5, 0.4)
+    assert stops(0.5, 0.4, 0.3) and stops(0.5, 0.5, 0.5)
+    assert not stops(0.5, 0.4, 0.6, 0.5)
+    frozen = {"encoder": "efficientnet_lite0", "freeze_epochs": 3}
+    assert not stops(0.5, 0.4, 0.3, 0.2, **frozen) and stops(0.5, 0.4, 0.3, 0.2, 0.1, **frozen)
+
+
+@pytest.fixture(scope="module")
+def two_classes(tmp_path_factory):
+    """A folder of bright discs on dark ground; masks of 0 and 255."""
+    root = tmp_path_factory.mktemp("two_classes")
+    y, x = np.mgrid[:16, :16]
+    for split, length in (("train", 8), ("val", 4), ("test", 4)):
+        for kind in ("images", "masks"):
+            (root / split / kind).mkdir(parents=True)
+        for index in range(length):
+            disc = (x - 5 - index) ** 2 + (y - 8) ** 2 < 20
+            Image.fromarray((60 + 120 * disc).astype("uint8")).save(
+                root / split / "images" / f"disc{index}.png"
+            )
+            Image.fromarray((255 * disc).astype("uint8")).save(
+                root / split / "masks" / f"disc{index}.png"
+            )
+    return root
+
+
+def test_a_binary_loss_trains_a_network_of_one_channel(two_classes, tmp_path):
+    plan = experiment(
+        two_classes,
+        loss="binary_cross_entropy+dice",
+        class_weights="median_frequency",
+        learning_rate=0.02,
+        epochs=8,
+        augment="none",
+    )
+    history = training.train(plan, tmp_path / "run", verbose=0)
+    model = training.load_model(tmp_path / "run")
+    assert model.output_shape[-1] == 1
+    result = evaluation.evaluate(tmp_path / "run", "val")
+    assert result["mean_iou"] == pytest.approx(max(history["val_mean_iou"]), abs=1e-6)
+    assert result["mean_iou"] > 0.8
+    written = evaluation.predict(
+        tmp_path / "run", two_classes / "test" / "images", tmp_path / "out"
+    )
+    with Image.open(written[0]) as mask:
+        assert set(np.unique(np.array(mask))) == {0, 255}
+
+
+def test_a_binary_loss_asks_for_two_classes(picture_folder):
+    plan = experiment(picture_folder, loss="binary_cross_entropy")
+    with pytest.raises(ValueError, match="for two classes, and folder.* has 6: use cross_entropy"):
+        plan.build_model(plan.load_data("train"))
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -226,6 +370,18 @@ def test_optimizer_options_reach_the_optimizer(picture_folder):
         ({"epochs": 0}, "epochs is 0"),
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
         ({"weight_decay": 0.1}, "adam has none"),
+        ({"weight_decay": float("nan"), "optimizer": "sgd"}, "weight_decay is nan"),
+        ({"loss": "cross"}, "its term 'cross' is none of cross_entropy, .*0.5.lovasz"),
+        ({"loss": "cross_entropy+"}, "its term '' is none of"),
+        ({"loss": "dice*0.5"}, "its term 'dice.0.5' is none of"),
+        ({"loss": "-1*dice"}, "its term '-1.dice' is none of"),
+        ({"loss": "cross_entropy+binary_cross_entropy"}, "use one of the two"),
+        ({"loss": "dice+lovasz", "label_smoothing": 0.1}, "the loss is 'dice.lovasz'"),
+        ({"label_smoothing": 1.0}, "label_smoothing is 1.0"),
+        ({"class_weights": "rare"}, "expected one of 'none', 'median_frequency', 'inverse_freq"),
+        ({"sampling": "rare"}, "sampling is 'rare', expected one of 'uniform', 'rare_classes'"),
+        ({"early_stopping": -1}, "early_stopping is -1"),
+        ({"early_stopping": 2, "folds": 5, "fold": 1}, "cross-validation.*early_stopping=0"),
         ({"weight_decay": -0.1, "optimizer": "adamw"}, "weight_decay is -0.1"),
         ({"loss": "dice", "class_weights": "median_frequency"}, "the loss is 'dice'"),
         ({"channels": 2}, "channels is 2"),

@@ -155,14 +155,14 @@ def _probes(dataset):
 
 def _predict(model, dataset, batch_size):
     """Class ids `(items, height, width)`, uint8, of a data set, and the seconds of each batch."""
-    from keras_segen import backend
+    from keras_segen import backend, metrics
 
     ids, seconds = [], []
     for images, _ in Batches(dataset, batch_size).read(epoch=0):
         start = time.perf_counter()
         logits = backend.infer(model, images)
         seconds.append(time.perf_counter() - start)
-        ids.append(logits.argmax(axis=-1).astype("uint8"))
+        ids.append(metrics.class_ids(logits).astype("uint8"))
     return np.concatenate(ids), seconds
 
 

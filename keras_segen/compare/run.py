@@ -47,9 +47,16 @@ def run(experiment, folder, backends=("tensorflow", "torch"), threads=None, cons
         there) or `"interrupted"`.
 
     Raises:
+        ValueError: the experiment asks for early stopping, which could end one backend's training
+            before the other's.
         ModuleNotFoundError: a backend's framework is not installed.
         FileExistsError: the folder holds something else than a comparison.
     """
+    if experiment.early_stopping:
+        raise ValueError(
+            f"early_stopping is {experiment.early_stopping}, but a comparison trains the same "
+            "epochs on each backend: use early_stopping=0."
+        )
     for backend in backends:
         frameworks.require(backend)
     folder = Path(folder)
