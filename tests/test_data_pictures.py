@@ -14,6 +14,7 @@ from PIL import Image
 from keras_segen import data
 from keras_segen.data.dataset import carve
 from keras_segen.data.loader import Batches
+from keras_segen.experiment import Experiment
 
 
 @pytest.fixture(autouse=True)
@@ -330,3 +331,10 @@ def test_any_data_set_serves_as_pictures(tmp_path):
     assert data.as_pictures(pictures) is pictures
     images, labels = next(iter(pictures.batches(4)))
     assert tuple(images.shape) == (4, 16, 16, 3) and tuple(labels.shape) == (4,)
+
+
+def test_a_segmentation_model_refuses_pictures(tmp_path):
+    name = f"cifar10:{write_npz(tmp_path / 'c.npz', arrays())}"
+    experiment = Experiment(model="unet", data=name, filters=(2, 4))
+    with pytest.raises(ValueError, match="has pictures without masks, and unet learns masks: use"):
+        experiment.build_model(data.load(name))

@@ -122,7 +122,7 @@ def check_masks(masks):
         if (whole != masks).any():
             raise ValueError(
                 f"masks are {masks.dtype} with values that are not whole, such as "
-                f"{masks[whole != masks][0]}; expected labels"
+                f"{masks[whole != masks][0]}; expected labels (shares of foreground: masks >= 0.5)"
             )
         masks = whole
     elif masks.dtype.kind not in "iub":
