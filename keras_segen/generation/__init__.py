@@ -2,6 +2,15 @@
 
 from keras_segen import backend  # noqa: F401  (a missing framework is one line, here)
 from keras_segen.generation.dcgan import dcgan_discriminator, dcgan_generator
+from keras_segen.generation.distances import (
+    density_coverage,
+    frechet_distance,
+    kernel_distance,
+    moments,
+    precision_recall,
+)
+from keras_segen.generation.evaluate import compare_features, evaluate, nearest_neighbours
+from keras_segen.generation.extractors import Extractor, load_extractor
 from keras_segen.generation.gan import GAN
 from keras_segen.generation.sngan import sngan_discriminator, sngan_generator
 from keras_segen.generation.vae import VAE, vae_decoder, vae_encoder
@@ -9,8 +18,18 @@ from keras_segen.generation.vae import VAE, vae_decoder, vae_encoder
 __all__ = [
     "GAN",
     "VAE",
+    "Extractor",
+    "compare_features",
     "dcgan_discriminator",
     "dcgan_generator",
+    "density_coverage",
+    "evaluate",
+    "frechet_distance",
+    "kernel_distance",
+    "load_extractor",
+    "moments",
+    "nearest_neighbours",
+    "precision_recall",
     "sngan_discriminator",
     "sngan_generator",
     "vae_decoder",

@@ -158,18 +158,24 @@ def kernel_distance(first, second, subset_size=1000, seed=0):
     if subset_size < 2:
         raise ValueError(f"subset_size is {subset_size}, expected 2 or more.")
     num_subsets = max(10, min(len(first), len(second)) // subset_size)
-    estimates = []
     parts = [_subsets(x, num_subsets, subset_size, seed, i) for i, x in enumerate((first, second))]
-    for x, y in zip(*parts, strict=True):
-        x, y = x.astype("float64"), y.astype("float64")
-        within_x, within_y = _kernel(x, x), _kernel(y, y)
-        estimates.append(
-            (within_x.sum() - np.trace(within_x)) / (len(x) * (len(x) - 1))
-            + (within_y.sum() - np.trace(within_y)) / (len(y) * (len(y) - 1))
-            - 2 * _kernel(x, y).mean()
-        )
+    estimates = [unbiased_mmd(x, y) for x, y in zip(*parts, strict=True)]
     spread = np.std(estimates, ddof=1)
     return KernelDistance(float(np.mean(estimates)), float(spread / np.sqrt(num_subsets)))
+
+
+def unbiased_mmd(first, second):
+    """Estimates what `kernel_distance` does from all rows at once: a float, without its error.
+
+    It holds matrices of rows by rows, and no row is compared with itself.
+    """
+    x, y = first.astype("float64"), second.astype("float64")
+    within_x, within_y = _kernel(x, x), _kernel(y, y)
+    return (
+        (within_x.sum() - np.trace(within_x)) / (len(x) * (len(x) - 1))
+        + (within_y.sum() - np.trace(within_y)) / (len(y) * (len(y) - 1))
+        - 2 * _kernel(x, y).mean()
+    )
 
 
 def _subsets(features, num_subsets, subset_size, seed, which):

@@ -281,12 +281,12 @@ def _features(extractor, source, count, seed, batch_size, shape):
 
 
 def _cached_features(extractor, source, count, batch_size, shape):
-    """The same, kept in the cache under the content of the images, the network and the backend."""
+    """The same, kept in the cache under the content of the images and the extractor's key."""
     content = hashlib.sha256()
     for images in _stream(source, count, 0, shape):
         content.update(f"{images.dtype} {images.shape}".encode())
         content.update(np.ascontiguousarray(images))
-    key = ("features", content.hexdigest(), extractor.sha256, keras.backend.backend())
+    key = ("features", content.hexdigest(), extractor.key)
     path = cache.cache_folder() / "features" / f"{cache.digest(*key)}.npy"
     try:
         return np.load(path, allow_pickle=False)

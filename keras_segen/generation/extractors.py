@@ -17,6 +17,7 @@ from keras_segen import backend
 from keras_segen.data.arrays import check_images
 from keras_segen.data.dataset import check_size
 from keras_segen.data.images import resize_image, to_channels, to_float
+from keras_segen.determinism import rng
 
 
 class Extractor:
@@ -114,19 +115,30 @@ class Extractor:
 
     @functools.cached_property
     def sha256(self):
-        """A digest of the network and its weights, hexadecimal."""
-        with backend.without_the_other_framework():
-            found = hashlib.sha256(self.model.to_json().encode())
+        """A digest of the weights, hexadecimal: the same on every backend."""
+        found = hashlib.sha256()
         for weight in self.model.get_weights():
+            found.update(f"{weight.dtype} {weight.shape}".encode())
             found.update(np.ascontiguousarray(weight))
         return found.hexdigest()
+
+    @functools.cached_property
+    def key(self):
+        """All that features depend on besides the images, for a cache: a tuple of str and int.
+
+        What the network does is known by what it makes of a fixed image: layers have names that
+        depend on what was built before them.
+        """
+        probe = rng("probe of an extractor").random((1, 64, 64, 3), "float32")
+        made = hashlib.sha256(self(probe)).hexdigest()
+        return (self.sha256, made, *self.size, keras.backend.backend())
 
     def __repr__(self):
         height, width = self.size
         return f"<{self.name}: {self.dimension} features of images of {height} x {width}>"
 
 
-def efficientnet_lite0():
+def efficientnet_lite0_features():
     """The extractor that needs no download: EfficientNet-Lite0, trained on ImageNet.
 
     320 features, the last before the classifier's own, of images of 224 x 224.
@@ -143,7 +155,7 @@ def efficientnet_lite0():
     return Extractor(segmentation.efficientnet_lite0(), size=224)
 
 
-EXTRACTORS = {"efficientnet_lite0": efficientnet_lite0}
+EXTRACTORS = {"efficientnet_lite0": efficientnet_lite0_features}
 
 
 def load_extractor(extractor):
