@@ -12,10 +12,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "compare",
+    "crossval",
     "data",
     "determinism",
     "evaluation",
     "experiment",
+    "generation",
     "initialize",
     "losses",
     "metrics",
@@ -25,7 +27,16 @@ __all__ = [
 ]
 
 # Those that import Keras: if its framework is missing, they say so in one line.
-_ON_KERAS = ("evaluation", "initialize", "losses", "metrics", "segmentation", "training")
+_ON_KERAS = (
+    "crossval",
+    "evaluation",
+    "generation",
+    "initialize",
+    "losses",
+    "metrics",
+    "segmentation",
+    "training",
+)
 
 frameworks.choose()
 
