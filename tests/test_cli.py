@@ -68,6 +68,30 @@ def test_train_resume_evaluate_predict(trained, picture_folder, tmp_path):
         assert mask.size == (32, 32)
 
 
+def test_predict_takes_every_option(trained, picture_folder, tmp_path):
+    photo = picture_folder / "test" / "images" / "scene1.png"
+    options = ("--full-size", "--tile", 24, "--overlap", 8, "--flips", "both", "--fold")
+    masks = tmp_path / "masks"
+    done = run("predict", trained, photo, "--out", masks, *options, "--scales", "0.75,1")
+    assert done.stdout.startswith("1 masks in")
+    with Image.open(masks / "scene1.png") as mask:
+        assert mask.size == (32, 32)
+    done = run("predict", trained, photo, "--out", masks, "--output", "entropy")
+    assert done.stdout.startswith("1 arrays of entropy in")
+    assert (masks / "scene1.npy").exists()
+    done = run("predict", trained, photo, "--out", masks, "--scales", "1;2", code=1)
+    assert "error: --scales is '1;2', expected numbers such as" in done.stderr
+
+
+def test_bench_predict_measures_memory_and_folding(trained):
+    done = run("bench", "predict", trained, "--sizes", "40,80", "--tile", 16)
+    assert "folded / plain = " in done.stdout
+    for side in (40, 80):
+        assert f"{side} x {side}" in done.stdout
+    done = run("bench", "predict", trained, "--sizes", "80,40", "--tile", 16, code=1)
+    assert "expected ascending ones" in done.stderr
+
+
 def test_the_other_backend_takes_over_a_run(trained):
     other = {"tensorflow": "torch", "torch": "tensorflow"}[keras.backend.backend()]
     done = run("evaluate", trained, "--split", "val", "--backend", other)
