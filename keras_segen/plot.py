@@ -159,6 +159,39 @@ def comparison(images, truth, predictions, *, palette, class_names, ignore_class
     return _grid(rows, names, notes, _legend(ids, palette, class_names, ignore_class, signal))
 
 
+def neighbours(images, nearest, distances=None):
+    """Draws generated images beside the real ones that they are most like: are they copies?
+
+    Args:
+        images: as in `masks`, the generated ones.
+        nearest: array `(batch, neighbours, height, width, channels)`, real images as those of
+            `keras_segen.generation.nearest_neighbours`, the nearest first.
+        distances: array `(batch, neighbours)`, written under the real images, or None.
+
+    Returns:
+        A `Picture`: columns generated, nearest, 2nd, 3rd, ….
+
+    Raises:
+        ValueError: if lengths don't fit together, or there are more than 32 items.
+
+    Example:
+
+    >>> images = np.zeros((2, 8, 8, 1))
+    >>> len(neighbours(images, np.zeros((2, 3, 8, 8, 1))).axes)
+    8
+    """
+    images, nearest = _items(images), _items(nearest)
+    _check_rows(images, {"nearest": nearest, "distances": distances})
+    rows, notes = [], []
+    for i, image in enumerate(images):
+        reals = [_image(real, f"nearest[{i}][{j}]") for j, real in enumerate(nearest[i])]
+        rows.append([_image(image, f"images[{i}]"), *reals])
+        under = [""] * len(reals) if distances is None else [f"{x:.3g}" for x in distances[i]]
+        notes.append(["", *under])
+    names = ["generated", "nearest", "2nd", "3rd"] + [f"{n}th" for n in range(4, len(rows[0]))]
+    return _grid(rows, names[: len(rows[0])], notes, [])
+
+
 def curves(history):
     """Draws one small chart per quantity over the epochs, training and validation together.
 

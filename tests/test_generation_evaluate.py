@@ -556,6 +556,7 @@ def test_nearest_neighbours_are_those_of_every_pair(monkeypatch, at_once):
     expected = np.argsort(apart, axis=1)[:, :8]
     np.testing.assert_array_equal(found.indices, expected)
     np.testing.assert_allclose(found.distances, np.take_along_axis(apart, expected, 1), rtol=1e-6)
+    np.testing.assert_array_equal(found.images, reals[expected])
 
 
 def test_copies_are_found_at_distance_zero(tiny, monkeypatch):
@@ -566,6 +567,7 @@ def test_copies_are_found_at_distance_zero(tiny, monkeypatch):
         found = generation.nearest_neighbours(copies, reals, extractor=extractor)
         assert found.indices.tolist() == [[5], [35], [2]]
         np.testing.assert_allclose(found.distances, 0, atol=1e-6)
+        np.testing.assert_array_equal(found.images[:, 0], copies)
 
 
 def test_neighbours_in_features_are_not_those_of_pixels(tiny):

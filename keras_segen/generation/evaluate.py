@@ -136,10 +136,15 @@ def compare_features(reals, fakes, seed=0):
 
 
 class Neighbours(NamedTuple):
-    """The nearest first: `indices` int64, `distances` float64, both `(number, neighbours)`."""
+    """What `nearest_neighbours` finds, the nearest first.
+
+    `indices`: int64 `(number, neighbours)`. `distances`: float64 `(number, neighbours)`.
+    `images`: `(number, neighbours, height, width, channels)`, as they are in the real ones.
+    """
 
     indices: np.ndarray
     distances: np.ndarray
+    images: np.ndarray
 
 
 def nearest_neighbours(fakes, reals, neighbours=1, extractor=None, batch_size=64):
@@ -156,8 +161,8 @@ def nearest_neighbours(fakes, reals, neighbours=1, extractor=None, batch_size=64
         batch_size: int, how many images go through the extractor at once.
 
     Returns:
-        `Neighbours`: indices into `reals`, and distances between the features or between the
-        pixels in [0, 1].
+        `Neighbours`: indices into `reals`, Euclidean distances between the features or between
+        the pixels in [0, 1], and the real images, which `keras_segen.plot.neighbours` draws.
 
     Raises:
         ValueError: if these are no images, shapes differ, or there are fewer reals than
@@ -195,7 +200,8 @@ def nearest_neighbours(fakes, reals, neighbours=1, extractor=None, batch_size=64
         indices = np.take_along_axis(indices, order, axis=1)
         distances = np.take_along_axis(distances, order, axis=1)
         first += len(images)
-    return Neighbours(indices, distances)
+    found = np.concatenate(list(_pick(reals, indices.ravel(), fakes.shape[1:])))
+    return Neighbours(indices, distances, found.reshape(*indices.shape, *fakes.shape[1:]))
 
 
 def _nearest(wanted, candidates, neighbours):
