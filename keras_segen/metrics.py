@@ -22,6 +22,8 @@ from keras_segen.losses import labels_and_valid, pixel_weights
 # integers: an integer sum is exact and has no order.
 UNITS = 65536
 
+BOUNDARY_TOLERANCE = 0.0075  # of the image's diagonal: Csurka et al. 2013
+
 
 @keras.saving.register_keras_serializable(package="keras_segen")
 class ConfusionMatrix(keras.metrics.Metric):
@@ -408,7 +410,7 @@ def confusion_matrix(masks, predicted, num_classes, ignore_class=None):
     return np.bincount(bins, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def boundary_counts(truth, predicted, num_classes, ignore_class=None, tolerance=0.0075):
+def boundary_counts(truth, predicted, num_classes, ignore_class=None, tolerance=BOUNDARY_TOLERANCE):
     """Counts the boundary pixels of one image, and those that lie where the others are.
 
     A boundary pixel of a class has one of its four neighbours in another class. It is matched if

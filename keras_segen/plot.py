@@ -361,9 +361,10 @@ def folds(scores, quantity="mean IoU"):
     Raises:
         ValueError: if there are no scores, or not as many for each model.
     """
-    values = np.array([list(each) for each in scores.values()], "float64")
-    if values.ndim != 2 or not values.size:
+    lengths = {len(each) for each in scores.values()}
+    if len(lengths) != 1 or 0 in lengths:
         raise ValueError(f"`scores` must hold as many numbers for each model. Found: {scores}.")
+    values = np.array(list(scores.values()), "float64")
     figure = Picture(
         figsize=(max(3.6, 1.5 * len(scores) + 1.2), 3.6), layout="constrained", facecolor="white"
     )

@@ -1,5 +1,6 @@
 """Pictures: the pixels that they show, the errors that they give, how Jupyter shows them."""
 
+import io
 import math
 import subprocess
 import sys
@@ -298,3 +299,45 @@ def test_neighbours_shows_real_images_beside_generated_ones():
     assert titles(plot.neighbours(images[:2], many))[3:] == ["3rd", "4th", "5th", "6th"]
     with pytest.raises(ValueError, match="`nearest` has 2 items, `images` has 3; expected as many"):
         plot.neighbours(images[:3], nearest)
+
+
+def test_confusion_matrix_shows_shares_of_each_row():
+    matrix = np.array([[6, 2, 0], [0, 5, 5], [0, 0, 0]])
+    figure = plot.confusion_matrix(matrix, NAMES)
+    axes = figure.axes[0]
+    alpha = axes.images[0].get_array()[..., 3]
+    np.testing.assert_allclose(alpha, [[0.75, 0.25, 0], [0, 0.5, 0.5], [0, 0, 0]])
+    assert [text.get_text() for text in axes.texts] == ["75", "25", "50", "50"]
+    assert [text.get_position() for text in axes.texts] == [(0, 0), (1, 0), (1, 1), (2, 1)]
+    assert axes.get_ylabel() == "truth" and axes.get_xlabel() == "predicted"
+    assert [text.get_text() for text in axes.get_yticklabels()] == list(NAMES)
+    figure.savefig(io.BytesIO())  # names are no formulas
+    with pytest.raises(ValueError, match=r"Found: \(3, 3\)"):
+        plot.confusion_matrix(matrix, NAMES[:2])
+
+
+def test_reliability_shows_accuracy_confidence_and_share_of_each_bin():
+    bins = np.array([[0, 0, 0], [0, 0, 0], [10, 4, 6.5], [30, 27, 27.5]])
+    above, below = plot.reliability(bins).axes
+    bars = [(round(bar.get_x(), 3), round(bar.get_height(), 3)) for bar in above.patches]
+    assert bars == [(0.5, 0.4), (0.75, 0.9)]
+    dots = above.lines[-1]
+    np.testing.assert_allclose(dots.get_ydata(), [0.65, 27.5 / 30])
+    assert [bar.get_height() for bar in below.patches] == [25, 75]
+    with pytest.raises(ValueError, match=r"Found: \(4, 2\)"):
+        plot.reliability(bins[:, :2])
+    plot.reliability(np.zeros((15, 3))).savefig(io.BytesIO())  # no pixel at all
+
+
+def test_folds_show_every_fold_and_join_those_of_one():
+    axes = plot.folds({"a": [0.5, 0.6, 0.7], "_b$": [0.4, 0.7, 0.7]}).axes[0]
+    joined = [line.get_ydata().tolist() for line in axes.lines[:3]]
+    assert joined == [[0.5, 0.4], [0.6, 0.7], [0.7, 0.7]]
+    dots = [line.get_ydata().tolist() for line in axes.lines if line.get_marker() == "o"]
+    assert dots == [[0.5, 0.6, 0.7], [0.4, 0.7, 0.7]]
+    means = [line.get_ydata()[0] for line in axes.lines if line.get_marker() == "_"]
+    assert 0.6 in [round(float(mean), 6) for mean in means]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["a", "_b$"]
+    for wrong in ({}, {"a": [0.5], "b": [0.5, 0.6]}):
+        with pytest.raises(ValueError, match="as many numbers"):
+            plot.folds(wrong)
