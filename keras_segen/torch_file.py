@@ -101,11 +101,11 @@ def _run(file):
                 stack.append([])
             case "TUPLE":
                 stack.append(tuple(pop_to_mark()))
-            case "TUPLE1" | "TUPLE2":
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 count = int(instruction.name[-1])
                 stack[-count:] = [tuple(stack[-count:])]
-            case "APPENDS":
-                items = pop_to_mark()
+            case "APPEND" | "APPENDS":
+                items = [stack.pop()] if instruction.name == "APPEND" else pop_to_mark()
                 stack[-1].extend(items)
             case "SETITEM":
                 pair = stack.pop(-2), stack.pop()
