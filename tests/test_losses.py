@@ -856,6 +856,32 @@ def test_losses_reject_labels_out_of_range(label):
             loss(masks, logits)
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        CrossEntropy(class_weights=(1, 2, 3), label_smoothing=0.1),
+        Focal(gamma=1.5),
+        Dice(class_weights=(1, 2, 3)) + 0.5 * Jaccard(),
+        FocalTversky(),
+        Lovasz(class_weights=(1, 2, 3)),
+    ],
+)
+def test_losses_of_float64_logits_compute_in_float64(loss):
+    masks, logits = random_batch(ignore_class=0)
+    direction = np.random.default_rng(1).standard_normal(logits.shape)
+
+    def slope(step):  # in float32 a step of 1e-9 would leave nothing but rounding
+        with backend.double_precision():
+            moved, there = (
+                ops.convert_to_numpy(loss(masks, logits.astype("float64") + factor * direction))
+                for factor in (step, -step)
+            )
+        assert moved.dtype == "float64"
+        return (moved - there) / (2 * step)
+
+    assert slope(1e-9) == pytest.approx(slope(1e-6), rel=1e-4)
+
+
 def test_fit_stops_at_a_label_out_of_range():
     images, masks = coloured_batch()
     model = pixel_classifier()

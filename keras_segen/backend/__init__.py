@@ -17,6 +17,8 @@ if keras.backend.backend() == "tensorflow":
     from keras_segen.backend.tensorflow import (
         bincount,
         check,
+        double_precision,
+        gradients,
         infer,
         input_gradient,
         make_loader,
@@ -32,6 +34,8 @@ else:
     from keras_segen.backend.torch import (
         bincount,
         check,
+        double_precision,
+        gradients,
         infer,
         input_gradient,
         make_loader,
@@ -47,6 +51,8 @@ else:
 __all__ = [
     "bincount",
     "check",
+    "double_precision",
+    "gradients",
     "infer",
     "input_gradient",
     "make_loader",

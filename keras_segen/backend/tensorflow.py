@@ -53,6 +53,33 @@ def minimize(loss_fn, variables, optimizer):
     return loss, results
 
 
+def gradients(loss_fn, variables):
+    """Differentiates a loss by variables, and by tensors on the way to it.
+
+    Args:
+        loss_fn: `callable() -> (loss, tensors)`: a tensor without dimensions, and a list of float
+            tensors that it was computed from.
+        variables: list of `keras.Variable`.
+
+    Returns:
+        loss, tensors: what `loss_fn` returned, without gradients.
+        by_variables, by_tensors: lists of tensors; None where the loss does not depend on one, or
+            the way to it leads through none of the variables.
+    """
+    values = [variable.value for variable in variables]
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(values)
+        loss, tensors = loss_fn()
+    found = tape.gradient(loss, values + tensors)
+    return loss, tensors, found[: len(values)], found[len(values) :]
+
+
+@contextlib.contextmanager
+def double_precision():
+    """Lets Keras compute in float64 where a layer's dtype is float64, as it does here anyway."""
+    yield
+
+
 def input_gradient(fn, x):
     """Differentiates `sum(fn(x))` by `x`; the result can be differentiated again.
 

@@ -5,6 +5,7 @@ import contextlib
 import keras
 import numpy as np
 import torch
+from keras.src.backend.common import dtypes as keras_dtypes
 from keras.src.backend.torch import nn as keras_nn
 from keras.src.utils.module_utils import tensorflow as tensorflow_if_imported
 
@@ -80,6 +81,44 @@ def minimize(loss_fn, variables, optimizer):
     with torch.no_grad():
         optimizer.apply(list(gradients), variables)
     return keras.tree.map_structure(torch.detach, (loss, results), none_is_leaf=False)
+
+
+def gradients(loss_fn, variables):
+    """Differentiates a loss by variables, and by tensors on the way to it.
+
+    Args:
+        loss_fn: `callable() -> (loss, tensors)`: a tensor without dimensions, and a list of float
+            tensors that it was computed from.
+        variables: list of `keras.Variable`.
+
+    Returns:
+        loss, tensors: what `loss_fn` returned, without gradients.
+        by_variables, by_tensors: lists of tensors; None where the loss does not depend on one, or
+            the way to it leads through none of the variables.
+    """
+    loss, tensors = loss_fn()
+    sources = [variable.value for variable in variables] + tensors
+    on_the_way = [source for source in sources if source.requires_grad]
+    found = iter(torch.autograd.grad(loss, on_the_way, allow_unused=True))
+    found = [next(found) if source.requires_grad else None for source in sources]
+    loss, *tensors = (tensor.detach() for tensor in (loss, *tensors))
+    return loss, tensors, found[: len(variables)], found[len(variables) :]
+
+
+@contextlib.contextmanager
+def double_precision():
+    """Lets Keras compute in float64 where a layer's dtype is float64.
+
+    On PyTorch Keras takes float32 in place of float64 wherever it works out a common type, as JAX
+    does: a batch normalization in float64 computes in float32. In this context it does not.
+    """
+    types = keras_dtypes.BIT64_TO_BIT32_DTYPE
+    before = types["float64"]
+    types["float64"] = "float64"
+    try:
+        yield
+    finally:
+        types["float64"] = before
 
 
 def input_gradient(fn, x):

@@ -1,7 +1,8 @@
 """Losses of segmentation: from class ids and logits to one number per batch.
 
 All take the masks as class ids and the model's logits, leave out the pixels of `ignore_class`,
-and compute in float32 whatever the model computes in. Add and scale them as numbers:
+and compute in float32 whatever the model computes in (in float64 if that is float64). Add and scale
+them as numbers:
 `CrossEntropy() + 0.5 * Dice()`.
 
 | | logits with a channel per class | logits of one channel, masks 0 and 1 |

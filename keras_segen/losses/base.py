@@ -49,19 +49,21 @@ class SegmentationLoss(keras.losses.Loss):
                 `(batch, height, width)`, `(batch, height, width, 1)`.
 
         Returns:
-            A float32 tensor without dimensions.
+            A float32 tensor without dimensions; float64 for logits in float64.
 
         Raises:
             ValueError: when the shapes do not fit, when the masks are not integers, or when a
                 mask holds a label that is neither a class nor `ignore_class`. (For a label in a
                 compiled TensorFlow graph: `tf.errors.InvalidArgumentError`.)
         """
-        logits = ops.cast(y_pred, "float32")
+        logits = ops.convert_to_tensor(y_pred)
+        if keras.backend.standardize_dtype(logits.dtype) != "float64":
+            logits = ops.cast(logits, "float32")
         labels, valid = labels_and_valid(y_true, logits.shape, self.ignore_class)
         self.check_channels(logits.shape[-1])
-        weights = ops.cast(valid, "float32")
+        weights = ops.cast(valid, logits.dtype)
         if sample_weight is not None:
-            weights = weights * pixel_weights(sample_weight)
+            weights = weights * pixel_weights(sample_weight, logits.dtype)
         return self.batch_loss(labels, valid, weights, logits)
 
     def check_channels(self, num_channels):
@@ -193,13 +195,13 @@ def labels_and_valid(y_true, logits_shape, ignore_class):
     return ops.clip(labels, 0, num_classes - 1), valid
 
 
-def pixel_weights(sample_weight):
-    """Brings sample weights `(batch,)` or `(batch, height, width[, 1])` to 3 dimensions, float32.
+def pixel_weights(sample_weight, dtype="float32"):
+    """Brings sample weights `(batch,)` or `(batch, height, width[, 1])` to 3 dimensions.
 
     Raises:
         ValueError: when they have another number of dimensions.
     """
-    weights = ops.cast(sample_weight, "float32")
+    weights = ops.cast(sample_weight, dtype)
     if len(weights.shape) == 4 and weights.shape[-1] == 1:
         return weights[..., 0]
     if len(weights.shape) == 3:

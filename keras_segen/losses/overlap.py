@@ -31,9 +31,9 @@ class ClassLoss(SegmentationLoss):
 
     def mean_over_classes(self, losses, present):
         """Takes losses and presence `(num_classes,)` to a number."""
-        weights = ops.cast(present, "float32")
+        weights = ops.cast(present, losses.dtype)
         if self.class_weights is not None:
-            weights = weights * ops.convert_to_tensor(self.class_weights, dtype="float32")
+            weights = weights * ops.convert_to_tensor(self.class_weights, dtype=losses.dtype)
         total = ops.sum(weights)
         return ops.sum(weights * losses) / ops.where(total > 0, total, 1.0)
 
@@ -51,7 +51,7 @@ class OverlapLoss(ClassLoss):
         logits = two_or_more(logits)
         weights = weights[..., None]
         probabilities = ops.softmax(logits, axis=-1) * weights
-        truth = ops.one_hot(labels, logits.shape[-1], dtype="float32")
+        truth = ops.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
         every_pixel = (0, 1, 2)
         overlap = ops.sum(probabilities * truth, axis=every_pixel)[first:]  # (num_classes,)
         predicted = ops.sum(probabilities, axis=every_pixel)[first:]
@@ -293,10 +293,10 @@ class Lovasz(ClassLoss):
         labels = ops.reshape(labels, (-1,))
         scores = ops.transpose(ops.reshape(logits, (-1, num_channels)))  # (num_channels, pixels)
         if num_channels == 1:
-            truth = ops.cast(labels, "float32")[None]
+            truth = ops.cast(labels, logits.dtype)[None]
             errors = ops.relu(1 - scores * (2 * truth - 1))
         else:
-            truth = ops.transpose(ops.one_hot(labels, num_channels, dtype="float32"))
+            truth = ops.transpose(ops.one_hot(labels, num_channels, dtype=logits.dtype))
             probabilities = ops.softmax(scores, axis=0)
             errors = ops.where(truth > 0, 1 - probabilities, probabilities)
 

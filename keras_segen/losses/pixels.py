@@ -18,9 +18,9 @@ class PixelLoss(SegmentationLoss):
         of_true_class = ops.take_along_axis(log_probabilities, labels[..., None], axis=-1)[..., 0]
         losses = self.pixel_losses(of_true_class, log_probabilities)
 
-        total = ops.cast(valid, "float32")
+        total = ops.cast(valid, logits.dtype)
         if self.class_weights is not None:
-            class_weights = ops.convert_to_tensor(self.class_weights, dtype="float32")
+            class_weights = ops.convert_to_tensor(self.class_weights, dtype=logits.dtype)
             of_pixels = ops.take(class_weights, labels, axis=0)
             weights = weights * of_pixels
             total = total * of_pixels
