@@ -91,7 +91,8 @@ def sngan_discriminator(image_shape, filters=(128, 128, 128, 128), num_classes=N
     (None, 1)
     """
     check_image_shape(image_shape, filters[:2])
-    check_image_shape(image_shape, filters[:2] * (len(filters) > 1))
+    if len(filters) < 2:
+        raise ValueError(f"filters has the channels of at least two blocks; found {filters}.")
     images = x = keras.Input(image_shape, name="images")
     for level, level_filters in enumerate(filters):
         x = down_block(x, level_filters, halve=level < 2, first=level == 0, name=f"down{level}")
