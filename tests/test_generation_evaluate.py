@@ -371,7 +371,7 @@ def test_efficientnet_lite0_gives_equal_features_on_every_backend():
 @pytest.mark.parametrize(
     "extractor, error, message",
     [
-        ("inception", ValueError, "No extractor is named 'inception'; expected one of effi"),
+        ("inception", ValueError, "No extractor is named 'inception'; expected effi"),
         ("no/such.keras", FileNotFoundError, "no/such.keras: no such file; expected a model"),
     ],
 )

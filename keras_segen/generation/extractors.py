@@ -18,6 +18,11 @@ from keras_segen.data.arrays import check_images
 from keras_segen.data.dataset import check_size
 from keras_segen.data.images import resize_image, to_channels, to_float
 from keras_segen.determinism import rng
+from keras_segen.generation.inception_v3 import inception_v3
+
+# What the FID is computed with; PyTorch puts the begin of the SHA-256 into such names.
+FID_WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"
+FID_WEIGHTS_SHA256 = "6726825d"
 
 
 class Extractor:
@@ -155,6 +160,55 @@ def efficientnet_lite0_features():
     return Extractor(segmentation.efficientnet_lite0(), size=224)
 
 
+class FidExtractor(Extractor):
+    """The features between which the Fréchet distance is called FID: 2048 by InceptionV3.
+
+    Images become whole numbers from 0 to 255 and are brought to 299 x 299 as the network published
+    with the FID does it: bilinearly between the upper left corners of pixels, also where they
+    shrink.
+
+    Args:
+        path: the file pt_inception-2015-12-05-6726825d.pth, the published weights; from
+            https://github.com/mseitzer/pytorch-fid/releases/tag/fid_weights
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds other weights: then the result would not be the FID.
+    """
+
+    measure = "FID"
+
+    def __init__(self, path):
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file; expected {FID_WEIGHTS}.")
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if not found.startswith(FID_WEIGHTS_SHA256):
+            raise ValueError(
+                f"{path} has a SHA-256 of {found[:8]}…; expected {FID_WEIGHTS_SHA256}…, that of "
+                f"{FID_WEIGHTS}: with other weights the distance is not the FID."
+            )
+        super().__init__(inception_v3(path), size=299)
+
+    def prepare(self, image):
+        image = image.astype("float32") if image.dtype.kind == "f" else to_float(image)
+        whole = np.rint(to_channels(image, 3) * 255).astype("float32")
+        return resize_from_corners(whole, self.size) / np.float32(255)
+
+
+def resize_from_corners(image, size):
+    """Resizes `(height, width, channels)` bilinearly; new pixel i lies at i times the scale."""
+    for axis, length in enumerate(size):
+        old = image.shape[axis]
+        place = np.arange(length) * (old / length)
+        before = place.astype(int)
+        after = np.minimum(before + 1, old - 1)
+        share = (place - before).astype("float32").reshape(-1, *[1] * (2 - axis))
+        image = image.take(before, axis) * (1 - share) + image.take(after, axis) * share
+    return image
+
+
 EXTRACTORS = {"efficientnet_lite0": efficientnet_lite0_features}
 
 
@@ -162,7 +216,8 @@ def load_extractor(extractor):
     """Loads an extractor by its name.
 
     Args:
-        extractor: str, a name out of `EXTRACTORS` or the path of a `.keras` file; or a
+        extractor: str, a name out of `EXTRACTORS`, or the path of a `.keras` file, or
+            `"inception_v3:PATH"` with the weights for the FID (`FidExtractor`); or a
             `keras.Model`; or an `Extractor`, which is returned as it is.
 
     Returns:
@@ -178,11 +233,14 @@ def load_extractor(extractor):
         return Extractor(extractor)
     if extractor in EXTRACTORS:
         return EXTRACTORS[extractor]()
+    name, _, path = str(extractor).partition(":")
+    if name == "inception_v3" and path:
+        return FidExtractor(path)
     path = Path(str(extractor))
     if path.suffix != ".keras":
         raise ValueError(
-            f"No extractor is named {extractor!r}; expected one of {', '.join(EXTRACTORS)}, the "
-            "path of a .keras file, or a keras.Model."
+            f"No extractor is named {extractor!r}; expected {', '.join(EXTRACTORS)}, "
+            "inception_v3:PATH, the path of a .keras file, or a keras.Model."
         )
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected a model that makes features.")
