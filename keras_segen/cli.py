@@ -66,7 +66,7 @@ HELP = {
     "sampling": "uniform, or rare_classes to draw images with rare classes oftener.",
     "early_stopping": "Epochs without a better validation mean IoU after which to stop; 0: never.",
     "augment": "default, none, or steps such as 'flip=0.5 brightness=0.5,-0.2,0.2'.",
-    "precision": "float32, mixed_float16 or mixed_bfloat16.",
+    "precision": "float32, mixed_float16, mixed_bfloat16, or float64 with compare --parity.",
     "seed": "Seed of weights, order and augmentation.",
     "workers": "Processes that prepare batches; 0 for a thread.",
     "cache": "none, ram or disk: where decoded images are kept.",
@@ -279,9 +279,7 @@ def predict(
     full_size: Annotated[
         bool, typer.Option(help="Predict at the photo's own size, in tiles.")
     ] = False,
-    tile: Annotated[
-        int | None, typer.Option(help="With --full-size: pixels; default the training's size.")
-    ] = None,
+    tile: Annotated[int | None, typer.Option(help="With --full-size: pixels; default 512.")] = None,
     overlap: Annotated[
         int | None, typer.Option(help="With --full-size: pixels; default a quarter of the tile.")
     ] = None,
@@ -371,11 +369,16 @@ def compare(
     out: Annotated[Path, typer.Option(help="The folder for the report.")] = Path("runs/compare"),
     backends: Annotated[str, typer.Option(help="Which to compare.")] = "tensorflow,torch",
     threads: Annotated[int | None, typer.Option(help="Threads of each; default all.")] = None,
+    parity: Annotated[
+        bool, typer.Option(help="Find where they part: layer by layer, step by step.")
+    ] = False,
+    parity_steps: Annotated[int, typer.Option(help="With --parity: training steps.", min=1)] = 20,
 ):
     """Train on each backend from the same weights and batches, and report what differs."""
     from keras_segen.compare import report, run
 
-    result = run(experiment, out, tuple(backends.split(",")), threads)
+    steps = parity_steps if parity else 0
+    result = run(experiment, out, tuple(backends.split(",")), threads, parity_steps=steps)
     report.print_report(result, console, out)
     raise typer.Exit({"passed": 0, "interrupted": 130}.get(result["status"], 1))
 

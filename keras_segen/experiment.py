@@ -28,7 +28,7 @@ SMOOTHED_LOSSES = ("cross_entropy", "binary_cross_entropy")  # by label_smoothin
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "cosine")
 CLASS_WEIGHTS = ("none", *imbalance.CLASS_WEIGHTS)
-PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
+PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16", "float64")
 ENCODERS = ("none", "vgg16", "resnet50", "mobilenet_v2", "efficientnet_v2_b0", "efficientnet_lite0")
 ENCODER_WEIGHTS = ("imagenet", "none")
 STRIDES = (8, 16, 32)
@@ -97,7 +97,8 @@ class Experiment:
             the validation split; 0 for never. Epochs with a frozen encoder do not count.
         augment: str, as `keras_segen.data.Augment.parse` takes it: `"default"`, `"none"`, or
             steps such as `"flip=0.5 brightness=0.5,-0.2,0.2"`.
-        precision: str, one of `PRECISIONS`.
+        precision: str, one of `PRECISIONS`; `"float64"` is for a comparison layer by layer, and
+            no training takes it.
         seed: int, for initial weights, order and augmentation.
         workers: int, processes that prepare batches; 0 for a thread.
         cache: str, `"none"`, `"ram"` or `"disk"`: where decoded images are kept.
@@ -358,7 +359,8 @@ class Experiment:
 
         Raises:
             ValueError: there is no such model, it does not have one of the options, the images
-                have no common size, or `start_from` holds a network of another kind.
+                have no common size, the precision is float64, or `start_from` holds a network of
+                another kind.
             OSError: the weights of an encoder are not here and could not be downloaded.
         """
         import keras
@@ -366,6 +368,12 @@ class Experiment:
         from keras_segen import segmentation
         from keras_segen.determinism import initialize
 
+        if self.precision == "float64":
+            raise ValueError(
+                "precision is 'float64', which is for `compare --parity`: there it tells rounding "
+                "from faults. A training gains nothing from it and takes several times as long: "
+                "use precision='float32'."
+            )
         if self.model not in segmentation.MODELS:
             raise ValueError(
                 f"There is no model {self.model!r}; there are: {', '.join(segmentation.MODELS)}."

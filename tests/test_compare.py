@@ -12,7 +12,9 @@ import numpy as np
 import psutil
 import pytest
 
+from keras_segen import compare
 from keras_segen.compare import parity
+from keras_segen.experiment import Experiment
 
 ONCE = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="runs both backends itself, once is enough"
@@ -39,7 +41,7 @@ def report(folder):
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compare") / "out"
-    process = start(*SMALL, "--out", folder)
+    process = start(*SMALL, "--parity", "--parity-steps", 3, "--out", folder)
     output, errors = process.communicate(timeout=600)
     return folder, process.returncode, output + errors
 
@@ -74,6 +76,42 @@ def test_the_report_tells_what_each_backend_cost(compared):
     assert "report.html" in output
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+@ONCE
+def test_the_backends_are_equal_to_rounding_layer_by_layer(compared):
+    folder, _, output = compared
+    parity = report(folder)["parity"]
+    assert parity["passed"] and parity["num_steps"] == 3
+    assert parity["backends"] == ["tensorflow", "torch"]
+    names = [layer["name"] for layer in parity["layers"]]
+    assert names[:3] == ["down0_conv1", "down0_norm1", "down0_relu1"] and names[-1] == "logits"
+    for layer in parity["layers"]:
+        for kind in ("inference", "training", "gradient", "weights", "statistics"):
+            assert layer[kind] is None or layer[kind]["float64"] < 1e-11
+    assert max(layer["training"]["difference"] for layer in parity["layers"]) > 0
+    assert f"Equal to rounding in all {len(names)} layers" in " ".join(output.split())
+
+
+@pytest.mark.parametrize(
+    "fields, steps, message",
+    [
+        ({"precision": "float64"}, 0, "nothing is trained.*--parity"),
+        ({"precision": "mixed_bfloat16"}, 2, "'mixed_bfloat16'.*'float32' or 'float64'"),
+        ({"dropout": 0.5}, 2, "dropout is 0.5.*dropout=0"),
+        ({}, -1, "parity_steps is -1"),
+    ],
+)
+def test_what_cannot_be_compared_layer_by_layer_is_an_error(tmp_path, fields, steps, message):
+    with pytest.raises(ValueError, match=message):
+        compare.run(Experiment(**fields), tmp_path / "out", parity_steps=steps)
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_training_takes_float64():
+    experiment = Experiment(precision="float64")
+    with pytest.raises(ValueError, match="for `compare --parity`"):
+        experiment.build_model(experiment.load_data("train"))
 
 
 @ONCE
@@ -118,6 +156,12 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and "holds no comparison" in errors
     assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_a_comparison_refuses_early_stopping(tmp_path):
+    with pytest.raises(ValueError, match="early_stopping is 2.*use early_stopping=0"):
+        compare.run(Experiment(early_stopping=2), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def results():

@@ -13,6 +13,7 @@ from browser import BROWSER, brightness, browse
 from rich.console import Console
 
 from keras_segen import plot
+from keras_segen.compare import divergence
 from keras_segen.compare import report as reports
 
 NAMES = ("background", "disc", "box", "triangle", "star", "ring")
@@ -80,6 +81,44 @@ def backend_part(name, factor, shift):
     }
 
 
+def parity_part(fault=0.0, name="down0_relu1"):
+    """A comparison layer by layer of a convolution and a ReLU, the second with a fault."""
+    records = []
+    for backend in ("tensorflow", "torch"):
+        arrays, rounding = {}, np.random.default_rng(len(backend))
+        for precision, size in (("float32", 1e-7), ("float64", 1e-16)):
+            for layer in ("down0_conv1", name):
+                exact = np.random.default_rng(1).normal(size=64)
+                wrong = fault if (backend, layer) == ("torch", name) else 0.0
+                for kind in ("inference", "training"):
+                    outputs = exact * (1 + size * rounding.normal(size=64)) + wrong
+                    arrays[f"{precision}/{kind}/{layer}"] = outputs
+                outputs = exact * (1 + size * rounding.normal(size=64))
+                arrays[f"{precision}/gradient/{layer}/kernel"] = outputs
+            for step in divergence.STEP_MEASURES:
+                noise = 1 + size * 1.3 ** np.arange(20) * rounding.normal(size=20)
+                arrays[f"{precision}/steps/{step}"] = noise
+        outputs = arrays[f"float32/training/{name}"]
+        opened = np.flatnonzero(outputs > (0.01 if backend == "torch" else 0))
+        arrays[f"float32/gates/{name}"] = np.packbits(np.isin(np.arange(64), opened))
+        arrays[f"float32/near/{name}"] = opened
+        arrays[f"float32/margin/{name}"] = outputs[opened]
+        layers = [
+            {
+                "name": layer,
+                "type": kind,
+                "settings": {"filters": 8} if kind == "Conv2D" else {},
+                "default": [],
+                "shape": [1, 8, 8, 1],
+                "weights": ["kernel"],
+                "start": [1],
+            }
+            for layer, kind in (("down0_conv1", "Conv2D"), (name, "ReLU"))
+        ]
+        records.append(divergence.Record(backend, layers, [0] * 20, arrays))
+    return divergence.compare(*records)
+
+
 def complete_report():
     tensorflow, torch = backend_part("tensorflow", 1.0, 0.0), backend_part("torch", 1.32, 1.0)
     one, other = np.array(tensorflow["losses"]), np.array(torch["losses"])
@@ -125,6 +164,7 @@ def complete_report():
             check("loss of the first 20 steps", 4.2e-7, 1e-3, "relative difference", ""),
             check("hand-over", 0.999998, 0.9999, "equal pixels", "at least"),
         ],
+        "parity": parity_part(),
         "loss_difference": (np.abs(one - other) / one).tolist(),
         "loss_tolerance": {"relative": 1e-3, "steps": 20},
         "pictures": [
@@ -171,6 +211,7 @@ def parted_report():
     report["status"] = "parted"
     report["checks"][3].update(measured=0.0043, passed=False)
     report["checks"][4].update(measured=None, passed=None)
+    report["parity"] = parity_part(fault=math.inf)
     report["loss_difference"] = (1e-7 * 1.9 ** np.arange(96)).clip(0, 0.4).tolist()
     return report
 
@@ -225,6 +266,7 @@ def hostile_report():
     report["checks"][0].update(name=evil, note=evil, unit=evil)
     report["pictures"][0].update(title=evil, note=evil, file=f"{evil[:8]}.png")
     report["notes"] = [evil]
+    report["parity"] = parity_part(fault=0.5, name=evil)
     return report
 
 
@@ -412,6 +454,28 @@ def test_terminal_shows_verdict_and_path(name, tmp_path):
     if name == "hostile":
         # Nowhere taken for markup: in the verdict, a check's name and unit, an error.
         assert text.count("[red]$_x") == 4
+
+
+def test_page_and_terminal_tell_where_the_backends_part(tmp_path):
+    page = Reader(reports.write_report(complete_report(), tmp_path).read_text("utf-8")).text
+    file = io.StringIO()
+    reports.print_report(complete_report(), Console(file=file, width=2000), tmp_path)
+    for text in (page, file.getvalue()):
+        assert "Equal to rounding in all 2 layers" in text
+        assert re.search(r"\d of 64 ReLU gates are open on one backend .*, in down0_relu1;", text)
+        assert "Over 20 steps the difference of the weights went from" in text
+    assert "Outputs of each layer" in page and "Loss at each step" in page
+
+    report = complete_report() | {"parity": parity_part(fault=0.5)}
+    page = Reader(reports.write_report(report, tmp_path).read_text("utf-8")).text
+    assert "They part at layer down0_relu1 (ReLU), forward in inference: difference 0.4" in page
+    assert "1 of 2 layers" not in page  # the checks are those of the report
+
+
+def test_a_comparison_in_float64_was_no_training():
+    report = complete_report()
+    report["experiment"]["precision"] = "float64"
+    assert ", compared layer by layer on shapes on TensorFlow" in reports.verdict(report)
 
 
 # The page in a real browser.

@@ -1,13 +1,15 @@
 """The process that trains an experiment on one backend and writes down all that it saw.
 
+    python -m keras_segen.compare.child parity FOLDER    records some steps layer by layer
     python -m keras_segen.compare.child train FOLDER     trains, into FOLDER/<backend>/
     python -m keras_segen.compare.child serve FOLDER     runs the models that the others trained
 
-FOLDER holds `experiment.json`; `KERAS_BACKEND` says which backend this is. Progress goes to
-standard output, one JSON object a line. Keras is imported inside the functions, since the time
-that it takes is measured.
+FOLDER holds `experiment.json` and gets a folder for each backend; `KERAS_BACKEND` says which
+backend this is. Progress goes to standard output, one JSON object a line. Keras is imported
+inside the functions, since the time that it takes is measured.
 """
 
+import dataclasses
 import hashlib
 import json
 import sys
@@ -45,6 +47,29 @@ class CheckedBatches(Batches):
             yield images, masks
 
 
+def parity(folder, started):
+    """Records the first training steps, layer by layer, in float32 and float64: `parity.npz`."""
+    import keras
+
+    from keras_segen.compare.record import record
+
+    tell("phase", phase="building")
+    settings = json.loads((folder / "experiment.json").read_text(encoding="utf-8"))
+    experiment = Experiment.from_dict(settings["experiment"])
+    experiment = dataclasses.replace(experiment, precision="float32")
+    data = experiment.load_data("train")
+    model = experiment.build_model(data)
+    source = experiment.training_batches(data)
+    steps = range(settings["parity_steps"])
+    found = record(
+        model,
+        [source.batch(*divmod(k, len(source))) for k in steps],  # of epoch, step
+        lambda copy: experiment.compile(copy, data, len(source)),
+        tell=lambda text: tell("phase", phase=text),
+    )
+    found.save(folder / keras.backend.backend() / "parity.npz")
+
+
 def train(folder, started):
     """Trains the experiment and writes `model.keras`, `arrays.npz` and `result.json`."""
     import keras
@@ -73,14 +98,22 @@ def train(folder, started):
     tell("phase", phase="training", steps=len(batches) * experiment.epochs)
     recorder = speed.Recorder(batches, tell=lambda **values: tell("step", **values))
     mark = time.perf_counter()
-    history = model.fit(
-        backend.make_loader(batches),
-        validation_data=backend.make_loader(Batches(val_data, experiment.batch_size)),
-        epochs=experiment.epochs,
-        shuffle=False,  # the loader has shuffled already
-        callbacks=[recorder],
-        verbose=0,
-    ).history
+    history = {}
+    for phase in experiment.phases():
+        if phase.first > 0:
+            experiment.compile(model, train_data, len(batches), phase)
+        batches.epoch = phase.first
+        epochs = model.fit(
+            backend.make_loader(batches),
+            validation_data=backend.make_loader(Batches(val_data, experiment.batch_size)),
+            epochs=phase.end,
+            initial_epoch=phase.first,
+            shuffle=False,  # the loader has shuffled already
+            callbacks=[recorder],
+            verbose=0,
+        ).history
+        for key, values in epochs.items():
+            history[key] = history.get(key, []) + values
     seconds["training"] = time.perf_counter() - mark
     seconds["first_step"] = recorder.seconds[0]
 
@@ -167,5 +200,5 @@ def _predict(model, dataset, batch_size):
 
 
 if __name__ == "__main__":
-    phases = {"train": train, "serve": serve}
+    phases = {"parity": parity, "train": train, "serve": serve}
     phases[sys.argv[1]](Path(sys.argv[2]), time.perf_counter())

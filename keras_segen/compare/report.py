@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from rich.table import Table
 from rich.text import Text
 
+from keras_segen.compare import divergence
 from keras_segen.files import write_json, write_text
 from keras_segen.frameworks import FRAMEWORKS
 from keras_segen.page import listing, plain, render, setting, show, svg
@@ -24,6 +25,7 @@ COLORS = {"tensorflow": "#e8710a", "torch": "#c2185b"}
 OTHER_COLORS = ("#1a73e8", "#188038")
 DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 SMALLEST_DIFFERENCE = 1e-9  # what the logarithmic axis shows for "equal"
+SMALLEST_ROUNDING = 1e-18  # the same, where float64 is shown too
 
 STATUS = {
     "passed": ("✓", "Passed", "green"),
@@ -49,6 +51,14 @@ FIGURES = (
     ("Mean Dice, validation", "0 to 1", ("metrics", "mean_dice"), 4),
     ("Pixel accuracy, validation", "0 to 1", ("metrics", "pixel_accuracy"), 4),
 )
+# What is shown of each layer, as `divergence.compare` names it.
+PARITY_KINDS = {
+    "inference": "Inference",
+    "training": "Training",
+    "gradient": "Gradient",
+    "weights": "Weights, one step on",
+    "statistics": "Statistics, one step on",
+}
 CARDS = ("Time per training step", "Mean IoU, validation", "Peak memory, process", "First step")
 
 
@@ -82,6 +92,11 @@ def print_report(report, console, folder):
     console.print()
     console.print(Text.assemble((f"{sign} {word}  ", f"bold {color}"), verdict(report)))
 
+    if report["parity"]:
+        console.print()
+        console.print(Text(report["parity"]["sentence"], "bold"))
+        for line in parity_lines(report["parity"]):
+            console.print(Text(line))
     rows = figures(report)
     if rows:
         headings = ratio_headings(report)
@@ -143,9 +158,11 @@ def verdict(report):
     subject = str(experiment.get("model") or "The model")
     if report["parameters"]:
         subject += f" with {report['parameters']:,} parameters"
+    trained = experiment.get("precision") != divergence.HIGH
     if experiment.get("data"):
-        subject += f", trained on {experiment['data']}"
-    if experiment.get("epochs"):
+        subject += f", {'trained' if trained else 'compared layer by layer'} on"
+        subject += f" {experiment['data']}"
+    if experiment.get("epochs") and trained:
         subject += f" for {experiment['epochs']} epoch{'s' if experiment['epochs'] != 1 else ''}"
     subject += f" on {listing(names)}"
 
@@ -290,6 +307,13 @@ def page(report, folder):
         settings_compared=sum(bool(b.get("settings")) for b in report["backends"].values()) > 1,
         class_iou=class_iou if any(class_iou.values()) else {},
         charts=charts(report),
+        parity=report["parity"],
+        parity_lines=parity_lines(report["parity"]) if report["parity"] else [],
+        parity_charts=parity_charts(report["parity"]) if report["parity"] else [],
+        parity_kinds=PARITY_KINDS,
+        all_passed=lambda layer: all(
+            layer[kind] is None or layer[kind]["passed"] for kind in divergence.MEASURES
+        ),
         pictures=[picture(entry, folder) for entry in report["pictures"]],
         item=lambda values, i: values[i] if i < len(values) else None,
     )
@@ -343,6 +367,89 @@ def charts(report):
             title = f"{quantity[0].upper()}{quantity[1:]} after every epoch"
             found.append((title, "", chart.svg()))
     return found
+
+
+def parity_lines(parity):
+    """What a comparison layer by layer adds to its verdict, in sentences: list of str."""
+    lines = []
+    flips = {layer["name"]: layer["flips"] for layer in parity["layers"] if layer["flips"]}
+    if flips:
+        flipped = {name: flip for name, flip in flips.items() if flip["flipped"]}
+        text = (
+            f"{sum(flip['flipped'] for flip in flipped.values()):,} of "
+            f"{sum(flip['of'] for flip in flips.values()):,} ReLU gates are open on one backend "
+            "and closed on the other"
+        )
+        if flipped:
+            text += f", in {listing(list(flipped)[:4])}{' and others' if len(flipped) > 4 else ''}"
+        margins = [flip["margin"] for flip in flipped.values() if flip["margin"] is not None]
+        if margins:
+            text += (
+                f"; at most {show(max(margins))} of its layer's scale lay between an open one and "
+                "its threshold"
+            )
+        lines.append(f"{text}.")
+    for name in ("weights", "loss"):
+        values = parity["steps"].get(name)
+        if values and values["growth"]:
+            differences = [value for value in values["difference"] if value]
+            lines.append(
+                f"Over {parity['num_steps']} steps the difference of the {name} went from "
+                f"{show(differences[0])} to {show(differences[-1])}, by a factor of "
+                f"{show(values['growth']['rate'])} a step (exponential fit, R² "
+                f"{show(values['growth']['r2'], 2)})."
+            )
+    return lines
+
+
+def parity_charts(parity):
+    """Differences by layer and by step as inline SVG: list of (title, note, Markup)."""
+    found = []
+    note = (
+        "Relative to the layer's scale. Dotted: how far rounding, measured on each backend "
+        "against its own float64, may take them apart. Equal ones are drawn at 10⁻¹⁸."
+    )
+    for kind, title in (
+        ("training", "Outputs of each layer"),
+        ("gradient", "Gradients of each layer"),
+    ):
+        rows = [layer[kind] for layer in parity["layers"] if layer[kind]]
+        if rows:
+            label = "layer, in the order of the network"
+            if kind == "gradient":
+                label = "layer with weights, in the order of the network"
+            found.append((title, note, parity_chart(label, columns(rows))))
+    for name, words in divergence.STEP_MEASURES.items():
+        if name in ("loss", "weights") and name in parity["steps"]:
+            chart = parity_chart("training step", parity["steps"][name])
+            found.append((f"{words.capitalize()} at each step", "", chart))
+    return found
+
+
+def columns(rows):
+    return {key: [row[key] for row in rows] for key in ("difference", "tolerance", "float64")}
+
+
+def parity_chart(label, values):
+    """One chart of differences, their tolerance and what is left of them in float64."""
+    chart = Chart(label, "relative difference")
+    for key, text, style in (
+        ("difference", "float32", "-"),
+        ("tolerance", "tolerance", ":"),
+        ("float64", "float64", (0, (4, 2))),
+    ):
+        numbers = finite(values[key])
+        numbers = np.maximum(numbers, SMALLEST_ROUNDING)  # NaN, where nothing is, stays NaN
+        chart.axes.semilogy(
+            np.arange(1, len(numbers) + 1),
+            numbers,
+            color=INK_COLOR,
+            linestyle=style,
+            linewidth=1.4,
+            marker="o" if len(numbers) == 1 else None,
+            label=text,
+        )
+    return chart.svg()
 
 
 class Chart:
@@ -407,7 +514,7 @@ def complete(report):
     """The report as plain values, with something empty where a part is missing."""
     empty = {"experiment": {}, "machine": {}, "checks": [], "pictures": [], "hand_over": []}
     empty |= {"loss_difference": [], "class_names": [], "palette": [], "notes": []}
-    empty |= dict.fromkeys(("parameters", "disagreement", "loss_tolerance", "command"))
+    empty |= dict.fromkeys(("parameters", "disagreement", "loss_tolerance", "command", "parity"))
     empty |= dict.fromkeys(("version", "created"), "")
     known = {name: value for name, value in plain(report).items() if value is not None}
     known["backends"] = {name: backend or {} for name, backend in known["backends"].items()}

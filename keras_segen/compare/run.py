@@ -21,18 +21,25 @@ import rich.progress
 
 import keras_segen
 from keras_segen import frameworks, machine, plot
-from keras_segen.compare import parity, report
+from keras_segen.compare import divergence, parity, report
 from keras_segen.files import write_json
 
 NUM_PICTURES = 6
 
 
-def run(experiment, folder, backends=("tensorflow", "torch"), threads=None, console=None):
+def run(
+    experiment,
+    folder,
+    backends=("tensorflow", "torch"),
+    threads=None,
+    console=None,
+    parity_steps=0,
+):
     """Compares backends on one experiment.
 
     Writes into the folder: `report.html`, `report.json`, `predictions.png`, and for each backend
-    a folder with `model.keras`, `result.json` and `log.txt`. An earlier comparison there is
-    replaced.
+    a folder with `model.keras`, `result.json` and `log.txt`, and with `parity_steps`
+    `parity.npz`. An earlier comparison there is replaced.
 
     Args:
         experiment: a `keras_segen.experiment.Experiment`.
@@ -40,6 +47,9 @@ def run(experiment, folder, backends=("tensorflow", "torch"), threads=None, cons
         backends: names of the backends, in the order in which they run.
         threads: int, threads for each process; None for one per core.
         console: a `rich.console.Console` for the live progress; None for standard error.
+        parity_steps: int, training steps that are also compared layer by layer and in float64,
+            before the training (`keras_segen.compare.divergence`); 0 for none. If the
+            experiment's precision is float64, that decides, and nothing else is done.
 
     Returns:
         The report, a dict as in `report.json`. `report["status"]` is `"passed"`, `"parted"` (a
@@ -48,7 +58,8 @@ def run(experiment, folder, backends=("tensorflow", "torch"), threads=None, cons
 
     Raises:
         ValueError: the experiment asks for early stopping, which could end one backend's training
-            before the other's.
+            before the other's; or it has dropout or mixed precision and is to be compared layer
+            by layer; or its precision is float64 and it is not.
         ModuleNotFoundError: a backend's framework is not installed.
         FileExistsError: the folder holds something else than a comparison.
     """
@@ -57,11 +68,17 @@ def run(experiment, folder, backends=("tensorflow", "torch"), threads=None, cons
             f"early_stopping is {experiment.early_stopping}, but a comparison trains the same "
             "epochs on each backend: use early_stopping=0."
         )
+    _check_parity(experiment, parity_steps)
     for backend in backends:
         frameworks.require(backend)
     folder = Path(folder)
     _prepare(folder, backends)
-    write_json(folder / "experiment.json", {"experiment": experiment.to_dict()})
+    write_json(
+        folder / "experiment.json",
+        {"experiment": experiment.to_dict(), "parity_steps": parity_steps},
+    )
+    phases = ["parity"] if parity_steps else []
+    phases += ["train"] if experiment.precision != divergence.HIGH else []
     threads = threads or os.cpu_count()
     outcomes = {backend: {"status": "running", "losses": []} for backend in backends}
     interrupted = False
@@ -72,9 +89,13 @@ def run(experiment, folder, backends=("tensorflow", "torch"), threads=None, cons
                 for backend in backends
             }
             for backend in backends:
-                _run_child("train", backend, folder, threads, outcomes[backend], progress, bars)
+                for phase in phases:
+                    outcomes[backend]["status"] = "running"
+                    _run_child(phase, backend, folder, threads, outcomes[backend], progress, bars)
+                    if outcomes[backend]["status"] == "failed":
+                        break
             done = [name for name in backends if outcomes[name]["status"] == "ok"]
-            if len(done) > 1:
+            if len(done) > 1 and "train" in phases:
                 for backend in done:
                     _run_child("serve", backend, folder, threads, outcomes[backend], progress, bars)
     except KeyboardInterrupt:
@@ -85,6 +106,27 @@ def run(experiment, folder, backends=("tensorflow", "torch"), threads=None, cons
     result = _conclude(experiment, folder, outcomes, interrupted)
     report.write_report(result, folder)
     return result
+
+
+def _check_parity(experiment, steps):
+    """Checks that an experiment can be compared layer by layer, if it is to be."""
+    if steps < 0:
+        raise ValueError(f"parity_steps is {steps}, expected a number of steps, or 0.")
+    if steps == 0 and experiment.precision == divergence.HIGH:
+        raise ValueError(
+            "precision is 'float64', in which nothing is trained: compare layer by layer with "
+            "--parity, or use precision='float32'."
+        )
+    if steps and experiment.precision not in divergence.PRECISIONS:
+        raise ValueError(
+            f"precision is {experiment.precision!r}, and a comparison layer by layer is in "
+            f"{' or '.join(map(repr, divergence.PRECISIONS))}."
+        )
+    if steps and experiment.dropout:
+        raise ValueError(
+            f"dropout is {experiment.dropout}, and each backend draws other values to drop: "
+            "compare layer by layer with dropout=0."
+        )
 
 
 def _prepare(folder, backends):
@@ -201,9 +243,17 @@ def _conclude(experiment, folder, outcomes, interrupted):
             if path.exists():
                 serving[trained_on, run_on] = dict(np.load(path))
 
+    records = [
+        divergence.Record.load(path)
+        for path in (folder / backend / "parity.npz" for backend in outcomes)
+        if path.exists()
+    ]
+    parted = divergence.compare(*records, experiment.precision) if len(records) == 2 else None
+
     dataset = experiment.load_data("val")
     both = len(results) == 2
     checks = parity.checks(results, arrays, serving) if both else []
+    checks[2:2] = divergence.checks(parted) if parted else []  # after weights and batches
     failed = any(outcome["status"] == "failed" for outcome in outcomes.values())
     status = "interrupted" if interrupted else "failed" if failed else "passed"
     if status == "passed" and not all(check["passed"] for check in checks):
@@ -229,6 +279,7 @@ def _conclude(experiment, folder, outcomes, interrupted):
             for backend, outcome in outcomes.items()
         },
         "checks": checks,
+        "parity": parted,
         "loss_tolerance": {"relative": parity.LOSS_TOLERANCE, "steps": parity.LOSS_STEPS},
         "loss_difference": (
             parity.loss_difference(*(result["losses"] for result in results.values()))
