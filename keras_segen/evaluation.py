@@ -17,7 +17,7 @@ from keras_segen.data.images import read_image, to_float
 from keras_segen.data.loader import Batches
 from keras_segen.experiment import Experiment
 from keras_segen.files import write_atomically, write_json, write_text
-from keras_segen.segmentation import Predictor
+from keras_segen.segmentation.predict import DEFAULT_TILE, Predictor
 from keras_segen.training import load_model, load_run
 
 # What the table of classes shows, beside the share of pixels: key -> heading.
@@ -299,8 +299,9 @@ def predict(
         output: `"classes"`, `"probabilities"` or `"entropy"`, as in
             `keras_segen.segmentation.Predictor`.
         full_size: bool, whether photos are predicted at their own size.
-        tile: int or `(height, width)`, with `full_size`: size of the tiles; None is the size of
-            the training.
+        tile: int or `(height, width)`, with `full_size`: size of the tiles; None is 512. The
+            size of the training may be too small: near the edge of a tile a network sees no
+            surroundings, and where tiles overlap little that shows as seams.
         overlap: int, with `full_size`: pixels that tiles share; None is a quarter of the tile.
         flips: str, as in `Predictor`.
         scales: tuple of floats, as in `Predictor`.
@@ -325,6 +326,8 @@ def predict(
     palette = np.array(about["palette"], "uint8")
     label_ids = np.array(about["label_ids"])
     paths = _photos(source)
+    if full_size and tile is None:
+        tile = DEFAULT_TILE
     predictor = Predictor(load_model(folder), tile, overlap, flips=flips, scales=scales, fold=fold)
     size = None if full_size else (height, width)
     written = []

@@ -60,7 +60,7 @@ class Predictor:
         tile: int or `(height, width)`, the largest images that the network is given. None is
             512 rounded up to the network's multiple, or the size that the network has.
         overlap: int, pixels that neighbouring tiles share at least. None is a quarter of the
-            tile.
+            tile. If a result shows seams, the network sees further than this: take larger tiles.
         batch_size: int, tiles per step of the network.
         flips: `"none"`, `"horizontal"` (also mirrored left to right) or `"both"` (also upside
             down, and both). The probabilities of all are averaged.
