@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from keras_segen import backend, data, determinism, evaluation, losses, segmentation, training
-from keras_segen.experiment import Experiment
+from keras_segen.experiment import Experiment, Phase
 from keras_segen.files import write_json
 from keras_segen.machine import peak_memory
 
@@ -152,7 +152,13 @@ def test_a_run_starts_from_another_ones_best_model(finished, picture_folder, tmp
         np.testing.assert_array_equal(x, y)
     assert Experiment.from_dict(plan.to_dict()) == plan
     with pytest.raises(ValueError, match="holds another network"):
-        experiment(picture_folder, start_from=finished, filters=(4, 12)).build_model(dataset)
+        experiment(picture_folder, start_from=finished, filters=(6, 12)).build_model(dataset)
+    told = []
+    experiment(picture_folder, start_from=finished, filters=(4, 8, 12)).build_model(
+        dataset, tell=told.append
+    )
+    assert told[0].startswith(f"10 layers start from {finished}")
+    assert "; new: down1_conv1, " in told[0] and "; left there: bottom_conv1, " in told[0]
     with pytest.raises(FileNotFoundError, match="names no finished run"):
         experiment(picture_folder, start_from=tmp_path).build_model(dataset)
 
@@ -192,6 +198,16 @@ def test_a_folder_without_run_says_so(tmp_path):
         {"cache": "disk"},
         {"workers": 1},
         {"image_size": (16, 24)},
+        {"dropout": 0.5},
+        {"model": "fcn", "stride": 32, "filters": (4, 4, 4, 4, 4, 8), "dropout": 0.5},
+        {"model": "fcn", "stride": 16, "filters": (4, 4, 4, 4, 4, 8)},
+        {"filters": None, "encoder": "efficientnet_lite0"},
+        {
+            "model": "fcn",
+            "filters": (8,),
+            "encoder": "efficientnet_lite0",
+            "encoder_weights": "none",
+        },
     ],
     ids=str,
 )
@@ -206,10 +222,96 @@ def test_every_option_trains(picture_folder, tmp_path, monkeypatch, options):
 
 @pytest.mark.parametrize("name", list(segmentation.MODELS))
 def test_every_model_is_trained_on_logits(picture_folder, name):
-    plan = experiment(picture_folder, model=name)
+    plan = experiment(picture_folder, model=name, filters=None)
     dataset = plan.load_data("train")
-    logits = backend.infer(plan.build_model(dataset), dataset[0][0][None])
-    assert logits.min() < 0
+    model = plan.build_model(dataset)
+    last = model.layers[-1].get_weights()
+    if last:  # FCN starts with scores of zero
+        model.layers[-1].set_weights([np.abs(last[0]) - 1, last[1] - 1])
+        assert backend.infer(model, dataset[0][0][None]).min() < 0
+    else:
+        assert not backend.infer(model, dataset[0][0][None]).any()
+
+
+# --- two phases: a frozen encoder, then all of the network
+
+
+def two_phases(folder, **options):
+    return experiment(
+        folder,
+        **{
+            "encoder": "efficientnet_lite0",
+            "filters": (4, 4, 4, 4, 4),
+            "epochs": 4,
+            "freeze_epochs": 2,
+            "schedule": "cosine",
+            "dropout": 0.5,
+            **options,
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def fine_tuned(picture_folder, tmp_path_factory):
+    """An uninterrupted run in two phases of two epochs each."""
+    run = tmp_path_factory.mktemp("runs") / "fine_tuned"
+    training.train(two_phases(picture_folder), run, verbose=0)
+    return run
+
+
+def encoder_weights(path):
+    model = keras.models.load_model(path, compile=False)
+    return model.get_layer("efficientnet_lite0").get_weights()
+
+
+def test_a_training_in_two_phases_has_one_history(fine_tuned):
+    history = training.read_history(fine_tuned)
+    assert history["epoch"] == [1, 2, 3, 4]
+    # Each phase has a cosine of its own, that of the second a tenth as high.
+    assert history["learning_rate"] == pytest.approx([5e-4, 0, 5e-5, 0], abs=1e-7)
+    changed = encoder_weights(fine_tuned / "checkpoint-0004.keras")
+    for x, y in zip(segmentation.efficientnet_lite0().get_weights(), changed, strict=True):
+        assert not np.array_equal(x, y)
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3], ids=["frozen", "border", "fine-tuning"])
+def test_either_phase_resumes_to_the_same_weights(fine_tuned, picture_folder, tmp_path, epoch):
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        training.train(two_phases(picture_folder), run, callbacks=[StopInEpoch(epoch)], verbose=0)
+    kept = encoder_weights(run / f"checkpoint-000{epoch}.keras")
+    pretrained = segmentation.efficientnet_lite0().get_weights()
+    same = [np.array_equal(x, y) for x, y in zip(pretrained, kept, strict=True)]
+    assert all(same) if epoch <= 2 else not any(same)  # frozen, statistics as well
+    training.resume(run, verbose=0)
+    name = "checkpoint-0004.keras"
+    for x, y in zip(weights(fine_tuned / name), weights(run / name), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+    first, second = training.read_history(fine_tuned), training.read_history(run)
+    for key in ("loss", "val_loss", "val_mean_iou", "learning_rate"):
+        np.testing.assert_allclose(first[key], second[key], rtol=1e-4, atol=1e-6)
+
+
+def test_phases_of_an_experiment():
+    assert Experiment(epochs=3, learning_rate=0.1).phases() == [Phase(0, 3, False, 0.1)]
+    frozen = {"encoder": "vgg16", "epochs": 3, "learning_rate": 0.5, "freeze_epochs": 1}
+    assert Experiment(**frozen).phases() == [Phase(0, 1, True, 0.5), Phase(1, 3, False, 0.05)]
+    assert Experiment(**frozen, fine_tune_rate=0.01).phases()[1] == Phase(1, 3, False, 0.01)
+    assert Experiment(**{**frozen, "freeze_epochs": 3}).phases() == [Phase(0, 3, True, 0.5)]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"model": "plain_unet", "dropout": 0.5}, "dropout is 0.5, but plain_unet has none"),
+        ({"model": "plain_unet", "encoder": "vgg16"}, "encoder is 'vgg16', but plain_unet has"),
+        ({"stride": 16}, "stride is 16, but unet has none"),
+    ],
+)
+def test_options_that_a_model_does_not_have_are_named(picture_folder, options, message):
+    plan = experiment(picture_folder, **options)
+    with pytest.raises(ValueError, match=message):
+        plan.build_model(plan.load_data("train"))
 
 
 def test_optimizer_options_reach_the_optimizer(picture_folder):
@@ -387,6 +489,19 @@ def test_a_binary_loss_asks_for_two_classes(picture_folder):
         ({"weight_decay": -0.1, "optimizer": "adamw"}, "weight_decay is -0.1"),
         ({"loss": "dice", "class_weights": "median_frequency"}, "the loss is 'dice'"),
         ({"channels": 2}, "channels is 2"),
+        ({"encoder": "alexnet"}, "encoder is 'alexnet', expected one of 'none', 'vgg16'"),
+        ({"encoder": "vgg16", "channels": 1}, "takes RGB: use channels=3"),
+        ({"encoder_weights": "noisy"}, "encoder_weights is 'noisy'"),
+        ({"stride": 4}, "stride is 4, expected one of 8, 16, 32"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"encoder": "vgg16", "freeze_epochs": 6}, "freeze_epochs is 6, expected 0 to 5"),
+        ({"freeze_epochs": 1}, "no encoder to freeze"),
+        (
+            {"encoder": "vgg16", "freeze_epochs": 1, "encoder_weights": "none"},
+            "the encoder's weights are random",
+        ),
+        ({"encoder": "vgg16", "fine_tune_rate": 0.1}, "but freeze_epochs is 0"),
+        ({"encoder": "vgg16", "freeze_epochs": 1, "fine_tune_rate": -1.0}, "fine_tune_rate is -1"),
         ({"augment": "flop=0.5"}, "flop"),
     ],
 )
@@ -404,7 +519,7 @@ def test_experiment_goes_to_plain_values_and_back():
 
 def test_an_unknown_model_lists_those_that_there_are(picture_folder):
     plan = experiment(picture_folder, model="unett")
-    with pytest.raises(ValueError, match="no model 'unett'; there are: unet, plain_unet"):
+    with pytest.raises(ValueError, match="no model 'unett'; there are: unet, plain_unet, fcn"):
         plan.build_model(plan.load_data("train"))
 
 

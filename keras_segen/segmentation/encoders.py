@@ -120,7 +120,7 @@ def encoder(application, weights, preprocess, taps, name):
     for layer in published.layers:
         cloned.get_layer(layer.name).set_weights(layer.get_weights())
     features = [cloned.get_layer(tap).output for tap in taps]
-    return keras.Model(cloned.inputs, features, name=name)
+    return keras.Model(cloned.inputs[0], features, name=name)
 
 
 def download(application, weights, x, name):
