@@ -125,7 +125,6 @@ def _folds(model):
             type(convolution) in _KERNELS
             and convolution.activation is keras.activations.linear
             and convolution.data_format == "channels_last"
-            and len(calls[before]) == 1
             and readers[before] == 1
         ):
             yield convolution, operation
