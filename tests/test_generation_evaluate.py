@@ -209,6 +209,15 @@ def test_neighbour_scores_are_those_of_scikit_learn(small_tiles, k_balls, k_dens
     assert all(0.1 < value < 1.5 and value != 1 for value in found)
 
 
+def test_the_distance_to_a_copy_is_exactly_zero():
+    rows = draw(0, 100, 300, shift=20)
+    ((_, _, squared),) = distances.squared_distances(rows, rows.copy())
+    copies = np.eye(100, dtype=bool)
+    assert (squared[copies] == 0).all() and (squared[~copies] > 0).all()
+    apart = np.square(rows[0].astype("float64") - rows[1]).sum()
+    assert squared[0, 1] == pytest.approx(apart, rel=1e-9)
+
+
 def test_copies_of_all_reals_score_one():
     reals = draw(0, 60, 50, shift=20)
     assert precision_recall(reals, reals.copy()) == (1, 1)
@@ -222,7 +231,7 @@ def test_fakes_far_from_all_reals_score_zero():
 
 
 def test_a_collapsed_generator_is_precise_and_covers_little():
-    reals = draw(0, 50, 4)
+    reals = draw(0, 50, 6, shift=20)
     fakes = np.repeat(reals[:1], 50, axis=0)  # one real image, again and again
     precision, recall = precision_recall(reals, fakes)
     assert precision == 1 and recall == 1 / 50
@@ -423,6 +432,7 @@ def test_evaluate_tells_real_from_noise_and_says_of_what(tiny):
     for row in (result, same, noise):
         assert row.keys() >= FIGURES
     assert (same["images"], noise["images"]) == (60, 120)
+    assert same["frechet_distance"] > result["frechet_distance"] / 10  # two halves, not one twice
     # Other pictures of the same kind are as near as reals are to reals; noise is far.
     for name in ("frechet_distance", "kernel_distance"):
         assert abs(result[name]) < noise[name] / 20 and abs(same[name]) < noise[name] / 20

@@ -101,12 +101,12 @@ class Extractor:
             ValueError: if they are no such images.
         """
         images = check_images(np.asarray(images))
-        features = np.empty((len(images), self.dimension), "float32")
+        features = []
         for first in range(0, len(images), batch_size):
-            part = slice(first, first + batch_size)
-            prepared = np.stack([self.prepare(image) for image in images[part]])
-            features[part] = backend.infer(self.model, prepared)
-        return features
+            part = images[first : first + batch_size]
+            prepared = np.stack([self.prepare(image) for image in part])
+            features.append(backend.infer(self.model, prepared))
+        return np.concatenate(features)
 
     def prepare(self, image):
         """Brings one image to what the model takes: float32 `(height, width, 3)` in [0, 1]."""
