@@ -137,6 +137,7 @@ def test_the_settings_that_differ_are_told(sound):
     faulty.backend = "other"
     sentence = compare(sound, faulty)["sentence"]
     assert "BatchNormalization" in sentence and "momentum 0.9" in sentence
+    assert "kernel_size 3×3" in compare(sound, recorded(network(conv2=PadsAtTheEnd)))["sentence"]
     assert "epsilon 0.001 on " in sentence and "and 0.01 on other" in sentence
 
 
@@ -271,6 +272,9 @@ def test_a_record_holds_every_layer_and_leaves_the_model_as_it_was():
         np.testing.assert_allclose(outputs, expected, atol=1e-6)
         assert found.arrays[f"{precision}/gradient/conv1/kernel"].shape == (3 * 3 * 3 * 4,)
         assert found.arrays[f"{precision}/output_gradient/logits"].shape == outputs.shape
+    # Also a batch normalization computes in float64, not in float32 what is then called float64.
+    exact = found.arrays["float64/training/norm1"]
+    assert (exact != exact.astype("float32")).mean() > 0.9
     assert keras.config.floatx() == "float32"
 
 

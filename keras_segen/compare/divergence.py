@@ -233,13 +233,14 @@ def sentence(found):
                 show(parted["difference"]) if math.isfinite(parted["difference"]) else "not finite"
             )
             text += f": difference {size}, expected at most {show(parted['tolerance'])}"
+    largest = show(max(_all_exact(found), default=0.0), 2)
     if found["precision"] == HIGH:
-        return f"In float64 {text}."
+        ending = f": the largest difference is {largest}" if parted is None else ""
+        return f"In float64 {text}{ending}."
     text = f"{text[0].upper()}{text[1:]}"
     exact = _first(found, HIGH)
     if parted is None and exact is None:
-        largest = max(_all_exact(found), default=0.0)
-        text += f". In float64 the largest difference is {show(largest, 2)}: rounding, no fault"
+        text += f". In float64 the largest difference is {largest}: rounding, no fault"
     elif parted is None:
         place = f"{exact['layer']}, {exact['where']}" if exact["layer"] else exact["where"]
         text += (
@@ -373,13 +374,17 @@ def _settings(a, b, one, other):
         values = [layer["settings"].get(key) for layer in (one, other)]
         if values[0] != values[1]:
             on = [
-                f"{setting(value)} on {FRAMEWORKS.get(record.backend, record.backend)}"
+                f"{_shown(value)} on {FRAMEWORKS.get(record.backend, record.backend)}"
                 for value, record in zip(values, (a, b), strict=True)
             ]
             words.append(f"{key} {listing(on)}")
         elif key not in one["default"]:
-            words.append(f"{key} {setting(values[0])}")
+            words.append(f"{key} {_shown(values[0])}")
     return words
+
+
+def _shown(value):
+    return "×".join(map(str, value)) if isinstance(value, list) else setting(value)
 
 
 def _first_batch(a, b):

@@ -390,14 +390,20 @@ def parity_lines(parity):
             )
         lines.append(f"{text}.")
     for name in ("weights", "loss"):
-        values = parity["steps"].get(name)
-        if values and values["growth"]:
-            differences = [value for value in values["difference"] if value]
+        values = parity["steps"].get(name) or {}
+        parts = []
+        for precision, key in (("float32", "difference"), ("float64", "float64")):
+            fit = values.get("growth" if key == "difference" else "float64_growth")
+            if fit:
+                there = [value for value in values[key] if value]
+                parts.append(
+                    f"from {show(there[0], 2)} to {show(there[-1], 2)} in {precision} (a factor of "
+                    f"{show(fit['rate'])} a step fits, R² {show(fit['r2'], 2)})"
+                )
+        if parts:
             lines.append(
-                f"Over {parity['num_steps']} steps the difference of the {name} went from "
-                f"{show(differences[0])} to {show(differences[-1])}, by a factor of "
-                f"{show(values['growth']['rate'])} a step (exponential fit, R² "
-                f"{show(values['growth']['r2'], 2)})."
+                f"Over {parity['num_steps']} steps the difference of the {name} went "
+                f"{listing(parts)}."
             )
     return lines
 
