@@ -11,14 +11,23 @@ from keras_segen import cli
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_python_example_runs(monkeypatch):
+SEGMENTATION, GENERATION = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_example_of_segmentation_runs(monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    example = example.replace("epochs=3", "epochs=1, steps_per_epoch=2, validation_steps=2")
+    short = SEGMENTATION.replace("epochs=3", "epochs=1, steps_per_epoch=2, validation_steps=2")
     scope = {}
-    exec(example, scope)
+    exec(short, scope)
     assert scope["model"].count_params() > 100_000
     assert scope["ks"].plot.masks  # the example ends with a picture
+
+
+def test_the_example_of_generation_runs():
+    scope = {}
+    exec(GENERATION.replace("epochs=3", "epochs=1, steps_per_epoch=1"), scope)
+    images = scope["images"]
+    assert images.shape == (16, 32, 32, 3) and 0 <= images.min() < images.max() <= 1
 
 
 @pytest.mark.parametrize(
