@@ -463,8 +463,9 @@ def test_warnings_say_when_numbers_mislead(tiny):
     assert "60 real and 50 generated images" in numbers
 
 
-def test_generators_are_asked_in_parts_with_seeds_of_their_own(tiny, monkeypatch):
-    monkeypatch.setattr(module, "AT_ONCE", 30)
+@pytest.mark.parametrize("limit", [("AT_ONCE", 30), ("PIXELS_AT_ONCE", 30 * 8 * 8 * 3 + 9)])
+def test_generators_are_asked_in_parts_with_seeds_of_their_own(tiny, monkeypatch, limit):
+    monkeypatch.setattr(module, *limit)
     asked = []
 
     def generator(count, seed):

@@ -23,7 +23,8 @@ from keras_segen.generation.distances import (
 )
 from keras_segen.generation.extractors import load_extractor
 
-AT_ONCE = 500  # images that are held at once, as pixels
+AT_ONCE = 500  # images that are held at once, as pixels; large ones fewer
+PIXELS_AT_ONCE = 2**27  # numbers: 512 MB
 MOST = 10_000  # images of each side, if the caller does not say
 LEAST = 40  # images of each side: two halves of 20
 
@@ -50,8 +51,8 @@ def evaluate(
     Args:
         fakes: a model with `generate(count, seed=seed)`, such as a `GAN`; or a function
             `(count, seed) -> images`; or images `(number, height, width, channels)`, float in
-            [0, 1] or uint8; or a data set. A model is asked for 500 images at a time, each time
-            with another seed, so that any number fits into memory.
+            [0, 1] or uint8; or a data set. A model is asked for 500 images at a time (large
+            ones: fewer), each time with another seed, so that any number fits into memory.
         reals: a data set whose images have one size (`keras_segen.data.load`), or images.
         count: int, how many images of each side, at least 40; None is as many as `reals` has, at
             most 10,000. Where there are more, the same ones are taken each time; where there are
@@ -241,14 +242,15 @@ def _is_finite(source):
 
 
 def _stream(source, count, seed, shape):
-    """Yields `count` images of a source, at most `AT_ONCE` at a time, in an order of their own."""
+    """Yields `count` images of a source, a part at a time, in an order of their own."""
     if _is_finite(source):
         # Shuffled: files of a folder are often sorted by class.
         chosen = rng("images to judge by", len(source)).permutation(len(source))[:count]
         yield from _pick(source, chosen, shape)
         return
-    for number, first in enumerate(range(0, count, AT_ONCE)):
-        asked = min(AT_ONCE, count - first)
+    at_once = _at_once(shape)
+    for number, first in enumerate(range(0, count, at_once)):
+        asked = min(at_once, count - first)
         images = source(asked, int(rng("images to judge", seed, number).integers(2**31)))
         images = check_images(np.asarray(images))
         if len(images) != asked:
@@ -257,14 +259,19 @@ def _stream(source, count, seed, shape):
 
 
 def _pick(source, chosen, shape):
-    """Yields the images of a data set or an array, at most `AT_ONCE` at a time."""
-    for first in range(0, len(chosen), AT_ONCE):
-        part = chosen[first : first + AT_ONCE]
+    """Yields the images of a data set or an array, a part at a time."""
+    at_once = _at_once(shape)
+    for first in range(0, len(chosen), at_once):
+        part = chosen[first : first + at_once]
         if isinstance(source, Items):
             images = check_images(np.stack([source[int(index)][0] for index in part]))
         else:
             images = source[part]
         yield _check_shape(images, shape)
+
+
+def _at_once(shape):
+    return max(1, min(AT_ONCE, PIXELS_AT_ONCE // int(np.prod(shape))))
 
 
 def _check_shape(images, shape):
