@@ -98,3 +98,29 @@ def test_the_device_can_be_waited_for_and_asked():
     backend.synchronize()
     peak = backend.peak_device_memory()
     assert peak is None or peak > 0
+
+
+def test_gradients_by_variables_and_by_tensors_on_the_way():
+    used, unused = keras.Variable([1.0, 2.0, 3.0]), keras.Variable([1.0])
+
+    def loss_fn():
+        squares = ops.square(used)
+        apart = ops.ones((2,))
+        return ops.sum(squares * squares), [squares, apart]
+
+    loss, tensors, by_variables, by_tensors = backend.gradients(loss_fn, [used, unused])
+    assert float(loss) == 98
+    np.testing.assert_allclose(ops.convert_to_numpy(tensors[0]), [1, 4, 9])
+    np.testing.assert_allclose(ops.convert_to_numpy(by_variables[0]), [4, 32, 108])
+    np.testing.assert_allclose(ops.convert_to_numpy(by_tensors[0]), [2, 8, 18])
+    assert by_variables[1] is None and by_tensors[1] is None
+
+
+def test_double_precision_keeps_float64_and_ends():
+    before = keras.backend.result_type("float64", "float32")
+    with backend.double_precision():
+        assert keras.backend.result_type("float64", "float32") == "float64"
+        ones = ops.ones((2,), "float64")
+        assert keras.backend.standardize_dtype(ops.mean(ones / 3).dtype) == "float64"
+        assert float(ops.mean(ones / 3)) == 1 / 3
+    assert keras.backend.result_type("float64", "float32") == before
