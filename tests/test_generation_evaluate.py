@@ -500,7 +500,7 @@ class Counting(Extractor):
 
     seen = 0
 
-    def __call__(self, images, batch_size=64):
+    def __call__(self, images, batch_size=16):
         self.seen += len(images)
         return super().__call__(images, batch_size)
 

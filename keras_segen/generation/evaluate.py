@@ -36,7 +36,7 @@ def evaluate(
     extractor="efficientnet_lite0",
     seed=0,
     checkpoint=None,
-    batch_size=64,
+    batch_size=16,
 ):
     """Measures how far generated images are from real ones.
 
@@ -148,7 +148,7 @@ class Neighbours(NamedTuple):
     images: np.ndarray
 
 
-def nearest_neighbours(fakes, reals, neighbours=1, extractor=None, batch_size=64):
+def nearest_neighbours(fakes, reals, neighbours=1, extractor=None, batch_size=16):
     """Finds the real images that each generated one is most like: is it a copy?
 
     A distance alone says little: compare with those of new real images (of the test split) to

@@ -86,13 +86,14 @@ class Extractor:
         self.model = keras.Model(images, outputs, name="extractor")
         self.dimension = outputs.shape[1]
 
-    def __call__(self, images, batch_size=64):
+    def __call__(self, images, batch_size=16):
         """Computes the features of images.
 
         Args:
             images: `(number, height, width)` or `(number, height, width, channels)`, 1 or 3
                 channels: float in [0, 1], uint8 or uint16.
-            batch_size: int, how many go through the network at once.
+            batch_size: int, how many go through the network at once. On PyTorch all its layers'
+                results are held until the last is there: 80 MB per image for EfficientNet-Lite0.
 
         Returns:
             float32 array `(number, dimension)`.
