@@ -259,9 +259,18 @@ def fine_tuned(picture_folder, tmp_path_factory):
     return run
 
 
-def encoder_weights(path):
+def kept_weights(path):
+    """Which weights of the encoder are the pretrained ones still: a list of bool."""
     model = keras.models.load_model(path, compile=False)
-    return model.get_layer("efficientnet_lite0").get_weights()
+    found = model.get_layer("efficientnet_lite0").get_weights()
+    pretrained = segmentation.efficientnet_lite0().get_weights()
+    return [np.array_equal(x, y) for x, y in zip(pretrained, found, strict=True)]
+
+
+def kept_kernels(path):
+    """The same for kernels. (Some offsets have no gradient: the next normalization undoes them.)"""
+    weights = segmentation.efficientnet_lite0().weights
+    return [kept for kept, w in zip(kept_weights(path), weights, strict=True) if w.ndim == 4]
 
 
 def test_a_training_in_two_phases_has_one_history(fine_tuned):
@@ -269,9 +278,7 @@ def test_a_training_in_two_phases_has_one_history(fine_tuned):
     assert history["epoch"] == [1, 2, 3, 4]
     # Each phase has a cosine of its own, that of the second a tenth as high.
     assert history["learning_rate"] == pytest.approx([5e-4, 0, 5e-5, 0], abs=1e-7)
-    changed = encoder_weights(fine_tuned / "checkpoint-0004.keras")
-    for x, y in zip(segmentation.efficientnet_lite0().get_weights(), changed, strict=True):
-        assert not np.array_equal(x, y)
+    assert not any(kept_kernels(fine_tuned / "checkpoint-0004.keras"))
 
 
 @pytest.mark.parametrize("epoch", [1, 2, 3], ids=["frozen", "border", "fine-tuning"])
@@ -279,10 +286,11 @@ def test_either_phase_resumes_to_the_same_weights(fine_tuned, picture_folder, tm
     run = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         training.train(two_phases(picture_folder), run, callbacks=[StopInEpoch(epoch)], verbose=0)
-    kept = encoder_weights(run / f"checkpoint-000{epoch}.keras")
-    pretrained = segmentation.efficientnet_lite0().get_weights()
-    same = [np.array_equal(x, y) for x, y in zip(pretrained, kept, strict=True)]
-    assert all(same) if epoch <= 2 else not any(same)  # frozen, statistics as well
+    checkpoint = run / f"checkpoint-000{epoch}.keras"
+    if epoch <= 2:
+        assert all(kept_weights(checkpoint))  # statistics as well
+    else:
+        assert not any(kept_kernels(checkpoint))
     training.resume(run, verbose=0)
     name = "checkpoint-0004.keras"
     for x, y in zip(weights(fine_tuned / name), weights(run / name), strict=True):
