@@ -453,12 +453,15 @@ def test_evaluate_is_compare_features_of_the_chosen_images(tiny):
 def test_warnings_say_when_numbers_mislead(tiny):
     result = generation.evaluate(pictures(1, 60), pictures(0, 60), extractor=tiny)
     assert result["warnings"] == []
+    few = generation.evaluate(pictures(1, 59), pictures(0, 59), extractor=tiny)["warnings"]
+    assert len(few) == 1 and few[0].startswith("59 images are few for 6 features: the Fréchet")
     images = keras.Input((8, 8, 3))
     flat = Extractor(keras.Model(images, keras.layers.Flatten()(images), name="pixels"))
     rank, numbers = generation.evaluate(pictures(1, 50), pictures(0, 60), extractor=flat)[
         "warnings"
     ]
-    assert "50 images have a covariance of rank 49 at most in 192 dimensions" in rank
+    assert "50 images are few for 192 features (their covariance has a rank of 49 at mo" in rank
+    assert "Use 1920 images or more" in rank
     assert "go by the kernel distance" in rank
     assert "60 real and 50 generated images" in numbers
 

@@ -321,14 +321,15 @@ def _warnings(result):
     """What to be careful about, as sentences."""
     found = []
     fewest, features = min(result["real_images"], result["fake_images"]), result["features"]
-    if fewest <= features:
+    if fewest < 10 * features:
         floor = result["sanity"]["real_against_real"]["frechet_distance"]
+        rank = f" (their covariance has a rank of {fewest - 1} at most)"
         found.append(
-            f"{fewest} images have a covariance of rank {fewest - 1} at most in {features} "
-            "dimensions, so the Fréchet distance is far too large, and depends on the number of "
-            f"images: two halves of the real ones are {floor:.3g} apart by it. Use more than "
-            f"{features} images, or go by the kernel distance, which is right on average for any "
-            "number of images and comes with its standard error."
+            f"{fewest} images are few for {features} features{rank * (fewest <= features)}: the "
+            "Fréchet distance comes out too large, the more so the fewer images. Two halves of the "
+            f"real ones are {floor:.3g} apart by it. Use {10 * features} images or more, or go by "
+            "the kernel distance, which is right on average for any number of images and comes "
+            "with its standard error."
         )
     if result["real_images"] != result["fake_images"]:
         found.append(
