@@ -233,15 +233,16 @@ def sentence(found):
                 show(parted["difference"]) if math.isfinite(parted["difference"]) else "not finite"
             )
             text += f": difference {size}, expected at most {show(parted['tolerance'])}"
-    largest = show(max(_all_exact(found), default=0.0), 2)
-    if found["precision"] == HIGH:
-        ending = f": the largest difference is {largest}" if parted is None else ""
-        return f"In float64 {text}{ending}."
-    text = f"{text[0].upper()}{text[1:]}"
+    high = found["precision"] == HIGH
+    text = f"In float64 {text}" if high else f"{text[0].upper()}{text[1:]}"
+    if parted is not None:
+        return f"{text}."
     exact = _first(found, HIGH)
-    if parted is None and exact is None:
-        text += f". In float64 the largest difference is {largest}: rounding, no fault"
-    elif parted is None:
+    if exact is None:
+        largest = show(max(_all_exact(found), default=0.0), 2)
+        text += ": the" if high else ". In float64 the"
+        text += f" largest difference is {largest}" + ("" if high else ": rounding, no fault")
+    else:
         place = f"{exact['layer']}, {exact['where']}" if exact["layer"] else exact["where"]
         text += (
             f". In float64 they part at {place}, by {show(exact['difference'])}: less than "
