@@ -35,7 +35,7 @@ STRIDES = (8, 16, 32)
 
 # Channels that a laptop trains in reasonable time, by model, without and with an encoder.
 FILTERS = {
-    "unet": ((16, 32, 64, 128), (16, 24, 40, 80, 112)),
+    "unet": ((16, 32, 64, 128), (16, 16, 32, 64, 96)),
     "plain_unet": ((16, 32, 64, 128), None),
     "fcn": ((16, 32, 64, 128, 128, 512), (256,)),
 }
