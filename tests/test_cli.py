@@ -122,7 +122,7 @@ def test_a_terminated_training_says_how_to_go_on(picture_folder, tmp_path):
     "arguments, message",
     [
         (["train", "--data", "folder:nowhere", "--image-size", "16x16"], "nowhere"),
-        (["train", "--data", "pets"], "no data set is named 'pets'"),
+        (["train", "--data", "coco"], "no data set is named 'coco'"),
         (["train", "--image-size", "16"], "--image-size is '16', expected whole numbers"),
         (["train", "--filters", "a"], "--filters is 'a'"),
         (["train", "--optimizer", "lion"], "optimizer is 'lion'"),
