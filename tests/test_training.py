@@ -300,6 +300,11 @@ def test_either_phase_resumes_to_the_same_weights(fine_tuned, picture_folder, tm
         np.testing.assert_allclose(first[key], second[key], rtol=1e-4, atol=1e-6)
 
 
+def test_a_saved_network_with_an_encoder_loads_in_a_new_process(fine_tuned):
+    code = "import sys; from keras_segen.training import load_model; load_model(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", code, str(fine_tuned)], check=True)
+
+
 def test_phases_of_an_experiment():
     assert Experiment(epochs=3, learning_rate=0.1).phases() == [Phase(0, 3, False, 0.1)]
     frozen = {"encoder": "vgg16", "epochs": 3, "learning_rate": 0.5, "freeze_epochs": 1}

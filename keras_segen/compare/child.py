@@ -166,6 +166,7 @@ def serve(folder, started):
     import keras
 
     from keras_segen import backend
+    from keras_segen.training import load_model
 
     experiment = Experiment.from_json(folder / "experiment.json")
     val_data = experiment.load_data("val")
@@ -175,7 +176,7 @@ def serve(folder, started):
         if trained_on == here:
             continue
         tell("phase", phase=f"running the model that {trained_on} trained")
-        model = keras.models.load_model(path, compile=False, safe_mode=True)
+        model = load_model(path.parent)
         ids, _ = _predict(model, val_data, experiment.batch_size)
         logits = backend.infer(model, _probes(val_data))
         with write_atomically(folder / here / f"serving-{trained_on}.npz") as temporary:
