@@ -13,10 +13,20 @@ HERE = keras.backend.backend()
 OTHER = {"tensorflow": "torch", "torch": "tensorflow"}[HERE]
 NAMES = {"tensorflow": "TensorFlow", "torch": "PyTorch"}
 
+# Nothing of these names is found, as if it were not installed. (None in sys.modules would do for
+# an import, but scipy takes every entry there for a module.)
+HIDE = """
+import importlib.machinery, sys
+find = importlib.machinery.PathFinder.find_spec
+def find_others(name, path=None, target=None):
+    return None if name.split(".")[0] in {missing} else find(name, path, target)
+importlib.machinery.PathFinder.find_spec = find_others
+"""
+
 
 def python(code, backend=None, missing=()):
     """Runs code in a new process in which some modules cannot be found."""
-    block = "import sys\n" + "".join(f"sys.modules[{name!r}] = None\n" for name in missing)
+    block = HIDE.format(missing=tuple(missing))
     environment = {k: v for k, v in os.environ.items() if k != "KERAS_BACKEND"}
     if backend:
         environment["KERAS_BACKEND"] = backend
