@@ -28,7 +28,7 @@ def uniform(key, step, shape, first_row=0):
 
     Example:
 
-    >>> [round(float(u), 4) for u in uniform(("example", 0), step=3, shape=(2, 1))]
+    >>> [round(float(u[0]), 4) for u in uniform(("example", 0), step=3, shape=(2, 1))]
     [0.8798, 0.8474]
     """
     rows, columns = shape
