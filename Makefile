@@ -21,7 +21,7 @@ lint: .venv/test
 .venv/all: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed.")'
 	$(PYTHON) -m venv .venv
-	@echo "Installing keras-segen with TensorFlow and PyTorch into .venv (about 2.4 GB) ..."
+	@echo "Installing keras-segen with TensorFlow and PyTorch into .venv (3 to 4 GB on disk) ..."
 	$(PIP) --editable '.[all]'
 	@touch $@
 
