@@ -1,4 +1,4 @@
-"""Pictures: masks over images, wrong pixels, learning curves.
+"""Pictures: grids and animations of images, masks over them, wrong pixels, learning curves.
 
 Every figure function returns a `Picture`, a Matplotlib figure that stands alone: no pyplot, no
 window, no global state. As the last line of a Jupyter cell it shows itself; `save` writes it as
@@ -7,6 +7,7 @@ PNG; all methods of `matplotlib.figure.Figure` work on it.
 
 import io
 import math
+from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps
@@ -14,12 +15,14 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from keras_segen.files import write_atomically
 
 VOID_COLORS = ((226, 226, 226), (178, 178, 178))  # diagonal stripes: no palette has them
 SIGNAL_COLOR = (255, 221, 0)  # wrong pixels: bright on a dimmed image, for colour-blind eyes too
 MAX_ROWS = 32
+MAX_IMAGES = 400
 INK_COLOR, RULE_COLOR = "#202124", "#dadce0"  # a page puts its own in their place: page.svg
 BLUE = "#1967d2"
 
@@ -35,6 +38,146 @@ class Picture(Figure):
         file = io.BytesIO()
         self.savefig(file, format="png", dpi=110)
         return file.getvalue()
+
+
+def images(images, columns=None, labels=None):
+    """Draws images in rows and columns.
+
+    Args:
+        images: array `(count, height, width, channels)` or a list of arrays of any sizes; 1 or 3
+            channels (or none), float in [0, 1] or uint8.
+        columns: int, images in a row; None for about as many rows as columns.
+        labels: one str (or number) per image, written under it, or None. A long one runs on
+            under the images to the right.
+
+    Returns:
+        A `Picture`, row by row from the upper left.
+
+    Raises:
+        ValueError: if there are no images or more than 400, they are none, or labels are not as
+            many.
+
+    Example:
+
+    >>> figure = images(np.zeros((6, 8, 8, 3)), columns=3)
+    >>> width, height = figure.get_size_inches()
+    >>> len(figure.axes[0].images), bool(width > height)
+    (6, True)
+    """
+    images = _items(images)
+    if not 1 <= len(images) <= MAX_IMAGES:
+        raise ValueError(
+            f"`images` must hold 1 to {MAX_IMAGES} images. Found: {len(images)}. Pass a part, such "
+            "as images[:64]."
+        )
+    if labels is not None and len(labels) != len(images):
+        raise ValueError(
+            f"`labels` has {len(labels)} items, `images` has {len(images)}; expected as many."
+        )
+    columns = math.ceil(math.sqrt(len(images))) if columns is None else columns
+    if columns < 1:
+        raise ValueError(f"`columns` must be 1 or more. Found: {columns}.")
+    cells = [_image(image, f"images[{i}]") for i, image in enumerate(images)]
+    columns, rows = min(columns, len(cells)), math.ceil(len(cells) / columns)
+
+    # All lengths are inches; the images stand in one pair of axes, which is quick to draw.
+    width = min(1.4, max(0.3, 9.6 / columns))
+    height = width * max(cell.shape[0] / cell.shape[1] for cell in cells)
+    gap, under = 0.04, 0.0 if labels is None else 0.17
+    size = (columns * (width + gap) + gap, rows * (height + under + gap) + gap)
+    figure = Picture(figsize=size, facecolor="white")
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, size[0]), ylim=(size[1], 0))
+    axes.set_axis_off()
+    for i, cell in enumerate(cells):
+        left = gap + i % columns * (width + gap)
+        bottom = (i // columns + 1) * (height + under + gap) - under
+        top = bottom - width * cell.shape[0] / cell.shape[1]
+        axes.imshow(
+            cell,
+            extent=(left, left + width, bottom, top),
+            interpolation="nearest" if max(cell.shape) < 256 else "auto",
+            aspect="auto",
+        )
+        if labels is not None:
+            place = {"va": "top", "fontsize": 7.5, "parse_math": False}
+            axes.text(left, bottom + 0.03, str(labels[i]), color=INK_COLOR, **place)
+    axes.set(xlim=(0, size[0]), ylim=(size[1], 0))  # imshow has moved them
+    return figure
+
+
+def mosaic(images, columns=None):
+    """Puts images of one size side by side, pixel for pixel, with white lines between them.
+
+    Args:
+        images: array `(count, height, width, channels)`, 1 or 3 channels (or none), float in
+            [0, 1] or uint8.
+        columns: int, images in a row; None for about as many rows as columns.
+
+    Returns:
+        RGB image, uint8 `(rows * (height + 2) + 2, columns * (width + 2) + 2, 3)`.
+
+    Raises:
+        ValueError: if there are no images, or they are none.
+
+    Example:
+
+    >>> mosaic(np.zeros((6, 8, 8, 1)), columns=3).shape
+    (22, 32, 3)
+    """
+    cells = np.stack([_image(image, f"images[{i}]") for i, image in enumerate(images)])
+    columns = math.ceil(math.sqrt(len(cells))) if columns is None else min(columns, len(cells))
+    rows, (height, width) = math.ceil(len(cells) / columns), cells.shape[1:3]
+    shape = (rows * (height + 2) + 2, columns * (width + 2) + 2, 3)
+    picture = np.full(shape, 255, "uint8")
+    for i, cell in enumerate(cells):
+        top, left = 2 + i // columns * (height + 2), 2 + i % columns * (width + 2)
+        picture[top : top + height, left : left + width] = cell
+    return picture
+
+
+def animation(frames, path, seconds=0.25, hold=2.0):
+    """Writes images as an animation that repeats forever; the file appears whole or not at all.
+
+    Small ones are enlarged by a whole factor, to about 400 pixels, so that they can be seen.
+
+    Args:
+        frames: sequence of images of one size, each an array `(height, width, channels)`, float
+            in [0, 1] or uint8, such as `mosaic` makes, or the path of a PNG.
+        path: where to; the name ends in `.gif` (256 colours a frame, shown everywhere) or
+            `.webp` (all colours, smaller).
+        seconds: float, how long a frame is shown.
+        hold: float, how long the last one is shown.
+
+    Raises:
+        ValueError: if the name ends otherwise, there are no frames, or they differ in size.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in (".gif", ".webp"):
+        raise ValueError(f"An animation's name must end in .gif or .webp. Found: {path}")
+    if not len(frames):
+        raise ValueError("`frames` must hold at least one image. Found: none.")
+    pictures = [_frame(frame, i) for i, frame in enumerate(frames)]
+    for i, picture in enumerate(pictures):
+        if picture.size != pictures[0].size:
+            raise ValueError(
+                f"Frames of an animation have one size: frames[0] is {pictures[0].size}, "
+                f"frames[{i}] is {picture.size} (width, height)."
+            )
+    factor = max(1, round(400 / max(pictures[0].size)))
+    size = [factor * side for side in pictures[0].size]
+    pictures = [picture.resize(size, Image.Resampling.NEAREST) for picture in pictures]
+    milliseconds = [round(1000 * seconds)] * (len(pictures) - 1) + [round(1000 * hold)]
+    options = {"lossless": True} if suffix == ".webp" else {"optimize": False}
+    with write_atomically(path) as temporary:
+        pictures[0].save(
+            temporary,
+            save_all=True,
+            append_images=pictures[1:],
+            duration=milliseconds,
+            loop=0,
+            **options,
+        )
 
 
 def masks(
@@ -502,6 +645,14 @@ def difference(image, truth, prediction, ignore_class=None):
     void = np.asarray(truth) == ignore_class
     marked[void] = _stripes(void.shape)[void]
     return marked
+
+
+def _frame(frame, i):
+    """A frame of an animation as a Pillow image."""
+    if isinstance(frame, (str, Path)):
+        with Image.open(frame, formats=("PNG",)) as file:
+            return file.convert("RGB")
+    return Image.fromarray(_image(frame, f"frames[{i}]"))
 
 
 def _plain_axes(axes):

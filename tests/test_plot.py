@@ -301,6 +301,100 @@ def test_neighbours_shows_real_images_beside_generated_ones():
         plot.neighbours(images[:3], nearest)
 
 
+def drawn(figure):
+    """Where each image of a grid stands in inches (left, top, right, bottom), and its pixels."""
+    return [
+        ((left, top, right, bottom), image.get_array())
+        for image in figure.axes[0].images
+        for left, right, bottom, top in [image.get_extent()]
+    ]
+
+
+def test_images_stand_in_rows_without_overlap():
+    pictures = np.random.default_rng(0).random((5, 6, 8, 3))
+    figure = plot.images(pictures, columns=2, labels=["a", 1, "_$", "", "e"])
+    width, height = figure.get_size_inches()
+    found = drawn(figure)
+    lefts = [left for (left, *_), _ in found]
+    tops = [top for (_, top, *_), _ in found]
+    assert lefts[0] == lefts[2] == lefts[4] < lefts[1] == lefts[3]
+    assert tops[0] == tops[1] < tops[2] == tops[3] < tops[4]
+    for (left, top, right, bottom), _ in found:
+        assert 0 < left < right < width and 0 < top < bottom < height
+        assert (right - left) / (bottom - top) == pytest.approx(8 / 6)
+    assert found[0][0][2] < lefts[1] and found[0][0][3] < tops[2]
+    for (_, shown), picture in zip(found, pictures, strict=True):
+        np.testing.assert_allclose(shown, picture * 255, atol=0.5)
+    texts = [(text.get_text(), text.get_position()[0]) for text in figure.axes[0].texts]
+    assert texts == list(zip(["a", "1", "_$", "", "e"], lefts, strict=True))
+    assert figure.axes[0].get_ylim() == (height, 0)  # the first row is the upper one
+    assert figure._repr_png_().startswith(b"\x89PNG")
+
+
+def test_images_are_about_as_many_rows_as_columns_and_keep_their_sizes():
+    assert len({left for (left, *_), _ in drawn(plot.images(np.zeros((9, 4, 4))))}) == 3
+    (_, first), (_, second) = drawn(plot.images([np.zeros((4, 4, 1)), np.zeros((6, 2, 3))]))
+    assert first.shape == (4, 4, 3) and second.shape == (6, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"images": np.zeros((0, 4, 4))}, "must hold 1 to 400 images. Found: 0"),
+        ({"images": np.zeros((401, 1, 1))}, r"Found: 401.*images\[:64\]"),
+        ({"images": np.full((2, 4, 4), -1.0)}, r"images\[0\]` must lie in \[0, 1\]"),
+        ({"images": np.zeros((2, 4, 4)), "labels": ["a"]}, "`labels` has 1 items, `images` has 2"),
+        ({"images": np.zeros((2, 4, 4)), "columns": 0}, "`columns` must be 1 or more. Found: 0"),
+    ],
+)
+def test_images_names_every_mistake(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        plot.images(**arguments)
+
+
+def test_mosaic_keeps_every_pixel():
+    pictures = np.random.default_rng(0).integers(0, 255, (5, 6, 8, 3)).astype("uint8")
+    picture = plot.mosaic(pictures, columns=3)
+    assert picture.shape == (2 * 8 + 2, 3 * 10 + 2, 3) and picture.dtype == np.uint8
+    for i, expected in enumerate(pictures):
+        top, left = 2 + i // 3 * 8, 2 + i % 3 * 10
+        np.testing.assert_array_equal(picture[top : top + 6, left : left + 8], expected)
+    assert (picture[:2] == 255).all() and (picture[8:10] == 255).all()
+    assert (picture[10:, 22:] == 255).all()  # no sixth one
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+def test_animation_shows_its_frames_one_after_the_other(tmp_path, suffix):
+    frames = [np.full((10, 20, 3), level, "uint8") for level in (0, 120, 250)]
+    png = tmp_path / "last.png"
+    Image.fromarray(np.full((10, 20), 180, "uint8")).save(png)
+    path = tmp_path / "folder" / f"steps{suffix}"
+    plot.animation([*frames, png], path, seconds=0.1, hold=1.5)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    with Image.open(path) as film:
+        assert film.n_frames == 4 and film.size == (400, 200) and film.info["loop"] == 0
+        shown, durations = [], []
+        for number in range(4):
+            film.seek(number)
+            film.load()
+            shown.append(np.asarray(film.convert("RGB")))
+            durations.append(film.info["duration"])
+    assert durations == [100, 100, 100, 1500]
+    for picture, level in zip(shown, (0, 120, 250, 180), strict=True):
+        np.testing.assert_array_equal(picture, level)
+
+
+def test_animation_says_what_it_wants(tmp_path):
+    path = tmp_path / "steps.gif"
+    with pytest.raises(ValueError, match=r"must end in \.gif or \.webp. Found: .*steps.mp4"):
+        plot.animation([np.zeros((4, 4))], tmp_path / "steps.mp4")
+    with pytest.raises(ValueError, match="at least one image"):
+        plot.animation([], path)
+    with pytest.raises(ValueError, match=r"frames\[0\] is \(4, 4\), frames\[1\] is \(4, 2\)"):
+        plot.animation([np.zeros((4, 4)), np.zeros((2, 4))], path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_confusion_matrix_shows_shares_of_each_row():
     matrix = np.array([[6, 2, 0], [0, 5, 5], [0, 0, 0]])
     figure = plot.confusion_matrix(matrix, NAMES)
