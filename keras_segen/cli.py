@@ -388,13 +388,16 @@ def compare(
 def loader(experiment, backend: Backend = None):
     """Measure what feeding costs: epochs from the loader against the same batches in memory.
 
-    --epochs epochs of each kind are measured, alternating, after one that warms up.
+    --epochs epochs of each kind are measured, in pairs, after one that warms up.
     """
     _use(backend)
     from keras_segen.compare import speed
 
     result = speed.loader_ratio(experiment, experiment.epochs, tell=console.print)
-    console.print(f"loader / memory = {result['ratio']:.3f}")
+    console.print(
+        f"loader / memory = {result['ratio']:.3f} (median of {len(result['ratios'])} pairs, "
+        f"{min(result['ratios']):.3f} to {max(result['ratios']):.3f})"
+    )
 
 
 @bench.command("predict")

@@ -95,11 +95,12 @@ class InMemory(Batches):
             yield batch
 
 
-def loader_ratio(experiment, epochs=2, tell=lambda text: None):
+def loader_ratio(experiment, epochs=3, tell=lambda text: None):
     """Measures what feeding costs: epochs of `fit` from the loader, and from memory.
 
     The same model trains on the same batches, once prepared by the loader while it trains and
-    once held in memory; the epochs alternate, so that a machine that slows down harms both.
+    once held in memory. The epochs come in pairs, the loader first in every second one, and the
+    median over the pairs is told: a machine that slows down for a while harms both.
 
     Args:
         experiment: a `keras_segen.experiment.Experiment`.
@@ -107,8 +108,8 @@ def loader_ratio(experiment, epochs=2, tell=lambda text: None):
         tell: called with a line of text after each epoch.
 
     Returns:
-        Dict with `loader_seconds` and `memory_seconds` (lists of float, one per epoch) and
-        `ratio`, that of their sums.
+        Dict with `loader_seconds` and `memory_seconds` (lists of float, one per epoch), `ratios`
+        (list of float, one per pair) and `ratio`, their median.
     """
     dataset = experiment.load_data("train")
     model = experiment.build_model(dataset)
@@ -122,19 +123,21 @@ def loader_ratio(experiment, epochs=2, tell=lambda text: None):
     seconds = {kind: [] for kind in sources}
     model.fit(loaders["memory"], shuffle=False, verbose=0)
     tell("warmed up for one epoch")
-    for _ in range(epochs):
-        for kind, loader in loaders.items():
+    for pair in range(epochs):
+        for kind in ("loader", "memory") if pair % 2 else ("memory", "loader"):
             sources[kind].epoch = 0
             backend.synchronize()
             start = time.perf_counter()
-            model.fit(loader, shuffle=False, verbose=0)
+            model.fit(loaders[kind], shuffle=False, verbose=0)
             backend.synchronize()
             seconds[kind].append(time.perf_counter() - start)
             tell(f"{kind}: {seconds[kind][-1]:.1f} s")
+    ratios = [a / b for a, b in zip(seconds["loader"], seconds["memory"], strict=True)]
     return {
         "loader_seconds": seconds["loader"],
         "memory_seconds": seconds["memory"],
-        "ratio": sum(seconds["loader"]) / sum(seconds["memory"]),
+        "ratios": ratios,
+        "ratio": float(np.median(ratios)),
     }
 
 
