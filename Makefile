@@ -4,6 +4,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# A process for each core, with one thread each; the tests of a file stay together.
+PYTEST := OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1 \
+          $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test lint clean
 
@@ -11,8 +14,8 @@ demo: .venv/all
 	$(BIN)/keras-segen compare unet --data shapes --epochs 3 --out runs/compare
 
 test: .venv/test lint
-	KERAS_BACKEND=tensorflow $(BIN)/pytest
-	KERAS_BACKEND=torch $(BIN)/pytest
+	KERAS_BACKEND=tensorflow $(PYTEST)
+	KERAS_BACKEND=torch $(PYTEST)
 
 lint: .venv/test
 	$(BIN)/ruff check .
