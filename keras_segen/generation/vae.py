@@ -229,6 +229,22 @@ class VAE(LatentModel):
             codes[part], _ = self._encode(self.check_images(images[part]))
         return codes
 
+    def kl_per_dimension(self, images, batch_size=64):
+        """Measures how much each number of the code says about images.
+
+        Args:
+            images: float in [0, 1] or uint8 `(count, …)`.
+            batch_size: int, images at once.
+
+        Returns:
+            float64 array `(latent_dim,)`, nats, means over the images; their sum is `kl`.
+        """
+        total = np.zeros(self.latent_dim)
+        for start in range(0, len(images), batch_size):
+            mean, log_variance = self._encode(self.check_images(images[start : start + batch_size]))
+            total += (mean**2 + np.exp(log_variance) - 1 - log_variance).sum(axis=0) / 2
+        return total / len(images)
+
     def reconstruct(self, images, labels=None, batch_size=64):
         """Encodes images and decodes them again: float32 array `(count, …)` in [0, 1]."""
         return self.decode(self.encode(images, batch_size), labels, batch_size)
