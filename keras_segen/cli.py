@@ -13,6 +13,7 @@ import re
 import signal
 import subprocess
 import sys
+import typing
 from pathlib import Path
 from typing import Annotated
 
@@ -40,10 +41,22 @@ Backend = Annotated[
     typer.Option(help="tensorflow or torch; without it, KERAS_BACKEND decides."),
 ]
 
-# What the command line says of each field of an Experiment.
+# What the command line says of each field of an experiment.
 HELP = {
     "data": "Data set: a name that `keras-segen datasets` lists, such as folder:PATH.",
     "filters": "Channels per level, such as 16,32,64; without it, what suits a laptop.",
+    "latent_dim": "Numbers in a code.",
+    "conditional": "Tell the model the class of each picture, so that one can be asked for.",
+    "judge": "Generated images to compare with validation ones after each epoch; 0: none.",
+    "discriminator_learning_rate": "That of the discriminator; without it, the generator's.",
+    "r1": "Weight of the squared slope of the discriminator at real images.",
+    "gradient_penalty": "Weight of the penalty that keeps its slope at 1; 10 with wasserstein.",
+    "discriminator_steps": "Steps of the discriminator for each step of the generator.",
+    "ema": "How much of the averaged generator stays in each step.",
+    "beta_1": "Adam's, for both networks.",
+    "beta_2": "Adam's, for both networks.",
+    "likelihood": "gaussian or bernoulli: what the decoder says of a pixel.",
+    "beta": "Weight of the distance between codes and the standard normal.",
     "encoder": "none, vgg16, resnet50, mobilenet_v2, efficientnet_v2_b0 or efficientnet_lite0.",
     "encoder_weights": "imagenet or none: what the encoder starts from.",
     "stride": "8, 16 or 32: the finest features that fcn labels.",
@@ -58,14 +71,15 @@ HELP = {
     "fine_tune_rate": "Learning rate after those; without it, a tenth of the other.",
     "schedule": "constant or cosine.",
     "weight_decay": "Weight decay of adamw and sgd.",
-    "loss": "A sum such as cross_entropy+0.5*lovasz, of cross_entropy, binary_cross_entropy, "
-    "focal, dice, jaccard, tversky, focal_tversky, lovasz.",
-    "label_smoothing": "0 to below 1: how far cross-entropy moves its targets off certainty.",
+    "loss": "For masks a sum such as cross_entropy+0.5*lovasz, of cross_entropy, "
+    "binary_cross_entropy, focal, dice, jaccard, tversky, focal_tversky, lovasz; for a GAN "
+    "non_saturating, hinge, least_squares or wasserstein.",
+    "label_smoothing": "0 to below 1: how far targets are moved off certainty.",
     "class_weights": "none, median_frequency, inverse_frequency or effective_number, for "
     "unbalanced classes.",
     "sampling": "uniform, or rare_classes to draw images with rare classes oftener.",
-    "early_stopping": "Epochs without a better validation mean IoU after which to stop; 0: never.",
-    "augment": "default, none, or steps such as 'flip=0.5 brightness=0.5,-0.2,0.2'.",
+    "early_stopping": "Epochs without a better validation figure after which to stop; 0: never.",
+    "augment": "default, none, or for masks steps such as 'flip=0.5 brightness=0.5,-0.2,0.2'.",
     "precision": "float32, mixed_float16, mixed_bfloat16, or float64 with compare --parity.",
     "seed": "Seed of weights, order and augmentation.",
     "workers": "Processes that prepare batches; 0 for a thread.",
@@ -77,15 +91,17 @@ HELP = {
 
 
 def takes_experiment(command):
-    """Gives a command one option for each field of an Experiment, and calls it with one.
+    """Gives a command one option for each field of an experiment, and calls it with one.
 
-    A command that takes `experiments` gets a dict of them, one for each model that is named.
+    A command that takes `experiments` gets a dict of them, one for each model that is named; they
+    are experiments of models that make masks.
     """
-    from keras_segen.experiment import Experiment
+    from keras_segen import experiment as kinds
 
     parameters = inspect.signature(command).parameters
     own = [p for p in parameters.values() if p.name not in ("experiment", "experiments")]
     several = "experiments" in parameters
+    known = kinds.KINDS[:1] if several else kinds.KINDS
     if several:
         text = "Names that `keras-segen models` lists, or .json files with whole experiments."
         name, model = "models", {"annotation": Annotated[list[str], typer.Argument(help=text)]}
@@ -93,37 +109,41 @@ def takes_experiment(command):
         text = typer.Argument(help="A name that `keras-segen models` lists.")
         name, model = "model", {"annotation": Annotated[str, text], "default": "unet"}
     added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, **model)]
-    for field in dataclasses.fields(Experiment):
-        if field.name == "model" or (several and field.name in ("folds", "fold")):
+    fields = dict.fromkeys(field.name for kind in known for field in dataclasses.fields(kind))
+    for field in fields:
+        if field == "model" or (several and field in ("folds", "fold")):
             continue
-        kind, default = type(field.default), field.default
-        if default is None:
-            kind = float | None if field.name == "fine_tune_rate" else str | None
-        annotation = Annotated[kind, typer.Option(help=HELP[field.name])]
         added.append(
             inspect.Parameter(
-                field.name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default
+                field,
+                inspect.Parameter.KEYWORD_ONLY,
+                annotation=_option(field, known),
+                default=None,  # what is not given is the model's own business
             )
         )
 
     @functools.wraps(command)
     def wrapper(**values):
         fields = {parameter.name: values.pop(parameter.name) for parameter in added}
-        if fields["filters"] is not None:
-            fields["filters"] = _numbers("--filters", fields["filters"], r"\d+(,\d+)*", ",")
-        if fields["image_size"] is not None:
-            size = _numbers("--image-size", fields["image_size"], r"\d+x\d+", "x")
-            fields["image_size"] = size
+        names = fields.pop(name)
+        given = {field: value for field, value in fields.items() if value is not None}
+        if "filters" in given:
+            given["filters"] = _numbers("--filters", given["filters"], r"\d+(,\d+)*", ",")
+        if "image_size" in given:
+            size = _numbers("--image-size", given["image_size"], r"\d+x\d+", "x")
+            given["image_size"] = size
         if not several:
-            return command(experiment=Experiment(**fields), **values)
+            return command(experiment=_make_experiment(names, given), **values)
         experiments = {}
-        for model in fields.pop("models"):
+        for model in names:
             is_file = model.endswith(".json")
-            name = Path(model).stem if is_file else model
-            if name in experiments:
-                raise ValueError(f"{name} is named twice: give each experiment a name of its own.")
-            experiments[name] = (
-                Experiment.from_json(model) if is_file else Experiment(model=model, **fields)
+            name_of = Path(model).stem if is_file else model
+            if name_of in experiments:
+                raise ValueError(
+                    f"{name_of} is named twice: give each experiment a name of its own."
+                )
+            experiments[name_of] = (
+                kinds.read_json(model) if is_file else _make_experiment(model, given)
             )
         return command(experiments=experiments, **values)
 
@@ -131,6 +151,49 @@ def takes_experiment(command):
     wrapper.__signature__ = inspect.Signature(parameters)
     wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
     return wrapper
+
+
+def _option(field, known):
+    """The annotation of the option for a field: its type, help, default and group."""
+    having = [kind for kind in known if field in kind.__dataclass_fields__]
+    hint = typing.get_type_hints(having[0])[field]
+    kind_of_value = next(t for t in typing.get_args(hint) or (hint,) if t is not type(None))
+    if kind_of_value is tuple:
+        kind_of_value = str
+    models = {}
+    for kind in having:
+        for model in kind.MODELS:
+            models.setdefault(kind.default(field, model), []).append(model)
+    shown = "; ".join(
+        str(value) if len(models) == 1 else f"{', '.join(models[value])} {value}"
+        for value in models
+        if value is not None
+    )
+    panel = "Options"
+    if len(having) < len(known):
+        panel = "Only for " + ", ".join(model for kind in having for model in kind.MODELS)
+    text = HELP[field] + (f" Default: {shown}." if shown else "")
+    option = typer.Option(help=text, show_default=False, rich_help_panel=panel)
+    return Annotated[kind_of_value | None, option]
+
+
+def _make_experiment(model, given):
+    """Makes the experiment of a model out of the options that were given."""
+    from keras_segen import experiment as kinds
+
+    kind = kinds.kind_of(model)
+    for field in given:
+        if field not in kind.__dataclass_fields__:
+            others = [
+                name
+                for other in kinds.KINDS
+                if field in other.__dataclass_fields__
+                for name in other.MODELS
+            ]
+            raise ValueError(
+                f"--{field.replace('_', '-')} is for {', '.join(others)}; {model} has none."
+            )
+    return kind(model=model, **given)
 
 
 def _numbers(option, text, pattern, separator):
@@ -206,12 +269,14 @@ def datasets(
 
 @app.command()
 def models():
-    """List the models."""
-    from keras_segen.segmentation import MODELS
+    """List the models: those that make masks, then those that make pictures."""
+    from keras_segen import generation, segmentation
 
-    for name, builder in MODELS.items():
-        text = inspect.getdoc(builder).splitlines()[0]
-        console.print(f"[bold]{name}[/bold]  {text}", highlight=False)
+    texts = {name: inspect.getdoc(builder) for name, builder in segmentation.MODELS.items()}
+    for name, builders in generation.NETWORKS.items():
+        texts[name] = sys.modules[builders[0].__module__].__doc__
+    for name, text in texts.items():
+        console.print(f"[bold]{name}[/bold]  {text.splitlines()[0]}", highlight=False)
 
 
 @app.command()
@@ -228,6 +293,7 @@ def train(
     """Train a model into a run folder, or go on with one: --resume RUN."""
     _use(backend)
     from keras_segen import training
+    from keras_segen.experiment import read
 
     folder = resume or run
     try:
@@ -240,20 +306,43 @@ def train(
             f"Interrupted. Go on with: keras-segen train --resume {folder}", soft_wrap=True
         )
         raise typer.Exit(130) from None
-    best = max(history[training.MONITOR])
-    console.print(f"Best validation mean IoU {best:.4f}; the run is in {folder}")
+    trained = read(training.load_run(folder)["experiment"])
+    console.print(f"{trained.outcome(history)}; the run is in {folder}")
 
 
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    extractor: Annotated[
+        str | None,
+        typer.Option(
+            help="For pictures: efficientnet_lite0 (the default), inception_v3:WEIGHTS or a "
+            ".keras file, the network whose features are compared."
+        ),
+    ] = None,
+    count: Annotated[
+        int | None,
+        typer.Option(help="For pictures: how many of each side; default all, at most 10,000."),
+    ] = None,
     backend: Backend = None,
 ):
-    """Evaluate the best model of a run on a split; writes evaluation-SPLIT.json, .csv, .html."""
-    _use(backend)
-    from keras_segen import evaluation
+    """Evaluate the model of a run on a split; writes evaluation-SPLIT.json.
 
+    Masks: figures of every class, also as .csv and .html. Pictures of a GAN or VAE: distances to
+    real ones, and a VAE's bounds.
+    """
+    _use(backend)
+    from keras_segen import evaluation, experiment, training
+
+    if experiment.read(training.load_run(run)["experiment"]).makes == "pictures":
+        from keras_segen import judging
+
+        given = {} if extractor is None else {"extractor": extractor}
+        _print_judgement(judging.evaluate(run, split, count=count, **given), run, split)
+        return
+    if extractor is not None or count is not None:
+        raise ValueError(f"--extractor and --count are for pictures, and {run} makes masks.")
     result = evaluation.evaluate(run, split)
     columns = evaluation.CLASS_FIGURES
     table = rich.table.Table("class", *columns.values())
@@ -266,6 +355,45 @@ def evaluate(
         console.print(f"{key} {result[key]:.4f}")
     console.print(f"{result['images']} images of {split}, on {result['backend']}")
     console.print(f"The worst images and more: {run / f'evaluation-{split}.html'}", soft_wrap=True)
+
+
+def _print_judgement(result, run, split):
+    """Prints what `judging.evaluate` found."""
+    rows = {
+        "generated against real": {**result, "images": result["fake_images"]},
+        "half of the real against the other": result["sanity"]["real_against_real"],
+        "noise against real": result["sanity"]["real_against_noise"],
+    }
+    shown = ("precision", "recall", "density", "coverage")
+    table = rich.table.Table("", "images", "Fréchet distance", "kernel distance", *shown)
+    for name, row in rows.items():
+        kernel = f"{row['kernel_distance']:.4f} ± {row['kernel_standard_error']:.4f}"
+        distances = (f"{row['images']}", f"{row['frechet_distance']:.2f}", kernel)
+        table.add_row(name, *distances, *(f"{row[key]:.3f}" for key in shown))
+    console.print(table)
+    console.print(
+        f"{result['measure']}: {result['features']} features. {result['real_images']} real images "
+        f"of {split}; {result['checkpoint']}; on {result['backend']}",
+        soft_wrap=True,
+    )
+    if "bounds" in result:
+        found, weighted = result["bounds"], result["bounds"]["importance_weighted"]
+        console.print(
+            f"ELBO {found['elbo']:.2f} nats per image, {found['bits_per_dimension']:.4f} bits per "
+            f"dimension; reconstruction {found['reconstruction']:.2f}, KL {found['kl']:.2f}; "
+            f"{found['images']} images",
+            soft_wrap=True,
+        )
+        console.print(
+            f"Importance-weighted bound {weighted['bound']:.2f} nats, "
+            f"{weighted['bits_per_dimension']:.4f} bits per dimension, where the ELBO is "
+            f"{weighted['elbo']:.2f}; {weighted['images']} images, "
+            f"{weighted['samples']} codes each",
+            soft_wrap=True,
+        )
+    for warning in result["warnings"]:
+        console.print(f"[yellow]Careful:[/yellow] {rich.markup.escape(warning)}", soft_wrap=True)
+    console.print(f"All of it: {run / f'evaluation-{split}.json'}", soft_wrap=True)
 
 
 @app.command()
@@ -318,6 +446,56 @@ def predict(
         )
     what = "masks" if output == "classes" else f"arrays of {output}"
     console.print(f"{len(written)} {what} in {out}, overlays in {out / 'overlays'}")
+
+
+@app.command()
+def generate(
+    run: Annotated[Path, typer.Argument(help="A run folder of a GAN or a VAE.")],
+    count: Annotated[
+        int | None, typer.Option(help="Samples (64), or rows of the other pictures (8).", min=1)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Other seeds give other samples.")] = 0,
+    class_name: Annotated[
+        str | None, typer.Option("--class", help="The class of all samples, such as cat.")
+    ] = None,
+    interpolate: Annotated[
+        int | None, typer.Option(help="Go from sample to sample in so many steps.")
+    ] = None,
+    traverse: Annotated[
+        int | None, typer.Option(help="Move single numbers of a code in so many steps.")
+    ] = None,
+    nearest: Annotated[
+        bool, typer.Option("--nearest", help="Show the nearest real images: are they copies?")
+    ] = False,
+    split: Annotated[str, typer.Option(help="With --nearest: train, val or test.")] = "train",
+    extractor: Annotated[
+        str | None,
+        typer.Option(help="With --nearest: compare its features, such as efficientnet_lite0."),
+    ] = None,
+    separate: Annotated[
+        Path | None, typer.Option(help="A folder to write the samples to, a file each.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("samples.png"),
+    backend: Backend = None,
+):
+    """Make images with the model of a run: samples, ways between them, what is near to them."""
+    _use(backend)
+    from keras_segen import looking
+
+    done = looking.generate(
+        run,
+        out,
+        count=count,
+        seed=seed,
+        class_name=class_name,
+        interpolate=interpolate,
+        traverse=traverse,
+        nearest=nearest,
+        split=split,
+        extractor=extractor,
+        separate=separate,
+    )
+    console.print(done, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

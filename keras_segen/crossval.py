@@ -248,6 +248,11 @@ def _check(experiments, folds):
             raise ValueError(
                 f"{name!r} cannot name a folder: use letters, digits, dots, dashes and underscores."
             )
+        if experiment.makes != "masks":
+            raise ValueError(
+                f"{name} makes {experiment.makes}, and folds are compared by their masks: name "
+                f"some of {', '.join(Experiment.MODELS)}."
+            )
         for field in ("data", "seed"):
             if getattr(experiment, field) != getattr(first, field):
                 raise ValueError(

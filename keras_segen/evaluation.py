@@ -2,7 +2,6 @@
 
 import csv
 import datetime
-import hashlib
 import heapq
 import math
 from pathlib import Path
@@ -15,10 +14,10 @@ from PIL import Image
 from keras_segen import backend, metrics, page, plot
 from keras_segen.data.images import read_image, to_float
 from keras_segen.data.loader import Batches
-from keras_segen.experiment import Experiment
+from keras_segen.experiment import read
 from keras_segen.files import write_atomically, write_json, write_text
 from keras_segen.segmentation.predict import DEFAULT_TILE, Predictor
-from keras_segen.training import load_model, load_run
+from keras_segen.training import load_model, load_run, model_digest
 
 # What the table of classes shows, beside the share of pixels: key -> heading.
 CLASS_FIGURES = {
@@ -54,14 +53,19 @@ def evaluate(folder, split="test", batch_size=None):
         of class name -> true pixels); `confusion_matrix` (rows: truth, columns: prediction);
         `boundary_counts` and `calibration_bins` as in `keras_segen.metrics`; `worst` (list of
         dicts, the lowest mean IoU first, at most 24); `images`, `split`, `backend`, and
-        `model_sha256` of the `model.keras` that was measured.
+        `model_sha256` of the `model.keras` that was measured. A run of a GAN or VAE is judged in
+        another way: `keras_segen.judging.evaluate`.
 
     Raises:
         FileNotFoundError: the folder holds no run, or no epoch of it is finished.
     """
     folder = Path(folder)
     run = load_run(folder)
-    experiment = Experiment.from_dict(run["experiment"])
+    experiment = read(run["experiment"])
+    if experiment.makes == "pictures":
+        from keras_segen import judging  # which stands on what is here
+
+        return judging.evaluate(folder, split, batch_size=batch_size)
     model = load_model(folder)
     dataset = experiment.load_data(split)
     measured = measure(model, dataset, batch_size or experiment.batch_size)
@@ -84,12 +88,6 @@ def evaluate(folder, split="test", batch_size=None):
     _write_table(folder / f"evaluation-{split}.csv", result)
     write_text(folder / f"evaluation-{split}.html", draw_page(result, run, dataset, measured.worst))
     return result
-
-
-def model_digest(folder):
-    """The SHA-256 of a run's `model.keras`, hexadecimal: which model a figure belongs to."""
-    with open(Path(folder) / "model.keras", "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Measured(NamedTuple):
@@ -312,8 +310,8 @@ def predict(
 
     Raises:
         FileNotFoundError: `source` does not exist.
-        ValueError: there is no file in it, two files have one name, or one is no image; or an
-            option is out of range.
+        ValueError: there is no file in it, two files have one name, or one is no image; an
+            option is out of range; or the run's model makes no masks.
     """
     if not full_size and (tile is not None or overlap is not None):
         raise ValueError(
@@ -321,6 +319,12 @@ def predict(
             "the training: add full_size (--full-size), or leave both out."
         )
     run = load_run(folder)
+    experiment = read(run["experiment"])
+    if experiment.makes != "masks":
+        raise ValueError(
+            f"{folder} is a run of {experiment.model}, which makes {experiment.makes} and no "
+            "masks: use keras-segen generate."
+        )
     about = run["data"]
     height, width, channels = about["image_shape"]
     palette = np.array(about["palette"], "uint8")

@@ -5,12 +5,15 @@ import inspect
 import json
 import math
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from keras_segen import data
 from keras_segen.data import imbalance
-from keras_segen.data.loader import SAMPLINGS, Batches
+from keras_segen.data.loader import SAMPLINGS
+from keras_segen.generators import GanExperiment, VaeExperiment
+from keras_segen.recipe import Phase, Recipe
 
 # The terms of a loss: name -> class of `keras_segen.losses`.
 LOSSES = {
@@ -26,12 +29,11 @@ LOSSES = {
 WEIGHTED_LOSSES = ("cross_entropy", "binary_cross_entropy", "focal")  # by class_weights
 SMOOTHED_LOSSES = ("cross_entropy", "binary_cross_entropy")  # by label_smoothing
 OPTIMIZERS = ("adam", "adamw", "sgd")
-SCHEDULES = ("constant", "cosine")
 CLASS_WEIGHTS = ("none", *imbalance.CLASS_WEIGHTS)
-PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16", "float64")
 ENCODERS = ("none", "vgg16", "resnet50", "mobilenet_v2", "efficientnet_v2_b0", "efficientnet_lite0")
 ENCODER_WEIGHTS = ("imagenet", "none")
 STRIDES = (8, 16, 32)
+NUM_PREVIEWS = 4
 
 # Channels that a laptop trains in reasonable time, by model, without and with an encoder.
 FILTERS = {
@@ -41,50 +43,32 @@ FILTERS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Phase:
-    """Epochs that are trained with one optimizer.
-
-    Args:
-        first: int, the first epoch, counted from 0.
-        end: int, the epoch after the last one.
-        frozen: bool, whether the encoder's weights stay as they are.
-        learning_rate: float, at the start.
-    """
-
-    first: int
-    end: int
-    frozen: bool
-    learning_rate: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-    """One training, completely described.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment(Recipe):
+    """One training of a model that makes masks, completely described.
 
     Args:
         model: str, a name out of `keras_segen.segmentation.MODELS`.
-        data: str, a data set as `keras_segen.data.load` takes it: `"shapes"`, `"folder:PATH"`.
         filters: tuple of int, channels as the model's `filters` argument takes them. None is made
             for a laptop: `FILTERS`; the paper's U-Net has (64, 128, 256, 512, 1024).
+        channels: int, 1 for grey images or 3 for RGB.
+        augment: str, as `keras_segen.data.Augment.parse` takes it: `"default"`, `"none"`, or
+            steps such as `"flip=0.5 brightness=0.5,-0.2,0.2"`.
+        early_stopping: int, as in `Recipe`; what is watched is the mean IoU. Epochs with a frozen
+            encoder do not count.
+        schedule: str, as in `Recipe`; the cosine ends at 0 also after the last epoch with a
+            frozen encoder.
         encoder: str, one of `ENCODERS`: a pretrained encoder for `unet` or `fcn`.
         encoder_weights: str, one of `ENCODER_WEIGHTS`: what the encoder starts from.
         stride: int, one of `STRIDES`: the finest features that `fcn` labels.
         dropout: float, the share of values that `unet` or `fcn` drops in training.
-        image_size: `(height, width)` that images are brought to; None for the data set's own.
-        channels: int, 1 for grey images or 3 for RGB.
-        batch_size: int.
-        epochs: int.
         optimizer: str, one of `OPTIMIZERS`.
-        learning_rate: float, at the start.
-        freeze_epochs: int, epochs at the start in which the encoder is frozen; then all of the
-            network is trained, by a new optimizer.
-        fine_tune_rate: float, the learning rate after those; None for a tenth of `learning_rate`.
-        schedule: str, one of `SCHEDULES`; the cosine ends at 0 after the last epoch, and also
-            after the last one with a frozen encoder.
         weight_decay: float, for AdamW and SGD: each step takes `learning_rate * weight_decay` of
             a weight away, apart from its gradient. Biases and the scales and offsets of
             normalization do not decay.
+        freeze_epochs: int, epochs at the start in which the encoder is frozen; then all of the
+            network is trained, by a new optimizer.
+        fine_tune_rate: float, the learning rate after those; None for a tenth of `learning_rate`.
         loss: str, a sum of `LOSSES`, such as `"cross_entropy"` or `"cross_entropy+0.5*lovasz"`.
             With `binary_cross_entropy` the network has one output channel, the logit of class 1
             of two, and the other terms measure that class.
@@ -93,15 +77,6 @@ class Experiment:
             the terms that are means over pixels, cross-entropy and focal. Those of overlap are
             means over classes, which count alike.
         sampling: str, `"uniform"`, or `"rare_classes"` to draw images with rare classes oftener.
-        early_stopping: int, the training ends after so many epochs without a better mean IoU on
-            the validation split; 0 for never. Epochs with a frozen encoder do not count.
-        augment: str, as `keras_segen.data.Augment.parse` takes it: `"default"`, `"none"`, or
-            steps such as `"flip=0.5 brightness=0.5,-0.2,0.2"`.
-        precision: str, one of `PRECISIONS`; `"float64"` is for a comparison layer by layer, and
-            no training takes it.
-        seed: int, for initial weights, order and augmentation.
-        workers: int, processes that prepare batches; 0 for a thread.
-        cache: str, `"none"`, `"ram"` or `"disk"`: where decoded images are kept.
         folds: int, the number of folds that the training split is cut into, for a
             cross-validation; 0 for none. Groups of the data set stay whole.
         fold: int, 1 to `folds`: the fold that is held out. It is the split `"val"` then, and the
@@ -110,66 +85,47 @@ class Experiment:
             that it has in common with this network (`segmentation.take_weights`), in place of
             the seed; None for the seed.
 
+    The other arguments are those of `keras_segen.recipe.Recipe`.
+
     Raises:
         ValueError: a value is not among those allowed.
     """
 
+    MODELS: ClassVar[tuple] = tuple(FILTERS)
+    makes: ClassVar[str] = "masks"
+    own_sizes: ClassVar[dict] = {"shapes": 64}
+
     model: str = "unet"
-    data: str = "shapes"
-    filters: tuple | None = None
+    channels: int = 3
+    batch_size: int = 16
+    learning_rate: float = 1e-3
     encoder: str = "none"
     encoder_weights: str = "imagenet"
     stride: int = 8
     dropout: float = 0.0
-    image_size: tuple | None = None
-    channels: int = 3
-    batch_size: int = 16
-    epochs: int = 5
     optimizer: str = "adam"
-    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
     freeze_epochs: int = 0
     fine_tune_rate: float | None = None
-    schedule: str = "constant"
-    weight_decay: float = 0.0
     loss: str = "cross_entropy"
     label_smoothing: float = 0.0
     class_weights: str = "none"
     sampling: str = "uniform"
-    early_stopping: int = 0
-    augment: str = "default"
-    precision: str = "float32"
-    seed: int = 0
-    workers: int = 0
-    cache: str = "none"
     folds: int = 0
     fold: int = 0
     start_from: str | None = None
 
     def __post_init__(self):
-        choices = {
-            "optimizer": OPTIMIZERS,
-            "schedule": SCHEDULES,
-            "class_weights": CLASS_WEIGHTS,
-            "sampling": SAMPLINGS,
-            "precision": PRECISIONS,
-            "encoder": ENCODERS,
-            "encoder_weights": ENCODER_WEIGHTS,
-            "stride": STRIDES,
-            "channels": (1, 3),
-            "cache": ("none", "ram", "disk"),
-        }
-        for field, allowed in choices.items():
-            if getattr(self, field) not in allowed:
-                raise ValueError(
-                    f"{field} is {getattr(self, field)!r}, expected one of "
-                    + ", ".join(map(repr, allowed))
-                    + "."
-                )
-        for field in ("batch_size", "epochs"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} is {getattr(self, field)}, expected 1 or more.")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ValueError(f"learning_rate is {self.learning_rate}, expected more than 0.")
+        super().__post_init__()
+        self.check_choices(
+            optimizer=OPTIMIZERS,
+            class_weights=CLASS_WEIGHTS,
+            sampling=SAMPLINGS,
+            encoder=ENCODERS,
+            encoder_weights=ENCODER_WEIGHTS,
+            stride=STRIDES,
+            channels=(1, 3),
+        )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}, expected at least 0 and below 1.")
         self._check_encoder()
@@ -187,20 +143,12 @@ class Experiment:
                 f"weight_decay is {self.weight_decay}, but adam has none: use optimizer='adamw'."
             )
         self._check_loss()
-        if self.early_stopping < 0:
-            raise ValueError(
-                f"early_stopping is {self.early_stopping}, expected a number of epochs, or 0."
-            )
         if self.early_stopping and self.folds:
             raise ValueError(
                 f"early_stopping is {self.early_stopping}, but in cross-validation the images "
                 "held out must choose nothing, the number of epochs neither: use early_stopping=0."
             )
         data.Augment.parse(self.augment)
-        name, colon, path = self.data.partition(":")
-        if path:  # so that a run resumes from anywhere
-            path = Path(path).expanduser().resolve()
-            object.__setattr__(self, "data", f"{name}{colon}{path}")
         if self.start_from is not None:
             object.__setattr__(self, "start_from", str(Path(self.start_from).resolve()))
 
@@ -283,51 +231,25 @@ class Experiment:
         ]
         return [phase for phase in phases if phase.first < phase.end]
 
-    def to_dict(self):
-        """Returns the fields as plain values for JSON."""
-        fields = dataclasses.asdict(self)
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
-
-    @classmethod
-    def from_dict(cls, values):
-        """Makes an experiment from `to_dict`'s values; an unknown field is an error."""
-        names = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - names)
-        if unknown:
-            raise ValueError(
-                f"Unknown experiment field {unknown[0]!r}; known are: {', '.join(sorted(names))}."
-            )
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-
-    @classmethod
-    def from_json(cls, path):
-        """Reads an experiment from the `experiment` entry of a `run.json`."""
-        with open(path, encoding="utf-8") as file:
-            return cls.from_dict(json.load(file)["experiment"])
-
     def load_data(self, split):
         """Loads a split of the data set: a `keras_segen.data.Dataset`."""
-        cache = None if self.cache == "none" else self.cache
-        size = self.image_size or (64 if self.data == "shapes" else None)
-        options = {"size": size, "channels": self.channels, "cache": cache}
         if not self.folds or split not in ("train", "val"):
-            return data.load(self.data, split, **options)
-        whole = data.load(self.data, "train", **options)
+            return super().load_data(split)
+        whole = super().load_data("train")
         fold_of_item = data.assign_folds(len(whole), self.folds, self.seed, whole.groups)
         held_out = fold_of_item == self.fold - 1
         return data.Subset(whole, np.flatnonzero(held_out if split == "val" else ~held_out), split)
 
-    def training_batches(self, dataset, first_epoch=0, kind=Batches):
-        """Returns the shuffled, augmented batches of the training split, of class `kind`."""
-        return kind(
-            dataset,
-            self.batch_size,
-            seed=self.seed,
-            augment=data.Augment.parse(self.augment),
-            workers=self.workers,
-            first_epoch=first_epoch,
-            sampling=self.sampling,
-        )
+    def batch_options(self, dataset):
+        return {"augment": data.Augment.parse(self.augment), "sampling": self.sampling}
+
+    def describe_data(self, train_data, val_data):
+        return {
+            **super().describe_data(train_data, val_data),
+            "palette": np.asarray(train_data.palette).tolist(),
+            "ignore_class": train_data.ignore_class,
+            "label_ids": [int(i) for i in train_data.label_ids],
+        }
 
     def num_outputs(self, dataset):
         """Returns the channels of the network's output: one per class, or one for two classes.
@@ -363,17 +285,9 @@ class Experiment:
                 another kind.
             OSError: the weights of an encoder are not here and could not be downloaded.
         """
-        import keras
-
         from keras_segen import segmentation
         from keras_segen.determinism import initialize
 
-        if self.precision == "float64":
-            raise ValueError(
-                "precision is 'float64', which is for `compare --parity`: there it tells rounding "
-                "from faults. A training gains nothing from it and takes several times as long: "
-                "use precision='float32'."
-            )
         if self.model not in segmentation.MODELS:
             raise ValueError(
                 f"There is no model {self.model!r}; there are: {', '.join(segmentation.MODELS)}."
@@ -383,10 +297,7 @@ class Experiment:
                 f"{dataset.name} has pictures without masks, and {self.model} learns masks: use a "
                 "data set with masks."
             )
-        if dataset.image_shape is None:
-            raise ValueError(
-                f"The images of {dataset.name} have no common size: give an image size."
-            )
+        self.check_images(dataset)
         build = segmentation.MODELS[self.model]
         known = inspect.signature(build).parameters
         options = {}
@@ -401,9 +312,7 @@ class Experiment:
         if "activation" in known:
             options["activation"] = None  # the losses take logits
         pretrained = self.encoder_weights != "none"
-        before = keras.config.dtype_policy()
-        keras.config.set_dtype_policy(self.precision)
-        try:
+        with self.dtype_policy():
             encoder = None
             if self.encoder != "none":
                 weights = self.encoder_weights if pretrained else None
@@ -414,8 +323,6 @@ class Experiment:
             model = build(
                 dataset.image_shape, self.num_outputs(dataset), filters=filters, **options
             )
-        finally:
-            keras.config.set_dtype_policy(before)
         initialize(model, self.seed, keep=encoder if pretrained else None)
         if self.start_from is not None:
             tell(self._take_weights(model))
@@ -461,10 +368,7 @@ class Experiment:
         phase = phase or self.phases()[0]
         if self.encoder != "none":
             model.get_layer(self.encoder).trainable = not phase.frozen
-        rate = phase.learning_rate
-        if self.schedule == "cosine":
-            steps = (phase.end - phase.first) * steps_per_epoch
-            rate = keras.optimizers.schedules.CosineDecay(rate, steps)
+        rate = self.rate(phase.learning_rate, (phase.end - phase.first) * steps_per_epoch)
         if self.optimizer == "adam":
             optimizer = keras.optimizers.Adam(rate)
         elif self.optimizer == "adamw":
@@ -501,3 +405,66 @@ class Experiment:
         if len(terms) == 1 and terms[0][0] == 1:
             return terms[0][1]
         return losses.SumOfLosses(terms)
+
+    @property
+    def monitor(self):
+        return None if self.folds else ("val_mean_iou", 1)
+
+    def draw(self, model, val_data):
+        """Draws some validation images with their masks, the same ones each time."""
+        from keras_segen import backend, metrics, plot
+
+        chosen = np.linspace(0, len(val_data) - 1, min(NUM_PREVIEWS, len(val_data))).astype(int)
+        images, truth = map(np.stack, zip(*(val_data[int(i)] for i in chosen), strict=True))
+        figure = plot.masks(
+            images,
+            truth,
+            metrics.class_ids(backend.infer(model, images)),
+            palette=val_data.palette,
+            class_names=val_data.class_names,
+            ignore_class=val_data.ignore_class,
+        )
+        return {"epoch": figure}
+
+    def outcome(self, history):
+        return f"Best validation mean IoU {max(history['val_mean_iou']):.4f}"
+
+
+# What can be trained: a class for each kind of model.
+KINDS = (Experiment, GanExperiment, VaeExperiment)
+
+
+def kind_of(model):
+    """Returns the class of `KINDS` that trains a model.
+
+    Raises:
+        ValueError: there is no such model.
+
+    Example:
+
+    >>> kind_of("dcgan").__name__
+    'GanExperiment'
+    """
+    for kind in KINDS:
+        if model in kind.MODELS:
+            return kind
+    names = ", ".join(name for kind in KINDS for name in kind.MODELS)
+    raise ValueError(f"There is no model {model!r}; there are: {names}.")
+
+
+def read(values):
+    """Makes an experiment of the class that its model needs.
+
+    Args:
+        values: dict as `Recipe.to_dict` returns it, such as the `experiment` of a `run.json`.
+
+    Raises:
+        ValueError: there is no such model, or a value is wrong.
+    """
+    return kind_of(values.get("model", "unet")).from_dict(values)
+
+
+def read_json(path):
+    """Reads the entry `experiment` of a JSON file, as `read` does."""
+    with open(path, encoding="utf-8") as file:
+        return read(json.load(file)["experiment"])

@@ -2,10 +2,12 @@
 
     run.json                 every setting, versions, seed; a line for each start
     history.csv              one row per epoch
-    model.keras              the best epoch's model (validation mean IoU); of a fold, the last's
+    model.keras              the best epoch's model (validation mean IoU, ELBO or kernel distance);
+                             of a fold, and where none is best, the last's: run.json says which
     checkpoint-0005.keras    the last finished epoch, with the optimizer's state
-    previews/epoch-0005.png  the same validation images after each epoch
+    previews/epoch-0005.png  the same validation images, or images of the same codes, each epoch
     curves.png               loss and metrics over the epochs
+    animation.gif            for pictures, at the end: how they formed
 
 Every file is written under a temporary name and moved into place, the checkpoint last: whatever
 the moment of a kill, `resume` finds the end of a finished epoch and goes on from there.
@@ -13,7 +15,9 @@ the moment of a kill, `resume` finds the end of a finished epoch and goes on fro
 
 import csv
 import datetime
+import hashlib
 import json
+import math
 import shlex
 import sys
 import time
@@ -21,23 +25,22 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from PIL import Image
 
-from keras_segen import backend, machine, metrics, plot
-from keras_segen import layers as _layers  # noqa: F401  (saved models hold layers of ours)
+from keras_segen import backend, machine, plot
+from keras_segen import generation as _generation  # noqa: F401  (saved models hold
+from keras_segen import layers as _layers  # noqa: F401  (          classes of ours)
 from keras_segen.data.loader import Batches
 from keras_segen.determinism import seed_random_layers
-from keras_segen.experiment import Experiment
+from keras_segen.experiment import read
 from keras_segen.files import write_atomically, write_json
-
-MONITOR = "val_mean_iou"
-NUM_PREVIEWS = 4
 
 
 def train(experiment, folder, tensorboard=False, callbacks=(), verbose="auto"):
     """Trains an experiment into a new run folder.
 
     Args:
-        experiment: a `keras_segen.experiment.Experiment`.
+        experiment: a `keras_segen.experiment.Experiment`, `GanExperiment` or `VaeExperiment`.
         folder: path of the run folder; it must not hold a run yet.
         tensorboard: bool, whether scalars are also written for TensorBoard, to
             `folder/tensorboard` (needs the package tensorboard).
@@ -64,8 +67,9 @@ def train(experiment, folder, tensorboard=False, callbacks=(), verbose="auto"):
         folder / "run.json",
         {
             "experiment": experiment.to_dict(),
-            "data": _describe_data(train_data, val_data),
-            "parameters": model.count_params(),
+            "data": experiment.describe_data(train_data, val_data),
+            "parameters": experiment.count_parameters(model),
+            "kept": experiment.kept,
             "machine": machine.describe(),
             "starts": [_start(0)],
         },
@@ -85,9 +89,9 @@ def resume(folder, tensorboard=False, callbacks=(), verbose="auto"):
     """
     folder = Path(folder)
     run = load_run(folder)
-    experiment = Experiment.from_dict(run["experiment"])
+    experiment = read(run["experiment"])
     train_data, val_data = experiment.load_data("train"), experiment.load_data("val")
-    found, expected = _describe_data(train_data, val_data), run["data"]
+    found, expected = experiment.describe_data(train_data, val_data), run["data"]
     for key in expected:
         if found[key] != expected[key]:
             raise ValueError(
@@ -98,6 +102,7 @@ def resume(folder, tensorboard=False, callbacks=(), verbose="auto"):
     first_epoch = int(checkpoints[-1].stem.split("-")[1]) if checkpoints else 0
     rows = _read_rows(folder)[:first_epoch]
     if first_epoch >= experiment.epochs or _stops_early(experiment, rows):
+        experiment.finish(folder)
         return read_history(folder)
     if checkpoints:
         model = _load_checkpoint(checkpoints[-1], experiment, train_data, first_epoch)
@@ -129,7 +134,8 @@ def _load_checkpoint(path, experiment, train_data, first_epoch):
     phase = next(phase for phase in experiment.phases() if first_epoch <= phase.end)
     steps = len(experiment.training_batches(train_data))
     experiment.compile(model, train_data, steps, phase)
-    model.optimizer.build(model.trainable_variables)
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
     model.load_weights(path)
     return model
 
@@ -147,7 +153,7 @@ def load_run(folder):
 
 
 def load_model(folder):
-    """Loads the best model of a run folder, without its optimizer.
+    """Loads the model that a run folder keeps, without its optimizer.
 
     Raises:
         FileNotFoundError: no epoch of the run is finished yet.
@@ -158,24 +164,17 @@ def load_model(folder):
     return keras.models.load_model(path, compile=False, safe_mode=True)
 
 
+def model_digest(folder):
+    """The SHA-256 of a run's `model.keras`, hexadecimal: which model a figure belongs to."""
+    with open(Path(folder) / "model.keras", "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def read_history(folder):
     """Reads `history.csv`: dict of column -> list with one float per epoch."""
     with open(Path(folder) / "history.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return {key: [float(row[key]) for row in rows] for key in (rows[0] if rows else ())}
-
-
-def _describe_data(train_data, val_data):
-    return {
-        "name": train_data.name,
-        "train": len(train_data),
-        "val": len(val_data),
-        "class_names": list(train_data.class_names),
-        "palette": np.asarray(train_data.palette).tolist(),
-        "ignore_class": train_data.ignore_class,
-        "label_ids": [int(i) for i in train_data.label_ids],
-        "image_shape": list(train_data.image_shape),
-    }
 
 
 def _start(epoch):
@@ -194,9 +193,9 @@ def _fit(
 ):
     """Trains a compiled model from `first_epoch` on, phase by phase."""
     keeper = _RunFolder(folder, experiment, val_data, first_epoch)
-    callbacks = [keeper, *callbacks]
     if tensorboard:
-        callbacks.insert(0, _TensorBoard(folder / "tensorboard"))
+        callbacks = [_TensorBoard(folder / "tensorboard"), *callbacks]
+    callbacks = [keeper, *callbacks]  # first: it adds what it measures to what the others see
     for phase in experiment.phases():
         if phase.end <= first_epoch:
             continue
@@ -219,6 +218,7 @@ def _fit(
             if error is not None:  # what is wrong with the data, without the framework around it
                 raise error from None
             raise
+    experiment.finish(folder)
     return read_history(folder)
 
 
@@ -230,32 +230,34 @@ class _RunFolder(keras.callbacks.Callback):
         self.folder = folder
         self.seed = experiment.seed
         self.experiment = experiment
-        self.keeps_last = experiment.folds > 0  # held-out images choose nothing
         self.val_data = val_data
         self.rows = _read_rows(folder)[:first_epoch]
-        self.best = max((float(row[MONITOR]) for row in self.rows), default=-1.0)
-        chosen = np.linspace(0, len(val_data) - 1, min(NUM_PREVIEWS, len(val_data))).astype(int)
-        items = [val_data[int(index)] for index in chosen]
-        self.images = np.stack([image for image, _ in items])
-        self.truth = np.stack([mask for _, mask in items])
+        self.best = max(map(self._score, self.rows), default=-math.inf)
+
+    def _score(self, row):
+        """How good an epoch was, from its row; if nothing says so, a later one is better."""
+        name, sign = self.experiment.monitor or ("epoch", 1)
+        return sign * float(row[name])
 
     def on_epoch_begin(self, epoch, logs=None):
         seed_random_layers(self.model, self.seed, epoch)
         self.started = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
+        seconds = round(time.perf_counter() - self.started, 2)
+        logs.update(self.experiment.measure(self.model, self.val_data))
         rate = keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
         self.rows.append(
             {
                 "epoch": epoch + 1,
                 **{key: float(value) for key, value in logs.items()},
                 "learning_rate": float(rate),
-                "seconds": round(time.perf_counter() - self.started, 2),
+                "seconds": seconds,
                 "peak_memory_mib": round(machine.peak_memory() / 2**20, 1),
             }
         )
-        if self.keeps_last or logs[MONITOR] > self.best:
-            self.best = logs[MONITOR]
+        if self._score(self.rows[-1]) > self.best:
+            self.best = self._score(self.rows[-1])
             with write_atomically(self.folder / "model.keras") as temporary:
                 backend.save_model(self.model, temporary)
         with (
@@ -274,16 +276,8 @@ class _RunFolder(keras.callbacks.Callback):
             self.model.stop_training = True
 
     def _draw(self, epoch):
-        predictions = metrics.class_ids(backend.infer(self.model, self.images))
-        figure = plot.masks(
-            self.images,
-            self.truth,
-            predictions,
-            palette=self.val_data.palette,
-            class_names=self.val_data.class_names,
-            ignore_class=self.val_data.ignore_class,
-        )
-        plot.save(figure, self.folder / "previews" / f"epoch-{epoch + 1:04d}.png")
+        for name, picture in self.experiment.draw(self.model, self.val_data).items():
+            _save_picture(picture, self.folder / "previews" / f"{name}-{epoch + 1:04d}.png")
         history = {
             key: [float(row[key]) for row in self.rows]
             for key in self.rows[0]
@@ -292,11 +286,21 @@ class _RunFolder(keras.callbacks.Callback):
         plot.save(plot.curves(history), self.folder / "curves.png")
 
 
+def _save_picture(picture, path):
+    """Writes a figure or an image as PNG."""
+    if not isinstance(picture, np.ndarray):
+        plot.save(picture, path)
+        return
+    with write_atomically(path) as temporary:
+        Image.fromarray(picture).save(temporary)
+
+
 def _stops_early(experiment, rows):
     """Whether a run with these rows of history has waited long enough for a better epoch."""
     if not experiment.early_stopping or not rows:
         return False
-    best = 1 + int(np.argmax([float(row[MONITOR]) for row in rows]))
+    name, sign = experiment.monitor
+    best = 1 + int(np.argmax([sign * float(row[name]) for row in rows]))
     # Epochs with a frozen encoder are another phase: the next one has yet to show what it can.
     waited = len(rows) - max(best, experiment.phases()[-1].first)
     return waited >= experiment.early_stopping

@@ -15,8 +15,16 @@ from keras_segen.generation.gan import GAN
 from keras_segen.generation.sngan import sngan_discriminator, sngan_generator
 from keras_segen.generation.vae import VAE, vae_decoder, vae_encoder
 
+# The models that `keras_segen.generators` trains, and what builds their two networks.
+NETWORKS = {
+    "dcgan": (dcgan_generator, dcgan_discriminator),
+    "sngan": (sngan_generator, sngan_discriminator),
+    "vae": (vae_encoder, vae_decoder),
+}
+
 __all__ = [
     "GAN",
+    "NETWORKS",
     "VAE",
     "Extractor",
     "compare_features",
