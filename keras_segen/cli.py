@@ -607,6 +607,71 @@ def bench_predict(
     console.print(table)
 
 
+@bench.command("native")
+def bench_native(
+    network: Annotated[str, typer.Argument(help="unet, fcn, vae or dcgan.")],
+    data: Annotated[str, typer.Option(help="Data set, such as folder:PATH.")] = "shapes",
+    image_size: Annotated[
+        str | None, typer.Option(help="HEIGHTxWIDTH; without it, 128x128, or 32x32 to make images.")
+    ] = None,
+    channels: Annotated[int, typer.Option(help="1 for grey images, 3 for RGB.")] = 3,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images per step; without it, 4, or 64 to make images.")
+    ] = None,
+    filters: Annotated[str | None, typer.Option(help="Channels per level, such as 16,32.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights, order and noise.")] = 0,
+    steps: Annotated[int, typer.Option(help="Steps per round, two of them not timed.")] = 12,
+    rounds: Annotated[int, typer.Option(help="Rounds that are timed.")] = 10,
+    out: Annotated[Path, typer.Option(help="The folder for results.")] = Path("runs/bench"),
+    backend: Backend = None,
+):
+    """Measure what Keras costs on top of a loop written by hand, once both are proven equal.
+
+    The result is written into --out, and compared with the latest one there of the same settings.
+    """
+    _use(backend)
+    from keras_segen.compare import overhead
+
+    contest = overhead.contest(
+        network,
+        data=data,
+        image_size=image_size and _numbers("--image-size", image_size, r"\d+x\d+", "x"),
+        channels=channels,
+        batch_size=batch_size,
+        filters=filters and _numbers("--filters", filters, r"\d+(,\d+)*", ","),
+        seed=seed,
+    )
+    result = overhead.run(contest, out, steps, rounds, tell=errors.print)
+    settings, versions, proof = (result[key] for key in ("settings", "versions", "proof"))
+    for values in (settings, {key: value for key, value in versions.items() if value}):
+        text = ", ".join(f"{key} {value}" for key, value in values.items())
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"Equal over {proof['steps']} steps: losses to {proof['losses']:.1e} (tolerance "
+        f"{overhead.LOSSES:.0e}), predictions to {proof['predictions']:.1e} (tolerance "
+        f"{overhead.PREDICTIONS:.0e}).",
+        soft_wrap=True,
+    )
+    table = rich.table.Table("", "ms, Keras", "ms, native", "ratio", "p10 to p90")
+    for row in result["rows"]:
+        table.add_row(
+            f"{row['work']}, {row['side']}",
+            f"{row['ours_ms']['median']:.1f}",
+            f"{row['native_ms']['median']:.1f}",
+            f"{row['ratio']:.3f}",
+            f"{row['ratio_p10']:.3f} to {row['ratio_p90']:.3f}",
+        )
+    console.print(table)
+    for row in result["rows"] if result["earlier"] else ():
+        was = result["earlier"]["ratios"].get(f"{row['work']}, {row['side']}")
+        if was is not None:
+            console.print(
+                f"{row['work']}, {row['side']}: ratio {row['ratio']:.3f}, was {was:.3f} on "
+                f"{result['earlier']['time'][:10]}",
+                highlight=False,
+            )
+
+
 def _interrupt(number, frame):
     raise KeyboardInterrupt
 

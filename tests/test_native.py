@@ -2,6 +2,10 @@
 
 import ast
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +157,24 @@ def test_a_result_is_written_and_compared_with_the_one_before(tmp_path, read_jso
         "predict, infer": first["rows"][1]["ratio"],
     }
     assert overhead.find_earlier(tmp_path, overhead.describe(contest, 4)) is None
+
+
+def test_the_command_measures_twice_and_compares(tmp_path):
+    command = [sys.executable, "-m", "keras_segen", "bench", "native", "vae", "--out", tmp_path]
+    command += ["--image-size", "8x8", "--filters", "4,8", "--batch-size", "4", "--channels", "1"]
+    command += ["--steps", "3", "--rounds", "1"]
+    first, second = (
+        subprocess.run(
+            command, env={**os.environ, "COLUMNS": "200"}, capture_output=True, text=True
+        )
+        for _ in range(2)
+    )
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    assert "Equal over 3 steps: losses to" in first.stdout and " was " not in first.stdout
+    for said in ("image_size [8, 8]", "threads ", "precision float32", "keras 3.", "train, fit"):
+        assert said in first.stdout
+    assert re.search(r"predict, infer: ratio \d+\.\d{3}, was \d+\.\d{3} on 20", second.stdout)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_file_that_is_no_result_is_named_before_anything_is_measured(tmp_path):
