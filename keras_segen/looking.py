@@ -257,32 +257,36 @@ def generate(
         raise ValueError(f"{' and '.join(given)} are different pictures: ask for one at a time.")
     if not nearest and (split != "train" or extractor is not None):
         raise ValueError("split and extractor say what the nearest images are: add nearest.")
+    if separate is None:
+        plot.check_name(out)
+    if count is None:
+        count = 64 if given in ([], ["separate"]) else 8
     run, model = load(folder)
     names = tuple(run["data"]["class_names"])
     label = None if class_name is None else _label(folder, model, names, class_name)
     of = f"of {folder} (seed {seed})"
     if separate is not None:
-        written = _write_separately(model, Path(separate), count or 64, label, seed, names)
-        return f"{written} samples {of} in {separate}"
-    rows, text = count or 8, ""
+        _write_separately(model, Path(separate), count, label, seed, names)
+        return f"{count} samples {of} in {separate}"
+    text = ""
     if interpolate is not None:
-        figure = interpolation(model, rows, interpolate, label, seed)
-        what = f"{rows} ways between samples"
+        figure = interpolation(model, count, interpolate, label, seed)
+        what = f"{count} ways between samples"
     elif traverse is not None:
         images = None
         if isinstance(model, VAE):
             images = _pick(read(run["experiment"]).load_data("val"), TO_DESCRIBE, seed)
-        figure = traversal(model, images, rows, traverse, label, seed)
-        what = f"{min(rows, model.latent_dim)} of {model.latent_dim} directions"
+        figure = traversal(model, images, count, traverse, label, seed)
+        what = f"{min(count, model.latent_dim)} of {model.latent_dim} directions"
     elif nearest:
         load_data = read(run["experiment"]).load_data
         reals, held_out = load_data(split), load_data("val" if split == "test" else "test")
-        figure = neighbours(model, reals, held_out, rows, extractor, label, seed)
-        what = f"{rows} samples and the images of {split} nearest to them"
+        figure = neighbours(model, reals, held_out, count, extractor, label, seed)
+        what = f"{count} samples and the images of {split} nearest to them"
         text = figure.get_suptitle() + "\n"
     else:
-        figure = samples(model, count or 64, label, seed, names)
-        what = f"{count or 64} samples"
+        figure = samples(model, count, label, seed, names)
+        what = f"{count} samples"
     plot.save(figure, out)
     return f"{text}{what} {of} in {out}"
 
@@ -334,7 +338,6 @@ def _write_separately(model, folder, count, label, seed, names):
             pixels = np.rint(image * 255).astype("uint8")
             with write_atomically(folder / f"{_file_name(name)}.png") as temporary:
                 Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(temporary)
-    return count
 
 
 def _file_name(name):

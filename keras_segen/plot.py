@@ -538,10 +538,15 @@ def save(figure, path):
     Raises:
         ValueError: if the name does not end in `.png`.
     """
-    if not str(path).lower().endswith(".png"):
-        raise ValueError(f"A figure is saved as PNG: the name must end in .png. Found: {path}")
+    check_name(path)
     with write_atomically(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
+
+
+def check_name(path):
+    """Raises the error of `save` about a name, before there is a figure."""
+    if not str(path).lower().endswith(".png"):
+        raise ValueError(f"A figure is saved as PNG: the name must end in .png. Found: {path}")
 
 
 def colorize(mask, palette, ignore_class=None):

@@ -4,9 +4,11 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from PIL import Image
 
 import keras_segen as ks
-from keras_segen import looking
+from keras_segen import looking, plot
+from keras_segen.files import write_json
 from keras_segen.generation import GAN, VAE, dcgan_discriminator, dcgan_generator
 
 SHAPE, NAMES = (8, 8, 1), ("disc", "box", "star")
@@ -169,3 +171,105 @@ def test_copies_are_told_from_new_images():
 def test_what_cannot_be_drawn_is_said(function, arguments, message):
     with pytest.raises(ValueError, match=message):
         getattr(looking, function)(gan(), **arguments)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Runs of one epoch: a VAE, and a GAN that is told the class; and what a segmenter leaves."""
+    root = tmp_path_factory.mktemp("looking")
+    for number in range(30):
+        folder = root / "pictures" / NAMES[number % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = ks.determinism.rng("pictures", number).integers(0, 255, (8, 8, 3), "uint8")
+        Image.fromarray(pixels).save(folder / f"{number:02d}.png")
+    options = {"image_size": (8, 8), "filters": (4,), "latent_dim": 5, "epochs": 1, "seed": 0}
+    make = ks.experiment
+    for name, experiment in {
+        "vae": make.VaeExperiment(data="shapes", channels=1, **options),
+        "gan": make.GanExperiment(
+            data=f"images:{root / 'pictures'}", conditional=True, batch_size=8, **options
+        ),
+    }.items():
+        ks.training.train(experiment, root / name, verbose=0)
+    images = keras.Input((8, 8, 3))
+    (root / "unet").mkdir()
+    keras.Model(images, layers.Conv2D(2, 1)(images)).save(root / "unet" / "model.keras")
+    write_json(root / "unet" / "run.json", {"experiment": {"model": "unet"}})
+    return root
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+def test_the_samples_of_a_run_are_those_of_its_model(runs, tmp_path):
+    said = looking.generate(runs / "gan", tmp_path / "a.png", count=6, seed=3, class_name="star")
+    assert said == f"6 samples of {runs / 'gan'} (seed 3) in {tmp_path / 'a.png'}"
+    _, model = looking.load(runs / "gan")
+    classes = sorted(NAMES)  # those of a folder of pictures are sorted
+    expected = model.generate(6, labels=classes.index("star"), seed=3)
+    plot.save(plot.images(expected), tmp_path / "b.png")
+    np.testing.assert_array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png"))
+    looking.generate(runs / "gan", tmp_path / "c.png", count=6, seed=3, class_name="box")
+    assert np.abs(pixels(tmp_path / "c.png") - pixels(tmp_path / "a.png")).max() > 0
+
+
+def test_samples_as_files_have_their_own_size_and_the_name_of_their_class(runs, tmp_path):
+    looking.generate(runs / "gan", count=70, separate=tmp_path / "files", seed=1)
+    _, model = looking.load(runs / "gan")
+    names = sorted(path.name for path in (tmp_path / "files").iterdir())
+    assert names[:4] == [f"{k:05d}_{sorted(NAMES)[k % 3]}.png" for k in range(4)]
+    expected = model.generate(70, seed=1)
+    assert len(names) == len(expected)
+    for k in (0, 69):
+        np.testing.assert_allclose(
+            pixels(tmp_path / "files" / names[k]), expected[k] * 255, atol=0.51
+        )
+    looking.generate(runs / "vae", count=1, separate=tmp_path / "grey")
+    with Image.open(tmp_path / "grey" / "00000.png") as image:
+        assert image.mode == "L" and image.size == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("run", "options", "said"),
+    [
+        ("vae", {}, "64 samples of"),
+        ("vae", {"interpolate": 3, "count": 2}, "2 ways between samples of"),
+        ("vae", {"traverse": 3, "count": 4}, "4 of 5 directions of"),
+        ("gan", {"traverse": 3}, "5 of 5 directions of"),
+        ("vae", {"nearest": True, "count": 2}, "nearest of 512 real images"),
+        ("gan", {"nearest": True, "count": 2, "split": "test"}, "nearest of 3 real images"),
+    ],
+)
+def test_every_picture_of_a_run(runs, tmp_path, run, options, said):
+    out = tmp_path / "out.png"
+    assert said in looking.generate(runs / run, out, **options)
+    assert pixels(out).std() > 1
+    assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
+
+
+@pytest.mark.parametrize(
+    ("run", "options", "message"),
+    [
+        ("gan", {"class_name": "cow"}, "no class is named 'cow'; expected one of box, disc, star"),
+        ("vae", {"class_name": "disc"}, "trained without classes.*leave out the class 'disc'"),
+        ("unet", {}, "is a run of unet, which labels the pixels.*expected a run of a GAN or a VAE"),
+        ("vae", {"interpolate": 3, "nearest": True}, "interpolate and nearest are different"),
+        ("vae", {"split": "test"}, "split and extractor say what the nearest images are"),
+        ("vae", {"separate": "x", "traverse": 3}, "traverse and separate are different"),
+        ("vae", {"count": 0}, "1 to 400 images; these would be 0"),
+        ("vae", {"out": "a.jpg"}, "must end in .png. Found: a.jpg"),
+    ],
+)
+def test_what_a_run_cannot_give_is_said_and_nothing_is_written(
+    runs, tmp_path, run, options, message
+):
+    with pytest.raises(ValueError, match=message):
+        looking.generate(runs / run, **{"out": tmp_path / "out.png"} | options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_without_a_run_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is no run folder"):
+        looking.generate(tmp_path, tmp_path / "out.png")
