@@ -127,7 +127,7 @@ def traversal(model, images=None, rows=8, num_steps=7, label=None, seed=0):
     drawn = model.decode(codes.reshape(-1, model.latent_dim), label)
     labels = []
     for dimension in chosen:
-        labels += [f"z{dimension}: {measure} {amounts[dimension]:.2g}"]
+        labels += [f"z{dimension}: {measure} {amounts[dimension]:.2f}"]
         labels += [f"{value:+.1f}" for value in values[1:]]
     return plot.images(drawn, num_steps, labels)
 

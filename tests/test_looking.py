@@ -104,7 +104,7 @@ def test_a_vae_is_traversed_by_what_its_encoder_says():
     np.testing.assert_allclose(model.kl_per_dimension(images, 2), [0.5, 0, 2, 1], atol=1e-5)
     figure = looking.traversal(model, images, rows=3, num_steps=4)
     values = ["-1.0", "+1.0", "+3.0"]
-    expected = [["z2: KL 2", *values], ["z3: KL 1", *values], ["z0: KL 0.5", *values]]
+    expected = [["z2: KL 2.00", *values], ["z3: KL 1.00", *values], ["z0: KL 0.50", *values]]
     assert texts(figure) == sum(expected, [])
     codes = np.tile(np.sqrt(2 * np.array([0.5, 0, 2, 1])), (3, 4, 1))  # of the first image
     for row, dimension in enumerate((2, 3, 0)):
@@ -130,7 +130,7 @@ def test_a_gan_is_traversed_by_what_changes_the_image_most():
     figure = looking.traversal(model, rows=9, num_steps=3, seed=2)
     first = texts(figure)[::3]
     assert [text.split(":")[0] for text in first[:4]] == ["z2", "z5", "z1", "z4"]
-    assert first[4:] == ["z0: change 0", "z3: change 0"] and len(first) == 6
+    assert sorted(first[4:]) == ["z0: change 0.00", "z3: change 0.00"]
     code = model.draw_codes(1, seed=2)[0]
     codes = np.tile(code, (3, 1))
     codes[:, 2] = (-3, 0, 3)
