@@ -14,11 +14,14 @@ import pytest
 
 from keras_segen import compare
 from keras_segen.compare import parity
+from keras_segen.compare.subjects import SUBJECTS
 from keras_segen.experiment import Experiment
+from keras_segen.generators import VaeExperiment
 
 ONCE = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="runs both backends itself, once is enough"
 )
+MASKS, PICTURES = SUBJECTS["masks"], SUBJECTS["pictures"]
 SMALL = ("compare", "unet", "--data", "shapes", "--filters", "4,8", "--epochs", "1")
 
 
@@ -53,8 +56,8 @@ def test_both_backends_train_the_same_model(compared):
     assert code == 0 and result["status"] == "passed", output
     measured = {check["name"]: check["measured"] for check in result["checks"]}
     assert measured["initial weights"] == measured["batches"] == 0
-    assert measured["logits before training"] <= parity.LOGITS_TOLERANCE
-    assert measured["loss over the first 20 steps"] <= parity.LOSS_TOLERANCE
+    assert measured["logits before training"] <= parity.OUTPUT_TOLERANCE
+    assert measured["loss over the first 20 steps"] <= MASKS.loss_tolerance
     assert len(result["hand_over"]) == 2 and all(row["passed"] for row in result["hand_over"])
     assert len(result["loss_difference"]) == 24
 
@@ -66,8 +69,8 @@ def test_the_report_tells_what_each_backend_cost(compared):
     for backend in ("tensorflow", "torch"):
         found = result["backends"][backend]
         assert found["settings"]["threads"] == os.cpu_count()
-        assert len(found["losses"]) == 24 == found["steps_per_epoch"]
-        assert found["history"]["loss"] == [pytest.approx(np.mean(found["losses"]))]
+        assert len(found["losses"]["loss"]) == 24 == found["steps_per_epoch"]
+        assert found["history"]["loss"] == [pytest.approx(np.mean(found["losses"]["loss"]))]
         assert found["milliseconds"]["step"]["median"] > 0
         assert found["memory_mib"]["peak_resident"] > 100
         assert 0 <= found["metrics"]["mean_iou"] <= 1
@@ -170,11 +173,11 @@ def results():
         "weights_sha256": "aa",
         "parameters": 10,
         "batches_crc32": {"epoch 0, step 0": 1, "epoch 0, step 1": 2},
-        "losses": [2.0, 1.5, 1.0],
+        "losses": {"loss": [2.0, 1.5, 1.0]},
     }
     logits = np.zeros((2, 4, 4, 3), "float32")
     logits[..., 0] = 2
-    saved = {"first_logits": logits, "last_logits": logits, "ids": logits.argmax(-1)}
+    saved = {"first_outputs": logits, "last_outputs": logits, "ids": logits.argmax(-1)}
     return (
         {"a": dict(one), "b": dict(one)},
         {"a": dict(saved), "b": dict(saved)},
@@ -183,12 +186,12 @@ def results():
 
 
 def failed(*values):
-    return [check["name"] for check in parity.checks(*values) if not check["passed"]]
+    return [check["name"] for check in parity.checks(*values, MASKS) if not check["passed"]]
 
 
 def test_equal_backends_pass_every_check():
     assert failed(*results()) == []
-    assert len(parity.checks(*results())) == 6
+    assert len(parity.checks(*results(), MASKS)) == 6
 
 
 def test_each_planted_difference_fails_its_check():
@@ -201,12 +204,12 @@ def test_each_planted_difference_fails_its_check():
     assert failed(*values) == ["batches"]
 
     values = results()
-    values[1]["b"]["first_logits"] = values[1]["b"]["first_logits"] + np.float32(2e-4)
+    values[1]["b"]["first_outputs"] = values[1]["b"]["first_outputs"] + np.float32(2e-4)
     assert failed(*values) == ["logits before training"]
 
     values = results()
-    values[0]["b"]["losses"] = [2.0, 1.5, 1.002]
-    (check,) = [check for check in parity.checks(*values) if not check["passed"]]
+    values[0]["b"]["losses"] = {"loss": [2.0, 1.5, 1.002]}
+    (check,) = [check for check in parity.checks(*values, MASKS) if not check["passed"]]
     assert check["measured"] == pytest.approx(0.002, rel=0.01)
     assert "step 3 is the first beyond it" in check["note"]
 
@@ -214,6 +217,66 @@ def test_each_planted_difference_fails_its_check():
     values[2]["a", "b"]["ids"] = values[2]["a", "b"]["ids"].copy()
     values[2]["a", "b"]["ids"][0, 0, 0] = 1
     assert failed(*values) == ["a model run on b"]
+
+
+def test_differing_pictures_fail_a_generators_checks():
+    one = {
+        **results()[0]["a"],
+        "losses": {"d_loss": [1.4, 1.2, 1.0], "g_loss": [None, 1e-6, 0.5]},
+    }
+    saved = dict.fromkeys(("first_outputs", "last_outputs"), np.full((2, 4, 4, 3), 0.5, "float32"))
+
+    def failed(b=(), served=()):
+        found = parity.checks(
+            {"a": one, "b": {**one, **dict(b)}},
+            {"a": saved, "b": saved},
+            {("a", "b"): {**saved, **dict(served)}},
+            PICTURES,
+        )
+        assert found[2]["name"] == "pictures of the same codes before training"
+        return [check["name"] for check in found if not check["passed"]]
+
+    assert failed() == []
+    apart = saved["last_outputs"] + np.float32(2e-4)
+    assert failed(served={"last_outputs": apart}) == ["a model run on b"]
+    # The loss of G at step 2 is nearly 0: what counts is how large the losses of the step are.
+    assert failed(b={"losses": {**one["losses"], "g_loss": [None, 5e-5, 0.5]}}) == []
+    name = ["d_loss and g_loss over the first 3 steps"]
+    assert failed(b={"losses": {**one["losses"], "g_loss": [None, 1e-6, 0.5003]}}) == name
+    assert failed(b={"losses": {**one["losses"], "g_loss": [None, 1e-6, None]}}) == name
+    assert failed(b={"losses": {**one["losses"], "g_loss": [0.1, 1e-6, 0.5]}}) == name
+
+
+@pytest.fixture(scope="module")
+def compared_gans(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compare") / "gans"
+    options = ("--filters", "4,8", "--image-size", "8x8", "--batch-size", 8, "--epochs", 1)
+    process = start("compare", "dcgan", *options, "--latent-dim", 4, "--out", folder)
+    output, errors = process.communicate(timeout=600)
+    return folder, process.returncode, output + errors
+
+
+@ONCE
+def test_both_backends_train_the_same_gan(compared_gans):
+    folder, code, output = compared_gans
+    result = report(folder)
+    assert code == 0 and result["status"] == "passed", output
+    measured = {check["name"]: check["measured"] for check in result["checks"]}
+    assert measured["initial weights"] == measured["batches"] == 0
+    assert 0 < measured["d_loss and g_loss over the first 20 steps"] <= PICTURES.loss_tolerance
+    assert measured["tensorflow model run on torch"] <= parity.OUTPUT_TOLERANCE
+    assert 0 < result["disagreement"]["mean"] < result["disagreement"]["largest"] < 0.1
+    for found in result["backends"].values():
+        assert len(found["losses"]["d_loss"]) == len(found["losses"]["g_loss"]) == 24
+        assert found["history"]["g_loss"] == [pytest.approx(np.mean(found["losses"]["g_loss"]))]
+        assert found["milliseconds"]["generate"]["median"] > 0
+    assert (folder / "predictions.png").exists()
+    assert "both went the same way" in " ".join(output.split())
+
+
+def test_layer_by_layer_is_for_masks(tmp_path):
+    with pytest.raises(ValueError, match="vae makes pictures.*leave out --parity"):
+        compare.run(VaeExperiment(), tmp_path / "out", parity_steps=2)
 
 
 def test_a_missing_batch_is_a_difference():

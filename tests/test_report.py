@@ -65,7 +65,7 @@ def backend_part(name, factor, shift):
             "predict": {"median": 30.7 * factor, "p10": 29.2, "p90": 44.0, "count": 8},
         },
         "memory_mib": {"peak_resident": 1204.5 / factor, "peak_device": None},
-        "losses": losses.tolist(),
+        "losses": {"loss": losses.tolist()},
         "steps_per_epoch": 32,
         "history": {
             "loss": [1.31, 0.62, 0.41],
@@ -121,9 +121,9 @@ def parity_part(fault=0.0, name="down0_relu1"):
 
 def complete_report():
     tensorflow, torch = backend_part("tensorflow", 1.0, 0.0), backend_part("torch", 1.32, 1.0)
-    one, other = np.array(tensorflow["losses"]), np.array(torch["losses"])
+    one, other = (np.array(part["losses"]["loss"]) for part in (tensorflow, torch))
     return {
-        "schema": 1,
+        "schema": 2,
         "version": "0.1.0",
         "created": "2026-11-22T10:00:00+00:00",
         "command": "keras-segen compare unet --data shapes --out runs/compare",
@@ -179,14 +179,14 @@ def complete_report():
             {
                 "trained_on": "tensorflow",
                 "run_on": "torch",
-                "largest_logit_difference": 1.1e-5,
+                "largest_difference": 1.1e-5,
                 "equal_pixels": 0.999998,
                 "passed": True,
             },
             {
                 "trained_on": "torch",
                 "run_on": "tensorflow",
-                "largest_logit_difference": 9.0e-6,
+                "largest_difference": 9.0e-6,
                 "equal_pixels": 1.0,
                 "passed": True,
             },
@@ -225,7 +225,7 @@ def failed_report():
         "RuntimeError: out of memory: tried to allocate 3.2 GiB",
         "settings": {"framework": "2.13.0", "keras": "3.15.1"},
         "seconds": {"imports": 2.9},
-        "losses": [1.85, math.nan],
+        "losses": {"loss": [1.85, math.nan]},
     }
     for name in ("checks", "loss_difference", "pictures", "hand_over", "disagreement"):
         report[name] = None
@@ -237,7 +237,7 @@ def interrupted_report():
     report["status"] = "interrupted"
     first = report["backends"]["tensorflow"]
     first["status"] = "interrupted"
-    first["losses"] = first["losses"][:45]
+    first["losses"] = {"loss": first["losses"]["loss"][:45]}
     first["metrics"] = None
     first["seconds"] = {"imports": 3.2, "build": 0.4, "first_step": 2.1, "training": None}
     first["milliseconds"] = {"step": {"median": 49.0, "p10": None, "p90": None, "count": 3}}
@@ -278,6 +278,24 @@ def three_report():
     return report
 
 
+def pictures_report():
+    """Of a GAN: two losses, one of them not in every step, and no masks."""
+    report = complete_report()
+    report["makes"] = "pictures"
+    report["experiment"] = {"model": "dcgan", "data": "cifar10", "epochs": 3, "judge": 1000}
+    for backend, part in report["backends"].items():
+        losses = part["losses"].pop("loss")
+        part["losses"] = {"d_loss": losses, "g_loss": [None, *losses[1:]]}
+        part["history"] = {"val_d_real_accuracy": [0.5, 0.6, 0.7]}
+        part["metrics"] = {"kernel_distance": 0.0412 if backend == "torch" else 0.0409}
+        part["milliseconds"]["generate"] = part["milliseconds"].pop("predict")
+    report["class_names"], report["palette"] = None, None
+    report["disagreement"] = {"largest": 0.31, "mean": 0.0123}
+    for row in report["hand_over"]:
+        del row["equal_pixels"]
+    return report
+
+
 def empty_report():
     return {"status": "interrupted", "backends": {"tensorflow": None, "torch": {}}}
 
@@ -290,6 +308,7 @@ REPORTS = {
     "single": single_report,
     "hostile": hostile_report,
     "three": three_report,
+    "pictures": pictures_report,
     "empty": empty_report,
 }
 
@@ -413,6 +432,22 @@ def test_verdict_is_one_true_sentence():
         reports.verdict(interrupted_report())
     )
     assert "nothing to compare it with" in reports.verdict(single_report())
+
+
+def test_a_report_on_a_generator_speaks_of_pictures(tmp_path):
+    assert reports.verdict(pictures_report()) == (
+        "dcgan with 482,000 parameters, trained on cifar10 for 3 epochs on TensorFlow and PyTorch: "
+        "from the same weights and the same batches both went the same way, all 5 checks passed; a "
+        "step took 81.2 ms on TensorFlow and 107 ms on PyTorch, the kernel distance to validation "
+        "images is 0.0409 on TensorFlow and 0.0412 on PyTorch."
+    )
+    page = Reader(reports.page(pictures_report(), tmp_path))
+    assert "Loss of the discriminator of every step" in page.text
+    assert "Loss of the generator of every step" in page.text
+    assert "Share of validation images taken for real after every epoch" in page.text
+    assert "Generation per batch" in page.text and "Prediction" not in page.text
+    assert "0.0123 apart on average and 0.31 at most" in page.text
+    assert "Largest difference of the pictures" in page.text and "Equal pixels" not in page.text
 
 
 def test_verdict_gives_both_scores_when_they_differ():

@@ -39,7 +39,7 @@ def test_recorder_sees_the_loss_of_each_step():
         for epoch in range(2)
         for images, masks in Batches(dataset, 64, seed=0).read(epoch)
     ]
-    assert recorder.losses == pytest.approx(expected, rel=1e-4)
+    assert recorder.losses["loss"] == pytest.approx(expected, rel=1e-4)
     assert told == list(range(1, len(expected) + 1))
     assert len(recorder.seconds) == len(recorder.waits) == len(expected)
     assert all(seconds > 0 for seconds in recorder.seconds)

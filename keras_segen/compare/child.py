@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_segen.compare.subjects import SUBJECTS
 from keras_segen.data.loader import Batches
-from keras_segen.experiment import Experiment
+from keras_segen.experiment import read, read_json
 from keras_segen.files import write_atomically, write_json
 
 NUM_LOADER_BATCHES = 32
-NUM_PROBES = 16
 
 
 def tell(event, **values):
@@ -55,7 +55,7 @@ def parity(folder, started):
 
     tell("phase", phase="building")
     settings = json.loads((folder / "experiment.json").read_text(encoding="utf-8"))
-    experiment = Experiment.from_dict(settings["experiment"])
+    experiment = read(settings["experiment"])
     experiment = dataclasses.replace(experiment, precision="float32")
     data = experiment.load_data("train")
     model = experiment.build_model(data)
@@ -74,11 +74,13 @@ def train(folder, started):
     """Trains the experiment and writes `model.keras`, `arrays.npz` and `result.json`."""
     import keras
 
-    from keras_segen import backend, evaluation, machine
+    from keras_segen import backend, machine
     from keras_segen.compare import speed
+    from keras_segen.page import plain
 
+    experiment = read_json(folder / "experiment.json")
+    subject = SUBJECTS[experiment.makes]
     seconds = {"imports": time.perf_counter() - started}
-    experiment = Experiment.from_json(folder / "experiment.json")
     folder = folder / keras.backend.backend()
 
     tell("phase", phase="building")
@@ -89,14 +91,15 @@ def train(folder, started):
     experiment.compile(model, train_data, len(batches))
     seconds["build"] = time.perf_counter() - mark
 
-    probes = _probes(val_data)
     weights = hashlib.sha256(b"".join(w.tobytes() for w in model.get_weights())).hexdigest()
-    arrays = {"first_logits": backend.infer(model, probes)}
+    arrays = {"first_outputs": subject.outputs(model, val_data)}
     tell("phase", phase="measuring the loader")
     loader = speed.loader_times(experiment.training_batches(train_data), NUM_LOADER_BATCHES)
 
     tell("phase", phase="training", steps=len(batches) * experiment.epochs)
-    recorder = speed.Recorder(batches, tell=lambda **values: tell("step", **values))
+    recorder = speed.Recorder(
+        batches, tell=lambda **values: tell("step", **values), names=experiment.losses
+    )
     mark = time.perf_counter()
     history = {}
     for phase in experiment.phases():
@@ -118,20 +121,22 @@ def train(folder, started):
     seconds["first_step"] = recorder.seconds[0]
 
     tell("phase", phase="predicting")
-    arrays["last_logits"] = backend.infer(model, probes)
-    arrays["ids"], predict = _predict(model, val_data, experiment.batch_size)
+    arrays["last_outputs"] = subject.outputs(model, val_data)
+    applied, times = subject.apply(model, val_data, experiment.batch_size)
+    arrays |= applied
     on_device = backend.peak_device_memory()
-    matrix = evaluation.confusion_matrix(model, val_data, experiment.batch_size)
+    figures = subject.figures(experiment, model, val_data, history)
     with write_atomically(folder / "model.keras") as temporary:
         backend.save_model(model, temporary)
     with write_atomically(folder / "arrays.npz") as temporary:
         np.savez_compressed(temporary, **arrays)
 
-    per_epoch = len(recorder.losses) // len(history["loss"])
-    history["loss"] = np.reshape(recorder.losses, (-1, per_epoch)).mean(axis=1)
+    per_epoch = len(recorder.seconds) // len(next(iter(history.values())))
+    for name, losses in recorder.losses.items():  # means of steps: the running ones began anew
+        losses = np.reshape(np.array(losses, "float64"), (-1, per_epoch))
+        history[name] = [epoch[~np.isnan(epoch)].mean() for epoch in losses]
     seconds["total"] = time.perf_counter() - started
-    write_json(
-        folder / "result.json",
+    result = plain(  # a training that diverges has losses that JSON has not
         {
             "settings": {
                 **backend.settings(),
@@ -139,7 +144,7 @@ def train(folder, started):
                 "precision": experiment.precision,
                 **machine.versions(),
             },
-            "parameters": model.count_params(),
+            "parameters": experiment.count_parameters(model),
             "weights_sha256": weights,
             "batches_crc32": batches.checksums,
             "seconds": {key: round(value, 3) for key, value in seconds.items()},
@@ -147,7 +152,7 @@ def train(folder, started):
                 "step": speed.spread(speed.steady(recorder.seconds)),
                 "wait": speed.spread(speed.steady(recorder.waits)),
                 "loader": speed.spread(loader),
-                "predict": speed.spread(speed.steady(predict)),
+                **{name: speed.spread(speed.steady(each)) for name, each in times.items()},
             },
             "memory_mib": {
                 "peak_resident": round(machine.peak_memory() / 2**20, 1),
@@ -156,19 +161,20 @@ def train(folder, started):
             "losses": recorder.losses,
             "steps_per_epoch": per_epoch,
             "history": {key: [float(v) for v in values] for key, values in history.items()},
-            "metrics": evaluation.figures(matrix, val_data.class_names),
-        },
+            "metrics": figures,
+        }
     )
+    write_json(folder / "result.json", result)
 
 
 def serve(folder, started):
     """Loads the models that the other backends saved and predicts the same images with them."""
     import keras
 
-    from keras_segen import backend
     from keras_segen.training import load_model
 
-    experiment = Experiment.from_json(folder / "experiment.json")
+    experiment = read_json(folder / "experiment.json")
+    subject = SUBJECTS[experiment.makes]
     val_data = experiment.load_data("val")
     here = keras.backend.backend()
     for path in sorted(folder.glob("*/model.keras")):
@@ -177,27 +183,10 @@ def serve(folder, started):
             continue
         tell("phase", phase=f"running the model that {trained_on} trained")
         model = load_model(path.parent)
-        ids, _ = _predict(model, val_data, experiment.batch_size)
-        logits = backend.infer(model, _probes(val_data))
+        arrays, _ = subject.apply(model, val_data, experiment.batch_size)
+        arrays["last_outputs"] = subject.outputs(model, val_data)
         with write_atomically(folder / here / f"serving-{trained_on}.npz") as temporary:
-            np.savez_compressed(temporary, ids=ids, last_logits=logits)
-
-
-def _probes(dataset):
-    return np.stack([dataset[i][0] for i in range(min(NUM_PROBES, len(dataset)))])
-
-
-def _predict(model, dataset, batch_size):
-    """Class ids `(items, height, width)`, uint8, of a data set, and the seconds of each batch."""
-    from keras_segen import backend, metrics
-
-    ids, seconds = [], []
-    for images, _ in Batches(dataset, batch_size).read(epoch=0):
-        start = time.perf_counter()
-        logits = backend.infer(model, images)
-        seconds.append(time.perf_counter() - start)
-        ids.append(metrics.class_ids(logits).astype("uint8"))
-    return np.concatenate(ids), seconds
+            np.savez_compressed(temporary, **arrays)
 
 
 if __name__ == "__main__":

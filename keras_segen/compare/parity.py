@@ -7,112 +7,109 @@ or when a saved model was handed over.
 
 import numpy as np
 
-LOGITS_TOLERANCE = 1e-4
-LOSS_TOLERANCE = 1e-3
+OUTPUT_TOLERANCE = 1e-4
 LOSS_STEPS = 20
 EQUAL_PIXELS = 0.9999
 
 
-def checks(results, arrays, serving):
+def checks(results, arrays, serving, subject):
     """Compares what two backends saw.
 
     Args:
         results: dict of backend -> its `result.json`, two of them.
         arrays: dict of backend -> its `arrays.npz`.
-        serving: dict of (trained on, run on) -> `ids` and `last_logits` of the handed-over model.
+        serving: dict of (trained on, run on) -> the same arrays of the handed-over model.
+        subject: one of `keras_segen.compare.subjects`, which says what the outputs are, how far
+            losses may differ, and what a hand-over must leave as it is.
 
     Returns:
         List of dicts with `name`, `measured`, `tolerance`, `unit`, `passed`, `note`.
     """
     (first, a), (second, b) = results.items()
     found = [
-        _check(
+        check(
             "initial weights",
             int(a["weights_sha256"] != b["weights_sha256"]),
             0,
             "differing sets of weights",
             f"SHA-256 over all {a['parameters']:,} numbers",
         ),
-        _check(
+        check(
             "batches",
             differing(a["batches_crc32"], b["batches_crc32"]),
             0,
             "differing batches",
             f"checksums of {len(a['batches_crc32']):,} training batches, in order",
         ),
-        _check(
-            "logits before training",
-            largest(arrays[first]["first_logits"], arrays[second]["first_logits"]),
-            LOGITS_TOLERANCE,
+        check(
+            f"{subject.outputs_are} before training",
+            largest(arrays[first]["first_outputs"], arrays[second]["first_outputs"]),
+            OUTPUT_TOLERANCE,
             "largest difference",
-            f"{len(arrays[first]['first_logits'])} validation images, the same weights",
+            f"{len(arrays[first]['first_outputs'])} inputs, the same weights",
         ),
-        _loss_check(a["losses"], b["losses"]),
+        _loss_check(a["losses"], b["losses"], subject.loss_tolerance),
     ]
-    return found + [hand_over_check(row) for row in hand_over(arrays, serving)]
+    rows = hand_over(arrays, serving, subject)
+    return found + [subject.hand_over_check(row) for row in rows]
 
 
 def loss_difference(a, b):
-    """Relative difference of two lists of losses, step by step: list of float."""
-    steps = min(len(a), len(b))
-    a, b = np.asarray(a[:steps]), np.asarray(b[:steps])
-    return (np.abs(a - b) / np.maximum(np.maximum(np.abs(a), np.abs(b)), 1e-12)).tolist()
+    """Relative difference of the losses of two trainings, step by step: list of float.
+
+    Args:
+        a, b: dict from a loss's name to one number per step, or None where it was not computed.
+
+    Of several losses the largest difference is taken, relative to the largest loss of the step:
+    one that passes through zero would have no relative difference of its own.
+    """
+    steps = min(len(values) for losses in (a, b) for values in losses.values())
+    both = [[losses[name][:steps] for name in a] for losses in (a, b)]
+    both = np.array(both, "float64")  # (2, losses, steps); None is NaN
+    apart = np.abs(both[0] - both[1])
+    apart = np.where(np.isnan(both).all(axis=0), -np.inf, apart).max(axis=0)
+    largest = np.nan_to_num(np.abs(both)).max(axis=(0, 1))
+    apart[np.isinf(apart)] = np.nan  # a step without any loss
+    return (apart / np.maximum(largest, 1e-12)).tolist()
 
 
-def hand_over(arrays, serving):
+def hand_over(arrays, serving, subject):
     """What a model gives on the other backend, against what it gave where it was trained.
 
     Returns:
-        List of dicts with `trained_on`, `run_on`, `largest_logit_difference`, `largest_logit`,
-        `equal_pixels` (share of all validation pixels), `passed`.
+        List of dicts with `trained_on`, `run_on` and what `subject.hand_over` found.
     """
-    rows = []
-    for (trained_on, run_on), served in serving.items():
-        own = arrays[trained_on]
-        equal = float((own["ids"] == served["ids"]).mean())
-        rows.append(
-            {
-                "trained_on": trained_on,
-                "run_on": run_on,
-                "largest_logit_difference": largest(own["last_logits"], served["last_logits"]),
-                "largest_logit": float(np.abs(own["last_logits"]).max()),
-                "equal_pixels": equal,
-                "passed": equal >= EQUAL_PIXELS,
-            }
-        )
-    return rows
+    return [
+        {
+            "trained_on": trained_on,
+            "run_on": run_on,
+            **subject.hand_over(arrays[trained_on], served),
+        }
+        for (trained_on, run_on), served in serving.items()
+    ]
 
 
-def hand_over_check(row):
-    return _check(
-        f"{row['trained_on']} model run on {row['run_on']}",
-        1.0 - row["equal_pixels"],
-        1.0 - EQUAL_PIXELS,
-        "share of pixels that change",
-        f"logits differ by at most {row['largest_logit_difference']:.1e} "
-        f"(the largest is {row['largest_logit']:.1f})",
-    )
-
-
-def _loss_check(a, b):
+def _loss_check(a, b, tolerance):
     difference = loss_difference(a, b)
     first = difference[:LOSS_STEPS]
-    beyond = next((k for k, d in enumerate(difference) if d > LOSS_TOLERANCE), None)
+    # Written so that NaN is beyond.
+    beyond = next((k for k, d in enumerate(difference) if not d <= tolerance), None)
     note = (
         f"all {len(difference)} steps stay within it"
         if beyond is None
         else f"step {beyond + 1} is the first beyond it, of {len(difference)}"
     )
-    return _check(
-        f"loss over the first {len(first)} steps",
-        max(first),
-        LOSS_TOLERANCE,
+    return check(
+        f"{' and '.join(a)} over the first {len(first)} steps",
+        float(np.max(first)),
+        tolerance,
         "largest relative difference",
         note,
     )
 
 
-def _check(name, measured, tolerance, unit, note):
+def check(name, measured, tolerance, unit, note):
+    """One check, as the report holds it."""
     return {
         "name": name,
         "measured": measured,

@@ -40,6 +40,7 @@ FIGURES = (
     ("Waiting for a batch, in training", "ms", ("milliseconds", "wait"), 3),
     ("Loader time per batch, by itself", "ms", ("milliseconds", "loader"), 3),
     ("Prediction per batch", "ms", ("milliseconds", "predict"), 3),
+    ("Generation per batch", "ms", ("milliseconds", "generate"), 3),
     ("First step", "s", ("seconds", "first_step"), 3),
     ("Start-up: imports", "s", ("seconds", "imports"), 3),
     ("Start-up: building the model", "s", ("seconds", "build"), 3),
@@ -50,7 +51,38 @@ FIGURES = (
     ("Mean IoU, validation", "0 to 1", ("metrics", "mean_iou"), 4),
     ("Mean Dice, validation", "0 to 1", ("metrics", "mean_dice"), 4),
     ("Pixel accuracy, validation", "0 to 1", ("metrics", "pixel_accuracy"), 4),
+    ("ELBO, validation", "nats per image", ("metrics", "elbo"), 5),
+    ("Bits per dimension, validation", "bits", ("metrics", "bits_per_dimension"), 4),
+    ("Kernel distance, validation", "", ("metrics", "kernel_distance"), 4),
+    ("Fréchet distance, validation", "", ("metrics", "frechet_distance"), 4),
 )
+# What the verdict says of what the models came to, if it is known: key -> name, digits.
+HEADLINES = {
+    "mean_iou": ("mean IoU", 4),
+    "elbo": ("the validation ELBO", 5),
+    "kernel_distance": ("the kernel distance to validation images", 4),
+}
+# What is said of a model, by what it makes.
+WORDS = {
+    "masks": {
+        "result": "both came to the same result",
+        "section": "Predictions",
+        "outputs": "logits",
+    },
+    "pictures": {
+        "result": "both went the same way",
+        "section": "Pictures",
+        "outputs": "pictures",
+    },
+}
+LOSSES = {"d_loss": "loss of the discriminator", "g_loss": "loss of the generator"}
+HISTORY = {
+    "val_loss": "validation loss",
+    "val_mean_iou": "validation mean IoU",
+    "val_elbo": "validation ELBO",
+    "val_d_real_accuracy": "share of validation images taken for real",
+    "val_d_fake_accuracy": "share of generated images seen through",
+}
 # What is shown of each layer, as `divergence.compare` names it.
 PARITY_KINDS = {
     "inference": "Inference",
@@ -59,7 +91,14 @@ PARITY_KINDS = {
     "weights": "Weights, one step on",
     "statistics": "Statistics, one step on",
 }
-CARDS = ("Time per training step", "Mean IoU, validation", "Peak memory, process", "First step")
+CARDS = (
+    "Time per training step",
+    "Mean IoU, validation",
+    "ELBO, validation",
+    "Kernel distance, validation",
+    "Peak memory, process",
+    "First step",
+)
 
 
 def write_report(report, folder):
@@ -169,7 +208,7 @@ def verdict(report):
     status = report["status"]
     if status == "interrupted":
         counts = [
-            f"{len(backend.get('losses') or []) or 'no'}{planned(backend, experiment)} steps "
+            f"{steps_done(backend) or 'no'}{planned(backend, experiment)} steps "
             f"on {display_name(name)}"
             for name, backend in backends.items()
         ]
@@ -195,7 +234,7 @@ def verdict(report):
     elif len(backends) == 1:
         result = "one backend alone, so nothing to compare it with"
     else:
-        result = "from the same weights and the same batches both came to the same result"
+        result = f"from the same weights and the same batches {words(report)['result']}"
         if len(backends) > 2:
             result = result.replace("both", "all")
         result += f", all {len(checks)} checks passed" if checks else ""
@@ -203,23 +242,33 @@ def verdict(report):
 
 
 def in_figures(backends):
-    """The end of the verdict: time per step and mean IoU, as far as they are known."""
+    """The end of the verdict: time per step and what the models came to, as far as it is known."""
     times = {
         name: median(dig(backend, "milliseconds", "step")) for name, backend in backends.items()
     }
-    scores = {name: dig(backend, "metrics", "mean_iou") for name, backend in backends.items()}
     parts = []
     if None not in times.values():
         parts.append(
             "a step took " + listing(f"{show(t)} ms{on(n, times)}" for n, t in times.items())
         )
-    if None not in scores.values():
-        shown = {name: show(score, 4) for name, score in scores.items()}
+    for key, (figure, digits) in HEADLINES.items():
+        scores = {name: dig(backend, "metrics", key) for name, backend in backends.items()}
+        if None in scores.values():
+            continue
+        shown = {name: show(score, digits) for name, score in scores.items()}
         if len(set(shown.values())) == 1 and len(shown) > 1:
-            parts.append(f"mean IoU is {next(iter(shown.values()))} on each")
+            parts.append(f"{figure} is {next(iter(shown.values()))} on each")
         else:
-            parts.append("mean IoU is " + listing(f"{s}{on(n, shown)}" for n, s in shown.items()))
+            parts.append(f"{figure} is " + listing(f"{s}{on(n, shown)}" for n, s in shown.items()))
     return "; " + ", ".join(parts) if parts else ""
+
+
+def words(report):
+    return WORDS[report.get("makes") or "masks"]
+
+
+def steps_done(backend):
+    return max((len(losses) for losses in (backend.get("losses") or {}).values()), default=0)
 
 
 def planned(backend, experiment):
@@ -299,6 +348,7 @@ def page(report, folder):
         report=report,
         status=STATUS[report["status"]],
         verdict=verdict(report),
+        words=words(report),
         colors={name: color(report, name) for name in report["backends"]},
         figures=rows,
         cards=[row for label in CARDS for row in rows if row["label"] == label],
@@ -323,13 +373,17 @@ def charts(report):
     """The charts as inline SVG: list of (title, note, Markup)."""
     backends = report["backends"]
     found = []
-    losses = {name: finite(backend.get("losses") or []) for name, backend in backends.items()}
-    if any(np.isfinite(values).any() for values in losses.values()):
-        chart = Chart("training step", "loss")
+    of_each = dict.fromkeys(loss for b in backends.values() for loss in b.get("losses") or {})
+    for loss in of_each:
+        losses = {name: finite(dig(b, "losses", loss) or []) for name, b in backends.items()}
+        if not any(np.isfinite(values).any() for values in losses.values()):
+            continue
+        chart = Chart("training step", LOSSES.get(loss, loss))
         for name, values in losses.items():
             chart.line(report, name, values)
         note = "Where the lines coincide, the dashes lie on the line."
-        found.append(("Loss of every step", note if len(chart.axes.lines) > 1 else "", chart.svg()))
+        title = f"{chart.axes.get_ylabel().capitalize()} of every step"
+        found.append((title, note if len(chart.axes.lines) > 1 else "", chart.svg()))
 
     differences = finite(report["loss_difference"])
     if np.isfinite(differences).any():
@@ -342,6 +396,11 @@ def charts(report):
         if len(shown) == 1:
             chart.axes.lines[-1].set_marker("o")
         note = "Of the two losses at each step; both start from the same weights."
+        if len(of_each) > 1:
+            note = (
+                f"Of {listing([LOSSES.get(loss, loss) for loss in of_each])}, the larger, relative "
+                "to the largest loss of the step; both start from the same weights."
+            )
         if (differences <= SMALLEST_DIFFERENCE).any():
             note += " Equal losses are drawn at 10⁻⁹."
         if dig(report, "loss_tolerance", "relative"):
@@ -358,7 +417,7 @@ def charts(report):
             note += f" The tolerance holds for the first {tolerance['steps']} steps."
         found.append(("Relative difference of the losses", note, chart.svg()))
 
-    for key, quantity in (("val_loss", "validation loss"), ("val_mean_iou", "validation mean IoU")):
+    for key, quantity in HISTORY.items():
         history = {name: finite(dig(b, "history", key) or []) for name, b in backends.items()}
         if max(np.isfinite(values).sum() for values in history.values()) > 1:
             chart = Chart("epoch", quantity)

@@ -20,11 +20,10 @@ import rich.console
 import rich.progress
 
 import keras_segen
-from keras_segen import frameworks, machine, plot
+from keras_segen import frameworks, machine
 from keras_segen.compare import divergence, parity, report
+from keras_segen.compare.subjects import SUBJECTS
 from keras_segen.files import write_json
-
-NUM_PICTURES = 6
 
 
 def run(
@@ -42,7 +41,7 @@ def run(
     `parity.npz`. An earlier comparison there is replaced.
 
     Args:
-        experiment: a `keras_segen.experiment.Experiment`.
+        experiment: a `keras_segen.experiment.Experiment`, `GanExperiment` or `VaeExperiment`.
         folder: path to write to.
         backends: names of the backends, in the order in which they run.
         threads: int, threads for each process; None for one per core.
@@ -58,8 +57,8 @@ def run(
 
     Raises:
         ValueError: the experiment asks for early stopping, which could end one backend's training
-            before the other's; or it has dropout or mixed precision and is to be compared layer
-            by layer; or its precision is float64 and it is not.
+            before the other's; or it has dropout or mixed precision, or makes no masks, and is
+            to be compared layer by layer; or its precision is float64 and it is not.
         ModuleNotFoundError: a backend's framework is not installed.
         FileExistsError: the folder holds something else than a comparison.
     """
@@ -80,7 +79,10 @@ def run(
     phases = ["parity"] if parity_steps else []
     phases += ["train"] if experiment.precision != divergence.HIGH else []
     threads = threads or os.cpu_count()
-    outcomes = {backend: {"status": "running", "losses": []} for backend in backends}
+    outcomes = {
+        backend: {"status": "running", "losses": {name: [] for name in experiment.losses}}
+        for backend in backends
+    }
     interrupted = False
     try:
         with _progress(console) as progress:
@@ -112,6 +114,11 @@ def _check_parity(experiment, steps):
     """Checks that an experiment can be compared layer by layer, if it is to be."""
     if steps < 0:
         raise ValueError(f"parity_steps is {steps}, expected a number of steps, or 0.")
+    if steps and experiment.makes != "masks":
+        raise ValueError(
+            f"{experiment.model} makes {experiment.makes}, and layer by layer networks that make "
+            "masks are compared: leave out --parity; losses are compared step by step without it."
+        )
     if steps == 0 and experiment.precision == divergence.HIGH:
         raise ValueError(
             "precision is 'float64', in which nothing is trained: compare layer by layer with "
@@ -184,10 +191,11 @@ def _run_child(phase, backend, folder, threads, outcome, progress, bars):
                     if "steps" in event:
                         progress.update(bar, total=event["steps"])
                 elif event.get("event") == "step":
-                    outcome["losses"].append(event["loss"])
-                    progress.update(
-                        bar, completed=event["step"], loss=f", loss {event['loss']:.4f}"
-                    )
+                    for name, value in event["losses"].items():
+                        outcome["losses"][name].append(value)
+                    known = [(n, v) for n, v in event["losses"].items() if v is not None]
+                    text = "".join(f", {name} {value:.4f}" for name, value in known)
+                    progress.update(bar, completed=event["step"], loss=text)
             code = child.wait()
         finally:
             _end(child)
@@ -232,9 +240,6 @@ def _conclude(experiment, folder, outcomes, interrupted):
         path = folder / backend / "result.json"
         if path.exists():
             results[backend] = json.loads(path.read_text(encoding="utf-8"))
-            results[backend]["metrics"]["class_iou"] = list(
-                results[backend]["metrics"]["class_iou"].values()
-            )
             arrays[backend] = dict(np.load(folder / backend / "arrays.npz"))
     serving = {}
     for run_on in results:
@@ -250,29 +255,24 @@ def _conclude(experiment, folder, outcomes, interrupted):
     ]
     parted = divergence.compare(*records, experiment.precision) if len(records) == 2 else None
 
-    dataset = experiment.load_data("val")
+    subject = SUBJECTS[experiment.makes]
     both = len(results) == 2
-    checks = parity.checks(results, arrays, serving) if both else []
+    checks = parity.checks(results, arrays, serving, subject) if both else []
     checks[2:2] = divergence.checks(parted) if parted else []  # after weights and batches
     failed = any(outcome["status"] == "failed" for outcome in outcomes.values())
     status = "interrupted" if interrupted else "failed" if failed else "passed"
     if status == "passed" and not all(check["passed"] for check in checks):
         status = "parted"
-    disagreement = None
-    if both:
-        a, b = (arrays[backend]["ids"] for backend in results)
-        pixels = int((a != b).sum())
-        disagreement = {"pixels": pixels, "of": int(a.size), "share": pixels / a.size}
     return {
-        "schema": 1,
+        "schema": 2,
         "version": keras_segen.__version__,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["keras-segen", *sys.argv[1:]]),
         "status": status,
+        "makes": experiment.makes,
         "experiment": experiment.to_dict(),
         "parameters": next((result["parameters"] for result in results.values()), None),
-        "class_names": list(dataset.class_names),
-        "palette": np.asarray(dataset.palette).tolist(),
+        **subject.conclude(experiment.load_data("val"), arrays, folder),
         "machine": machine.describe(),
         "backends": {
             backend: {**outcome, **results.get(backend, {})}
@@ -280,33 +280,12 @@ def _conclude(experiment, folder, outcomes, interrupted):
         },
         "checks": checks,
         "parity": parted,
-        "loss_tolerance": {"relative": parity.LOSS_TOLERANCE, "steps": parity.LOSS_STEPS},
+        "loss_tolerance": {"relative": subject.loss_tolerance, "steps": parity.LOSS_STEPS},
         "loss_difference": (
             parity.loss_difference(*(result["losses"] for result in results.values()))
             if both
             else []
         ),
-        "pictures": [_draw(dataset, arrays, folder)] if arrays else [],
-        "disagreement": disagreement,
-        "hand_over": parity.hand_over(arrays, serving) if both else [],
+        "hand_over": parity.hand_over(arrays, serving, subject) if both else [],
         "notes": [],
-    }
-
-
-def _draw(dataset, arrays, folder):
-    chosen = np.linspace(0, len(dataset) - 1, min(NUM_PICTURES, len(dataset))).astype(int)
-    items = [dataset[int(index)] for index in chosen]
-    figure = plot.comparison(
-        np.stack([image for image, _ in items]),
-        np.stack([mask for _, mask in items]),
-        {frameworks.FRAMEWORKS[backend]: saved["ids"][chosen] for backend, saved in arrays.items()},
-        palette=dataset.palette,
-        class_names=dataset.class_names,
-        ignore_class=dataset.ignore_class,
-    )
-    plot.save(figure, folder / "predictions.png")
-    return {
-        "title": "The same validation images on both backends",
-        "file": "predictions.png",
-        "note": "Image, truth, what each backend's own training predicts, and where they disagree.",
     }

@@ -30,7 +30,7 @@ def steady(seconds):
 
 
 class Recorder(keras.callbacks.Callback):
-    """Writes down the loss and the time of every step of `fit`.
+    """Writes down the losses and the time of every step of `fit`.
 
     A step lasts from the end of the one before to its own end, the device waited for, less the
     time that it waited for its batch. So it means the same on a backend that fetches the batch
@@ -38,19 +38,22 @@ class Recorder(keras.callbacks.Callback):
 
     Args:
         batches: the `Batches` behind the loader that `fit` reads.
-        tell: called with keyword arguments `step` and `loss` after each step.
+        tell: called with keyword arguments `step` and `losses`, a dict, after each step.
+        names: names of the losses, as `fit` reports them.
 
     Attributes:
-        losses: list of float, the loss of each step.
+        losses: dict from each name to a list, the loss of each step; None where a step did not
+            compute it, as when only one player of a GAN moves.
         seconds: list of float, the time of each step.
         waits: list of float, the time that each step waited for its batch.
     """
 
-    def __init__(self, batches, tell=lambda **values: None):
+    def __init__(self, batches, tell=lambda **values: None, names=("loss",)):
         super().__init__()
         self.batches = batches
         self.tell = tell
-        self.losses, self.seconds, self.waits = [], [], []
+        self.losses = {name: [] for name in names}
+        self.seconds, self.waits = [], []
 
     def on_epoch_begin(self, epoch, logs=None):
         backend.synchronize()
@@ -62,11 +65,13 @@ class Recorder(keras.callbacks.Callback):
         wait = self.batches.waited[-1]
         self.waits.append(wait)
         self.seconds.append(now - self.started - wait)
-        self.losses.append(float(logs["loss"]))
         for metric in self.model.metrics:
-            if metric.name == "loss":  # Keras' running mean: begin it anew, for single losses
+            if metric.name in self.losses:  # a running mean: begun anew, it is that of one step
+                known = float(keras.ops.convert_to_numpy(metric.count)) > 0
+                self.losses[metric.name].append(float(logs[metric.name]) if known else None)
                 metric.reset_state()
-        self.tell(step=len(self.losses), loss=self.losses[-1])
+        last = {name: values[-1] for name, values in self.losses.items()}
+        self.tell(step=len(self.seconds), losses=last)
         self.started = time.perf_counter()
 
 
