@@ -60,17 +60,17 @@ def test_equal_in_grey_and_at_other_sizes():
 
 
 class OtherKernel(overhead.Masks):
-    def native(self, dataset, weights, same_noise=False):
+    def native(self, dataset, weights, proving=False):
         kernel = weights["up0_upconv/kernel"]
         return super().native(
-            dataset, {**weights, "up0_upconv/kernel": kernel[::-1].copy()}, same_noise
+            dataset, {**weights, "up0_upconv/kernel": kernel[::-1].copy()}, proving
         )
 
 
 class OtherRate(overhead.Masks):
-    def native(self, dataset, weights, same_noise=False):
+    def native(self, dataset, weights, proving=False):
         faster = type("Faster", (overhead.Masks,), {"LEARNING_RATE": 2e-3})
-        return faster(self.network, **TINY[self.network]).native(dataset, weights, same_noise)
+        return faster(self.network, **TINY[self.network]).native(dataset, weights, proving)
 
 
 class OtherNoise(overhead.VAE):
@@ -79,16 +79,16 @@ class OtherNoise(overhead.VAE):
 
 
 class OtherAverage(overhead.DCGAN):
-    def native(self, dataset, weights, same_noise=False):
+    def native(self, dataset, weights, proving=False):
         slower = type("Slower", (overhead.DCGAN,), {"OPTIONS": {"average": 0.01}})
-        return slower(self.network, **TINY[self.network]).native(dataset, weights, same_noise)
+        return slower(self.network, **TINY[self.network]).native(dataset, weights, proving)
 
 
 class OtherMomentum(overhead.Masks):
     """Remembers ten times as slowly: takes the means of the native side a good part back."""
 
-    def native(self, dataset, weights, same_noise=False):
-        trainer = super().native(dataset, weights, same_noise)
+    def native(self, dataset, weights, proving=False):
+        trainer = super().native(dataset, weights, proving)
         found = trainer.weights
         trainer.weights = lambda: {
             name: 0.9 * array if name == "bottom_norm2/moving_variance" else array

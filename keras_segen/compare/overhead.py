@@ -30,6 +30,12 @@ PREDICTIONS = 1e-4  # largest difference, of the largest value
 LOSSES = 1e-4  # difference of a step's loss, of the loss or of 0.1
 STATISTICS = 1e-2  # difference of what batch normalization remembers, of the standard deviation
 
+# How Adam goes while the two are proven equal: in short steps, and with an epsilon at which a
+# gradient that is zero but for rounding stays without effect. In long steps such gradients, and a
+# GAN's two players, double a difference in the last digit with every step.
+PROVING_RATE = 0.1
+EPSILON, PROVING_EPSILON = 1e-7, 1e-2
+
 
 class Stored(Batches):
     """The first batches of a data set, made at once and handed out again in every epoch.
@@ -121,11 +127,19 @@ class Contest:
     def image_shape(self):
         return (*self.image_size, self.channels)
 
-    def _trainer(self, **options):
+    def _rate(self, proving):
+        """Adam's learning rate and epsilon."""
+        rate = self.LEARNING_RATE * (PROVING_RATE if proving else 1)
+        return {"learning_rate": rate, "epsilon": PROVING_EPSILON if proving else EPSILON}
+
+    def _adam(self, proving, **options):
+        return keras.optimizers.Adam(**self._rate(proving), **options)
+
+    def _trainer(self, proving, **options):
         """Makes the native trainer of the framework that runs."""
         name = f"{keras.backend.backend()}_{self.network}"
         native = importlib.import_module(f"keras_segen.compare.native.{name}")
-        return native.Trainer(filters=self.filters, learning_rate=self.LEARNING_RATE, **options)
+        return native.Trainer(filters=self.filters, **self._rate(proving), **options)
 
 
 class Masks(Contest):
@@ -151,21 +165,23 @@ class Masks(Contest):
     def load_data(self):
         return self._experiment().load_data("train")
 
-    def build(self, dataset, side="fit"):
-        """Builds our network, ready for `fit`: with the loss alone, or as `train` does."""
+    def build(self, dataset, side="fit", proving=False):
+        """Builds our network, ready for `fit`: with the loss alone, or as `train` does.
+
+        For a proof Adam goes in shorter steps.
+        """
         experiment = self._experiment()
         model = experiment.build_model(dataset)
         if side == "fit":
-            model.compile(
-                keras.optimizers.Adam(self.LEARNING_RATE), loss=experiment.make_loss(dataset)
-            )
+            model.compile(self._adam(proving), loss=experiment.make_loss(dataset))
         else:
             experiment.compile(model, dataset, steps_per_epoch=1)
         return model
 
-    def native(self, dataset, weights, same_noise=False):
+    def native(self, dataset, weights, proving=False):
         """Makes the native counterpart, which starts from these weights."""
         return self._trainer(
+            proving,
             weights=weights,
             channels=self.channels,
             num_classes=dataset.num_classes,
@@ -196,12 +212,13 @@ class Latent(Contest):
             data.load(self.data, "train", size=self.image_size, channels=self.channels)
         )
 
-    def native(self, dataset, weights, same_noise=False):
+    def native(self, dataset, weights, proving=False):
         return self._trainer(
+            proving,
             weights=weights,
             image_shape=self.image_shape,
             latent_dim=self.LATENT_DIM,
-            draw=self._draw if same_noise else None,
+            draw=self._draw if proving else None,
             **self.OPTIONS,
         )
 
@@ -218,7 +235,7 @@ class DCGAN(Latent):
     LOSSES = ("d_loss", "g_loss")
     OPTIONS = {"average": 0.999}
 
-    def build(self, dataset, side="fit"):
+    def build(self, dataset, side="fit", proving=False):
         gan = generation.GAN(
             generation.dcgan_generator(self.image_shape, self.LATENT_DIM, self.filters),
             generation.dcgan_discriminator(self.image_shape, self.filters),
@@ -226,7 +243,7 @@ class DCGAN(Latent):
             seed=self.seed,
         )
         initialize(gan, self.seed)
-        gan.compile(*(keras.optimizers.Adam(self.LEARNING_RATE, beta_1=0.5) for _ in range(2)))
+        gan.compile(*(self._adam(proving, beta_1=0.5) for _ in range(2)))
         return gan
 
     def parts(self, model):
@@ -251,14 +268,14 @@ class VAE(Latent):
     LOSSES = ("loss",)
     OPTIONS = {}
 
-    def build(self, dataset, side="fit"):
+    def build(self, dataset, side="fit", proving=False):
         vae = generation.VAE(
             generation.vae_encoder(self.image_shape, self.LATENT_DIM, self.filters),
             generation.vae_decoder(self.image_shape, self.LATENT_DIM, self.filters),
             seed=self.seed,
         )
         initialize(vae, self.seed)
-        vae.compile(keras.optimizers.Adam(self.LEARNING_RATE))
+        vae.compile(self._adam(proving))
         return vae
 
     def parts(self, model):
@@ -307,7 +324,8 @@ def prove(contest, dataset, batches, tell=lambda text: None):
     From the same weights and for the same inputs both must predict the same. Then each takes one
     step per batch: the losses of every step must be the same, and at the end what batch
     normalization remembers; and from the weights that we have then, both must predict the same
-    again. The tolerances are `PREDICTIONS`, `LOSSES` and `STATISTICS`.
+    again. The tolerances are `PREDICTIONS`, `LOSSES` and `STATISTICS`. Adam goes in shorter
+    steps (`PROVING_RATE`), and the native side draws the noise that ours draws.
 
     Args:
         contest: a `Contest`.
@@ -323,10 +341,10 @@ def prove(contest, dataset, batches, tell=lambda text: None):
         ValueError: they parted; the message says where.
     """
     inputs = contest.inputs(batches)
-    model = contest.build(dataset)
+    model = contest.build(dataset, proving=True)
     parts = contest.parts(model)
     tell("predicting from the same weights …")
-    native = contest.native(dataset, weights_by_name(parts), same_noise=True)
+    native = contest.native(dataset, weights_by_name(parts), proving=True)
     predictions = [_same_predictions(contest, model, native, inputs, "at the start")]
 
     tell(f"taking {len(batches)} steps each …")

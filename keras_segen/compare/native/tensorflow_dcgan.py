@@ -67,21 +67,22 @@ class Trainer:
         latent_dim: int, numbers in a code.
         filters: tuple of ints.
         learning_rate: float.
+        epsilon: float, Adam's.
         average: float, how much of the averaged generator stays in each step.
         draw: `callable(step, batch) -> codes`, float32 `(batch, latent_dim)`, NumPy; None for
             TensorFlow's own.
     """
 
     def __init__(
-        self, weights, image_shape, latent_dim, filters, learning_rate, average, draw=None
+        self, weights, image_shape, latent_dim, filters, learning_rate, epsilon, average, draw=None
     ):
         self.generator = make_variables(weights, prefix="generator/")
         self.discriminator = make_variables(weights, prefix="discriminator/")
         self.average = make_variables(weights, prefix="average/")
         self.trainable_g = trainable(self.generator)
         self.trainable_d = trainable(self.discriminator)
-        self.optimizer_g = Adam(self.trainable_g, learning_rate, beta_1=0.5)
-        self.optimizer_d = Adam(self.trainable_d, learning_rate, beta_1=0.5)
+        self.optimizer_g = Adam(self.trainable_g, learning_rate, epsilon, beta_1=0.5)
+        self.optimizer_d = Adam(self.trainable_d, learning_rate, epsilon, beta_1=0.5)
         self.levels = len(filters)
         height, width, _ = image_shape
         self.smallest = (height >> self.levels, width >> self.levels, filters[-1])

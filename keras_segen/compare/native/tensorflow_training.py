@@ -51,7 +51,7 @@ def batch_norm(variables, x, name, training, epsilon=1e-3, momentum=0.9):
 class Adam:
     """Adam (Kingma, Ba, 2015), https://arxiv.org/abs/1412.6980, by TensorFlow's own kernel."""
 
-    def __init__(self, variables, learning_rate, beta_1=0.9, beta_2=0.999, epsilon=1e-7):
+    def __init__(self, variables, learning_rate, epsilon, beta_1=0.9, beta_2=0.999):
         self.variables = variables
         self.learning_rate = learning_rate
         self.beta_1, self.beta_2, self.epsilon = beta_1, beta_2, epsilon

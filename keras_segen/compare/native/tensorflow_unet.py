@@ -63,15 +63,18 @@ class Trainer:
         num_classes: int.
         filters: tuple of ints.
         learning_rate: float.
+        epsilon: float, Adam's.
         ignore_class: int or None, the label of the pixels that are left out.
     """
 
     fixed = ()  # weights that no gradient moves
 
-    def __init__(self, weights, channels, num_classes, filters, learning_rate, ignore_class=None):
+    def __init__(
+        self, weights, channels, num_classes, filters, learning_rate, epsilon, ignore_class=None
+    ):
         self.variables = make_variables(weights)
         self.trainable = trainable(self.variables, self.fixed)
-        self.optimizer = Adam(self.trainable, learning_rate)
+        self.optimizer = Adam(self.trainable, learning_rate, epsilon)
         self.filters = filters
         self.ignore_class = ignore_class
 

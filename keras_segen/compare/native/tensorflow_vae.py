@@ -51,14 +51,17 @@ class Trainer:
         latent_dim: int, numbers in a code.
         filters: tuple of ints.
         learning_rate: float.
+        epsilon: float, Adam's.
         draw: `callable(step, batch) -> noise`, float32 `(batch, latent_dim)`, NumPy; None for
             TensorFlow's own.
     """
 
-    def __init__(self, weights, image_shape, latent_dim, filters, learning_rate, draw=None):
+    def __init__(
+        self, weights, image_shape, latent_dim, filters, learning_rate, epsilon, draw=None
+    ):
         self.variables = make_variables(weights)
         self.trainable = trainable(self.variables)
-        self.optimizer = Adam(self.trainable, learning_rate)
+        self.optimizer = Adam(self.trainable, learning_rate, epsilon)
         self.levels = len(filters)
         height, width, _ = image_shape
         self.smallest = (height >> self.levels, width >> self.levels, filters[-1])

@@ -89,13 +89,14 @@ class Trainer:
         latent_dim: int, numbers in a code.
         filters: tuple of ints.
         learning_rate: float.
+        epsilon: float, Adam's.
         average: float, how much of the averaged generator stays in each step.
         draw: `callable(step, batch) -> codes`, float32 `(batch, latent_dim)`, NumPy; None for
             PyTorch's own.
     """
 
     def __init__(
-        self, weights, image_shape, latent_dim, filters, learning_rate, average, draw=None
+        self, weights, image_shape, latent_dim, filters, learning_rate, epsilon, average, draw=None
     ):
         self.generator = Generator(image_shape, latent_dim, filters)
         self.discriminator = Discriminator(image_shape, filters)
@@ -107,7 +108,7 @@ class Trainer:
             network.to(DEVICE, memory_format=torch.channels_last)
         self.average.eval().requires_grad_(False)
         self.optimizer_g, self.optimizer_d = (
-            Adam(network.parameters(), learning_rate, betas=(0.5, 0.999))
+            Adam(network.parameters(), learning_rate, epsilon, betas=(0.5, 0.999))
             for network in (self.generator, self.discriminator)
         )
         self.latent_dim = latent_dim

@@ -74,7 +74,7 @@ class Adam(torch.optim.Adam):
     is another number for weights whose gradient is as small as epsilon.
     """
 
-    def __init__(self, parameters, learning_rate, betas=(0.9, 0.999), epsilon=1e-7):
+    def __init__(self, parameters, learning_rate, epsilon, betas=(0.9, 0.999)):
         super().__init__(parameters, learning_rate, betas)
         self.epsilon = epsilon
         self.steps = 0

@@ -75,16 +75,19 @@ class Trainer:
         num_classes: int.
         filters: tuple of ints.
         learning_rate: float.
+        epsilon: float, Adam's.
         ignore_class: int or None, the label of the pixels that are left out.
     """
 
     Network = UNet
 
-    def __init__(self, weights, channels, num_classes, filters, learning_rate, ignore_class=None):
+    def __init__(
+        self, weights, channels, num_classes, filters, learning_rate, epsilon, ignore_class=None
+    ):
         self.network = self.Network(channels, num_classes, filters)
         load_weights(self.network, weights)
         self.network.to(DEVICE, memory_format=torch.channels_last)
-        self.optimizer = Adam(self.network.parameters(), learning_rate)
+        self.optimizer = Adam(self.network.parameters(), learning_rate, epsilon)
         self.loss = nn.CrossEntropyLoss(ignore_index=-100 if ignore_class is None else ignore_class)
 
     def train(self, batches):

@@ -67,16 +67,19 @@ class Trainer:
         latent_dim: int, numbers in a code.
         filters: tuple of ints.
         learning_rate: float.
+        epsilon: float, Adam's.
         draw: `callable(step, batch) -> noise`, float32 `(batch, latent_dim)`, NumPy; None for
             PyTorch's own.
     """
 
-    def __init__(self, weights, image_shape, latent_dim, filters, learning_rate, draw=None):
+    def __init__(
+        self, weights, image_shape, latent_dim, filters, learning_rate, epsilon, draw=None
+    ):
         self.network = VAE(image_shape, latent_dim, filters)
         load_weights(self.network.encoder, weights)
         load_weights(self.network.decoder, weights)
         self.network.to(DEVICE, memory_format=torch.channels_last)
-        self.optimizer = Adam(self.network.parameters(), learning_rate)
+        self.optimizer = Adam(self.network.parameters(), learning_rate, epsilon)
         self.draw = draw
         self.step = 0
 
