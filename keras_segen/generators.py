@@ -194,7 +194,8 @@ class GeneratorExperiment(Recipe):
         if self.judge:
             best = min(history["val_kernel_distance"])
             return f"Smallest kernel distance to validation images {best:.4f}"
-        return f"{len(history['epoch'])} epochs trained"
+        count = len(history["epoch"])
+        return f"{count} epoch{'s' if count != 1 else ''} trained"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -53,6 +53,8 @@ def test_lists():
     datasets, models = run("datasets").stdout, run("models").stdout
     assert datasets.startswith("shapes  ") and "\nfolder:PATH  " in datasets
     assert models.startswith("unet  ") and "\nplain_unet  " in models
+    for name in ("dcgan", "sngan", "vae"):
+        assert f"\n{name}  {name.upper()}: " in models
 
 
 def test_train_resume_evaluate_predict(trained, picture_folder, tmp_path):
@@ -66,6 +68,30 @@ def test_train_resume_evaluate_predict(trained, picture_folder, tmp_path):
     assert predicted.startswith("1 masks in")
     with Image.open(tmp_path / "masks" / "scene1.png") as mask:
         assert mask.size == (32, 32)
+
+
+def test_a_generator_is_trained_and_judged(tmp_path):
+    folder, extractor = tmp_path / "run", tmp_path / "small.keras"
+    done = run(
+        *("train", "vae", "--data", "shapes", "--image-size", "8x8", "--filters", "4"),
+        *("--latent-dim", 3, "--batch-size", 128, "--epochs", 1, "--run", folder),
+    )
+    assert "Best validation ELBO" in done.stdout
+    images = keras.Input((8, 8, 3))
+    keras.Model(images, keras.layers.Conv2D(4, 3)(images)).save(extractor)
+    options = ("--extractor", extractor, "--count", 40)
+    done = run("evaluate", folder, *options, KERAS_SEGEN_CACHE=str(tmp_path / "cache"))
+    for text in (
+        *("generated against real", "half of the real against the other", "noise against real"),
+        *("Fréchet distance on small.keras: 4 features. 40 real images of test", "ELBO "),
+        *("Importance-weighted bound", "128 images, 64 codes each", "evaluation-test.json"),
+    ):
+        assert text in done.stdout
+
+
+def test_extractors_are_for_pictures(trained):
+    done = run("evaluate", trained, "--count", 40, code=1)
+    assert "error: --extractor and --count are for pictures" in done.stderr
 
 
 def test_predict_takes_every_option(trained, picture_folder, tmp_path):
@@ -127,6 +153,9 @@ def test_a_terminated_training_says_how_to_go_on(picture_folder, tmp_path):
         (["train", "--filters", "a"], "--filters is 'a'"),
         (["train", "--optimizer", "lion"], "optimizer is 'lion'"),
         (["train", "unett"], "no model 'unett'"),
+        (["train", "unet", "--r1", "1"], "--r1 is for dcgan, sngan; unet has none"),
+        (["train", "vae", "--loss", "hinge"], "fcn, dcgan, sngan; vae has none"),
+        (["crossval", "vae"], "vae makes pictures"),
         (["train", "--backend", "jax"], "'jax'"),
         (["evaluate", "nowhere"], "no run.json"),
         (["compare", "--backends", "torch,jax"], "'jax'"),

@@ -22,6 +22,7 @@ from keras_segen import (
     segmentation,
     training,
 )
+from keras_segen.files import write_json
 from keras_segen.generation import adversarial, vae
 from keras_segen.generators import GanExperiment, VaeExperiment
 
@@ -340,6 +341,87 @@ def test_what_data_a_model_needs_is_said(pictures):
     trained = plan("dcgan", pictures, precision="float64")
     with pytest.raises(ValueError, match="for `compare --parity`"):
         trained.build_model(trained.load_data("train"))
+
+
+@pytest.fixture(scope="module")
+def judged_run(tmp_path_factory):
+    """Judged after each epoch; its second epoch, of a wild rate, is worse than the first."""
+    run = tmp_path_factory.mktemp("runs") / "judged"
+    trained = plan("vae", "shapes", judge=40, batch_size=64, epochs=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KERAS_SEGEN_CACHE", str(run.parent / "cache"))
+        training.train(trained, run, callbacks=[RateInEpoch(1, 1.0)], verbose=0)
+    return run
+
+
+class RateInEpoch(keras.callbacks.Callback):
+    def __init__(self, epoch, rate):
+        super().__init__()
+        self.at, self.rate = epoch, rate
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == self.at:
+            self.model.optimizer.learning_rate = self.rate
+
+
+def test_a_judged_run_keeps_the_epoch_that_comes_closest(judged_run, monkeypatch):
+    monkeypatch.setenv("KERAS_SEGEN_CACHE", str(judged_run.parent / "cache"))
+    run = training.load_run(judged_run)
+    assert run["kept"] == "the model of the epoch with the smallest val_kernel_distance"
+    history = training.read_history(judged_run)
+    first, second = history["val_kernel_distance"]
+    assert first < second and len(history["val_frechet_distance"]) == 2
+    val_data = experiment.read(run["experiment"]).load_data("val")
+    found = generation.evaluate(training.load_model(judged_run), val_data, count=40)
+    assert found["kernel_distance"] == pytest.approx(first, rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def small_extractor(tmp_path_factory):
+    images = keras.Input((8, 8, 3))
+    model = keras.Model(images, keras.layers.Conv2D(4, 3, name="features")(images))
+    determinism.initialize(model, seed=0)
+    path = tmp_path_factory.mktemp("extractor") / "small.keras"
+    model.save(path)
+    return path
+
+
+def test_a_run_is_judged_on_a_split(judged_run, small_extractor, tmp_path, monkeypatch, read_json):
+    monkeypatch.setenv("KERAS_SEGEN_CACHE", str(tmp_path))
+    result = judging.evaluate(judged_run, "test", extractor=small_extractor, count=50)
+    assert result == read_json(judged_run / "evaluation-test.json")
+    assert (result["split"], result["real_images"], result["fake_images"]) == ("test", 50, 50)
+    assert result["extractor"] == "small.keras"
+    assert result["checkpoint"] == training.load_run(judged_run)["kept"]
+    noise = result["sanity"]["real_against_noise"]["kernel_distance"]
+    assert result["sanity"]["real_against_real"]["kernel_distance"] < noise
+    assert result["model_sha256"] == training.model_digest(judged_run)
+
+    bounds, weighted = result["bounds"], result["bounds"]["importance_weighted"]
+    assert bounds["images"] == weighted["images"] == 128 and weighted["samples"] == 64
+    assert bounds["elbo"] == pytest.approx(-(bounds["reconstruction"] + bounds["kl"]))
+    assert weighted["elbo"] == pytest.approx(bounds["elbo"], rel=1e-5)
+    assert weighted["bound"] > weighted["elbo"]  # the tighter of the two
+    assert weighted["bits_per_dimension"] < bounds["bits_per_dimension"]
+    dimensions = 8 * 8 * 3 * np.log(2)
+    assert bounds["bits_per_dimension"] == pytest.approx(8 - bounds["elbo"] / dimensions)
+
+
+def test_the_bounds_of_a_vae_with_classes_are_told_them(pictures):
+    trained = plan("vae", pictures, conditional=True)
+    val_data = trained.load_data("train")
+    found = judging.bounds(trained.build_model(val_data), val_data, batch_size=4)
+    assert found["importance_weighted"]["images"] == 16
+    assert found["importance_weighted"]["bound"] > found["elbo"]
+
+
+def test_evaluating_a_run_knows_what_its_model_makes(gan_run, tmp_path):
+    with pytest.raises(ValueError, match="2 reals; expected 40 or more"):
+        evaluation.evaluate(gan_run, "test")
+    run = training.load_run(gan_run)
+    write_json(tmp_path / "run.json", {**run, "experiment": {"model": "unet"}})
+    with pytest.raises(ValueError, match="a run of unet, which makes masks: use .*evaluation"):
+        judging.evaluate(tmp_path)
 
 
 def test_what_is_for_masks_says_so(gan_run, pictures, tmp_path):
