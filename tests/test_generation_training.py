@@ -343,6 +343,17 @@ def test_what_data_a_model_needs_is_said(pictures):
         trained.build_model(trained.load_data("train"))
 
 
+def test_early_stopping_goes_by_what_is_watched():
+    def stops(trained, *values):
+        name, _ = trained.monitor
+        return training._stops_early(trained, [{name: str(value)} for value in values])
+
+    bound = VaeExperiment(early_stopping=2)
+    assert stops(bound, -5.0, -6.0, -7.0) and not stops(bound, -5.0, -6.0, -4.0)
+    distance = GanExperiment(early_stopping=2, judge=40)
+    assert stops(distance, 0.1, 0.2, 0.3) and not stops(distance, 0.3, 0.2, 0.1)
+
+
 @pytest.fixture(scope="module")
 def judged_run(tmp_path_factory):
     """Judged after each epoch; its second epoch, of a wild rate, is worse than the first."""

@@ -398,7 +398,7 @@ def charts(report):
         note = "Of the two losses at each step; both start from the same weights."
         if len(of_each) > 1:
             note = (
-                f"Of {listing([LOSSES.get(loss, loss) for loss in of_each])}, the larger, relative "
+                f"The largest of {listing([LOSSES.get(loss, loss) for loss in of_each])}, relative "
                 "to the largest loss of the step; both start from the same weights."
             )
         if (differences <= SMALLEST_DIFFERENCE).any():
