@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from keras_segen import plot, training
+from keras_segen.data.dataset import Items
 from keras_segen.determinism import rng
 from keras_segen.experiment import read
 from keras_segen.files import write_atomically
@@ -156,7 +157,7 @@ def neighbours(model, reals, held_out=None, rows=8, extractor=None, label=None, 
     Args:
         model: a `GAN` or `VAE`.
         reals: a data set or images: those of the training.
-        held_out: a data set of new real images to compare with, or None.
+        held_out: a data set or images: new real ones to compare with; or None.
         rows: int, samples that are drawn, 1 to 32.
         extractor: as in `keras_segen.generation.load_extractor`, to compare features; None
             compares pixels.
@@ -201,8 +202,10 @@ def _describe_distances(what, distances):
 
 
 def _pick(dataset, count, seed):
-    """Returns some images of a data set, at most `count`: `(number, …)`."""
+    """Returns some images of a data set or an array, at most `count`: `(number, …)`."""
     chosen = rng("images to look at", seed).permutation(len(dataset))[:count]
+    if not isinstance(dataset, Items):
+        return np.asarray(dataset)[chosen]
     return np.stack([dataset[int(index)][0] for index in chosen])
 
 

@@ -1,5 +1,9 @@
 """Looking at generators: the right images in the right places, and the right measures."""
 
+import os
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -152,6 +156,8 @@ def test_copies_are_told_from_new_images():
     assert above[1] == "64 samples: 0, 0.00"
     assert above[2].startswith("10 new real images: ")
     assert float(above[2].split()[-1]) > 0.5
+    images = np.stack([held_out[index][0] for index in range(10)])
+    assert looking.neighbours(model, reals, images, rows=1).get_suptitle() == "\n".join(above)
     with pytest.raises(ValueError, match="1 to 32 samples can be drawn beside real ones; not 33"):
         looking.neighbours(model, reals, rows=33)
 
@@ -273,3 +279,15 @@ def test_what_a_run_cannot_give_is_said_and_nothing_is_written(
 def test_a_folder_without_a_run_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="is no run folder"):
         looking.generate(tmp_path, tmp_path / "out.png")
+
+
+def test_the_command_says_what_it_made_and_what_it_cannot(runs, tmp_path):
+    command = [sys.executable, "-m", "keras_segen", "generate", str(runs / "gan")]
+    options = {"cwd": tmp_path, "capture_output": True, "text": True}
+    environment = {**os.environ, "COLUMNS": "200"}
+    done = subprocess.run([*command, "--class", "star", "--count", "2"], env=environment, **options)
+    assert done.stdout.strip() == f"2 samples of {runs / 'gan'} (seed 0) in samples.png"
+    assert (tmp_path / "samples.png").exists()
+    done = subprocess.run([*command, "--class", "cow"], env=environment, **options)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "error: no class is named 'cow'; expected one of box, disc, star" in done.stderr
