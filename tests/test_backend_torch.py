@@ -82,3 +82,113 @@ def test_a_keras_that_does_not_copy_is_left_alone(monkeypatch):
     monkeypatch.delattr(keras_nn, "_transpose_spatial_inputs")
     backend.torch._drop_copies_around_convolutions()
     assert not hasattr(keras_nn, "_transpose_spatial_inputs")
+
+
+def test_the_installed_keras_still_composes_batch_normalization():
+    """When this fails, `backend.torch._fuse_batch_normalization` can be deleted."""
+    layer = layers.BatchNormalization()
+    layer.build((None, 4, 4, 3))
+    original = layers.BatchNormalization.call.__wrapped__
+    outputs = original(layer, torch.rand(2, 4, 4, 3, requires_grad=True), training=True)
+    assert "NativeBatchNormBackward0" not in operations(outputs)
+
+
+def operations(tensor):
+    """The names of all operations that a tensor was computed by."""
+    names, pending = set(), [tensor.grad_fn]
+    while pending:
+        node = pending.pop()
+        if node is not None:
+            names.add(node.name())
+            pending += [before for before, _ in node.next_functions]
+    return names
+
+
+def normalization(**options):
+    layer = layers.BatchNormalization(momentum=0.7, epsilon=1e-2, **options)
+    layer.build((None, 5, 6, 3))
+    generator = np.random.default_rng(0)
+    for weight in layer.weights:
+        weight.assign(generator.uniform(0.5, 1.5, weight.shape))
+    return layer
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_normalization_is_one_operation_with_keras_results(training):
+    images = np.random.default_rng(1).normal(1.0, 2.0, (4, 5, 6, 3)).astype("float32")
+
+    def results(call):
+        layer, x = normalization(), torch.tensor(images, requires_grad=True)
+        outputs = call(layer, x)
+        sources = [x, *(weight.value for weight in layer.trainable_weights)]
+        (gradient, *_) = found = torch.autograd.grad(
+            outputs.pow(3).sum(), sources, create_graph=True
+        )
+        second = torch.autograd.grad(gradient.pow(2).sum(), x)
+        names = operations(outputs)
+        return names, [outputs, *found, *second, *(weight.value for weight in layer.weights)]
+
+    original = layers.BatchNormalization.call.__wrapped__
+    names, ours = results(lambda layer, x: layer(x, training=training))
+    assert names & {"NativeBatchNormBackward0", "CudnnBatchNormBackward0"}
+    _, theirs = results(lambda layer, x: original(layer, x, training=training))
+    for found, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_large_mean_costs_no_digits():
+    """The variance of 1000 +- 0.1, which E[x^2] - E[x]^2 in float32 cannot see."""
+    images = np.random.default_rng(0).normal(1000.0, 0.1, (4, 16, 16, 3)).astype("float32")
+    layer = layers.BatchNormalization(momentum=0.0)
+    layer(images, training=True)
+    expected = images.astype("float64").var((0, 1, 2))
+    np.testing.assert_allclose(layer.moving_variance.value.detach(), expected, rtol=1e-3)
+
+
+def test_a_frozen_batch_normalization_keeps_its_averages():
+    layer = normalization()
+    layer.trainable = False
+    before = layer.get_weights()
+    x = torch.rand(4, 5, 6, 3)
+    torch.testing.assert_close(layer(x, training=True), layer(x, training=False))
+    for weight, value in zip(layer.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, value)
+
+
+def test_averages_are_forgotten_in_a_stateless_scope():
+    layer = normalization()
+    before = layer.moving_mean.numpy().copy()
+    with keras.StatelessScope() as scope:
+        layer(torch.rand(4, 5, 6, 3), training=True)
+        assert scope.get_current_value(layer.moving_mean) is not None
+    np.testing.assert_array_equal(layer.moving_mean.numpy(), before)
+
+
+@pytest.mark.parametrize(
+    "options, shape",
+    [
+        ({}, (6, 3)),
+        ({"axis": 1}, (4, 3, 5, 6)),
+        ({"scale": False}, (4, 5, 6, 3)),
+        ({"center": False}, (4, 5, 6, 3)),
+        ({"renorm": True}, (4, 5, 6, 3)),
+        ({"dtype": "float64"}, (4, 5, 6, 3)),
+        ({"dtype": "mixed_float16"}, (4, 5, 6, 3)),
+        ({}, (1, 1, 1, 3)),
+    ],
+)
+def test_unusual_batch_normalization_is_left_to_keras(options, shape):
+    layer = layers.BatchNormalization(**options)
+    layer.build((None, *shape[1:]))
+    outputs = layer(torch.rand(shape, requires_grad=True), training=True)
+    assert not any("BatchNorm" in name for name in operations(outputs))
+    assert outputs.shape == shape
+
+
+def test_a_keras_without_moments_of_its_own_is_left_alone(monkeypatch):
+    def call(self, inputs, training=None, mask=None):
+        return inputs
+
+    monkeypatch.setattr(layers.BatchNormalization, "call", call)
+    backend.torch._fuse_batch_normalization()
+    assert layers.BatchNormalization.call is call

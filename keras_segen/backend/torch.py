@@ -1,6 +1,7 @@
 """The seam on PyTorch: see `tensorflow.py` for the same functions on TensorFlow."""
 
 import contextlib
+import functools
 
 import keras
 import numpy as np
@@ -35,6 +36,60 @@ def _drop_copies_around_convolutions():
 
 
 _drop_copies_around_convolutions()
+
+
+def _fuse_batch_normalization():
+    """Lets batch normalization run as PyTorch's own operation.
+
+    Keras 3.15 composes it of means, squares, differences and products of the whole picture, each
+    a pass over it, and as many on the way back: a good part of a U-Net's training step on a CPU.
+    PyTorch's operation computes the same in two passes, and the variance from the differences to
+    the mean instead of as E[x^2] - E[x]^2, which loses its digits where the mean is large.
+
+    Only what is usual is replaced: float32 pictures whose last axis is normalized. Where Keras no
+    longer computes the moments itself, nothing is.
+    """
+    layer = keras.layers.BatchNormalization
+    original = layer.call
+    batch_norm = torch.nn.functional.batch_norm
+    if "_moments" not in original.__code__.co_names:
+        return
+
+    @functools.wraps(original)
+    def call(self, inputs, training=None, mask=None):
+        numbers = inputs.numel() // inputs.shape[-1] if inputs.ndim == 4 else 0
+        usual = (
+            numbers > 1  # one number has no variance
+            and inputs.dtype == torch.float32
+            and self.compute_dtype == "float32"
+            and self.axis in (-1, 3)
+            and self.scale
+            and self.center
+            and mask is None
+            and not self.renorm
+            and not self.synchronized
+            and not torch.compiler.is_exporting()
+        )
+        if not usual:
+            return original(self, inputs, training=training, mask=mask)
+        x = torch.permute(inputs, (0, 3, 1, 2))
+        weights = (self.gamma.value, self.beta.value)
+        if training and self.trainable:
+            # With a momentum of 1 they become the batch's own, the variance with n - 1 as divisor.
+            mean, variance = inputs.new_zeros(2, inputs.shape[-1])
+            x = batch_norm(x, mean, variance, *weights, True, 1.0, self.epsilon)
+            variance = variance * ((numbers - 1) / numbers)
+            for moving, now in ((self.moving_mean, mean), (self.moving_variance, variance)):
+                moving.assign(moving * self.momentum + now * (1.0 - self.momentum))
+        else:
+            moving = (self.moving_mean.value, self.moving_variance.value)
+            x = batch_norm(x, *moving, *weights, False, 0.0, self.epsilon)
+        return torch.permute(x, (0, 2, 3, 1))
+
+    layer.call = call
+
+
+_fuse_batch_normalization()
 
 
 def check(condition, message):
