@@ -285,7 +285,7 @@ def generate(
         load_data = read(run["experiment"]).load_data
         reals, held_out = load_data(split), load_data("val" if split == "test" else "test")
         figure = neighbours(model, reals, held_out, count, extractor, label, seed)
-        what = f"{count} samples and the images of {split} nearest to them"
+        what, of = f"{count} samples", f"{of} beside the nearest images of {split}"
         text = figure.get_suptitle() + "\n"
     else:
         figure = samples(model, count, label, seed, names)
