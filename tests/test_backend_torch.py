@@ -14,6 +14,7 @@ if keras.backend.backend() != "torch":
     pytest.skip("on PyTorch only", allow_module_level=True)
 
 import torch
+from keras.src.backend.torch import core as keras_core
 from keras.src.backend.torch import nn as keras_nn
 
 
@@ -82,6 +83,65 @@ def test_a_keras_that_does_not_copy_is_left_alone(monkeypatch):
     monkeypatch.delattr(keras_nn, "_transpose_spatial_inputs")
     backend.torch._drop_copies_around_convolutions()
     assert not hasattr(keras_nn, "_transpose_spatial_inputs")
+
+
+def laid_out(tensor):
+    return tensor.permute(3, 2, 0, 1).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_installed_keras_still_copies_kernels():
+    """When this fails, `backend.torch._lay_kernels_out_for_convolutions` can be deleted."""
+    kernel = torch.empty(3, 3, 4, 5)
+    transposed = keras_nn._maybe_convert_to_channels_last(keras_nn._transpose_conv_kernel(kernel))
+    assert transposed.data_ptr() != kernel.data_ptr()
+
+
+@pytest.mark.parametrize("kind", [layers.Conv2D, layers.Conv2DTranspose])
+def test_kernels_are_not_copied(kind):
+    layer = kind(5, 3)
+    layer.build((None, 8, 8, 4))
+    values = np.random.default_rng(0).random(layer.kernel.shape, dtype="float32")
+    layer.kernel.assign(values)
+    kernel = layer.kernel.value
+    transposed = keras_nn._maybe_convert_to_channels_last(keras_nn._transpose_conv_kernel(kernel))
+    assert transposed.data_ptr() == kernel.data_ptr()
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(kernel), values)
+    np.testing.assert_array_equal(transposed.detach(), values.transpose(3, 2, 0, 1))
+
+
+def test_kernels_lie_alike_with_their_gradients_and_after_training_and_loading(tmp_path):
+    model = keras.Sequential([keras.Input((8, 8, 4)), layers.Conv2D(5, 3), layers.Flatten()])
+    model.compile("adam", "mse")
+    images = np.random.default_rng(0).random((2, 8, 8, 4), dtype="float32")
+    model.train_on_batch(images, np.zeros((2, 180), "float32"))
+    kernel = model.layers[0].kernel
+    moments = [v.value for v in model.optimizer.variables if v.ndim == 4]
+    assert len(moments) == 2
+    for tensor in (kernel.value, kernel.value.grad, *moments):
+        assert laid_out(tensor)
+    backend.save_model(model, tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert laid_out(loaded.layers[0].kernel.value)
+    np.testing.assert_array_equal(loaded.predict(images, verbose=0), backend.infer(model, images))
+
+
+def test_a_parameter_of_somebody_else_stays_as_it_is():
+    parameter = torch.nn.Parameter(torch.rand(2, 3, 4, 5))
+    variable = keras.Variable(parameter)
+    assert variable.value is parameter and parameter.is_contiguous()
+
+
+def test_a_keras_that_does_not_copy_kernels_is_left_alone(monkeypatch):
+    def initialize(self, value):
+        pass
+
+    monkeypatch.setattr(keras_core.Variable, "_initialize", initialize)
+    monkeypatch.setattr(keras_nn, "_maybe_convert_to_channels_last", lambda tensor: tensor)
+    backend.torch._lay_kernels_out_for_convolutions()
+    assert keras_core.Variable._initialize is initialize
+    monkeypatch.delattr(keras_nn, "_maybe_convert_to_channels_last")
+    backend.torch._lay_kernels_out_for_convolutions()
+    assert keras_core.Variable._initialize is initialize
 
 
 def test_the_installed_keras_still_composes_batch_normalization():

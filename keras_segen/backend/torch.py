@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import torch
 from keras.src.backend.common import dtypes as keras_dtypes
+from keras.src.backend.torch import core as keras_core
 from keras.src.backend.torch import nn as keras_nn
 from keras.src.utils.module_utils import tensorflow as tensorflow_if_imported
 
@@ -36,6 +37,40 @@ def _drop_copies_around_convolutions():
 
 
 _drop_copies_around_convolutions()
+
+
+def _lay_kernels_out_for_convolutions():
+    """Lets kernels lie in memory in the order in which PyTorch's convolutions want them.
+
+    Keras 3.15 transposes a kernel (height, width, in, out) to PyTorch's order of axes and copies
+    the result to channels-last memory, in every convolution of every step and prediction. If its
+    numbers lie in the order (out, height, width, in) from the beginning, the transposed kernel is
+    in channels-last memory already, and nothing is copied. Shape and values are the same.
+
+    All variables of four axes are laid out so, those of optimizers too: operations on several
+    tensors are fastest if these lie alike. Where Keras does not copy kernels, nothing changes.
+    """
+    transpose = getattr(keras_nn, "_transpose_conv_kernel", None)
+    convert = getattr(keras_nn, "_maybe_convert_to_channels_last", None)
+    kernel = torch.empty(2, 2, 2, 2)
+    if transpose is None or convert is None:
+        return
+    if convert(transpose(kernel)).data_ptr() == kernel.data_ptr():
+        return
+    original = keras_core.Variable._initialize
+
+    @functools.wraps(original)
+    def initialize(self, value):
+        original(self, value)
+        if self._value.ndim == 4 and self._value is not value:  # not a parameter of somebody else
+            laid_out = self._value.data.permute(3, 2, 0, 1)
+            laid_out = laid_out.contiguous(memory_format=torch.channels_last)
+            self._value.data = laid_out.permute(2, 3, 1, 0)
+
+    keras_core.Variable._initialize = initialize
+
+
+_lay_kernels_out_for_convolutions()
 
 
 def _fuse_batch_normalization():
