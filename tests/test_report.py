@@ -166,7 +166,7 @@ def complete_report():
         ],
         "parity": parity_part(),
         "loss_difference": (np.abs(one - other) / one).tolist(),
-        "loss_tolerance": {"relative": 1e-3, "steps": 20},
+        "loss_tolerance": {"relative": [1e-3] * 20},
         "pictures": [
             {
                 "title": "The same images on both",

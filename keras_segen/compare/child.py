@@ -76,6 +76,7 @@ def train(folder, started):
 
     from keras_segen import backend, machine
     from keras_segen.compare import speed
+    from keras_segen.compare.parity import loss_difference
     from keras_segen.page import plain
 
     experiment = read_json(folder / "experiment.json")
@@ -164,7 +165,44 @@ def train(folder, started):
             "metrics": figures,
         }
     )
+    if subject.nudged_steps:
+        tell("phase", phase="measuring what a rounding does")
+        # The steps whose batches are known: those of whole epochs, or of the first one's begin.
+        steps = subject.nudged_steps if per_epoch == len(batches) else per_epoch
+        steps = min(steps, subject.nudged_steps, len(recorder.seconds))
+        nudged = nudged_losses(experiment, train_data, steps)
+        result["rounding"] = plain(loss_difference(recorder.losses, nudged))
     write_json(folder / "result.json", result)
+
+
+def nudged_losses(experiment, train_data, steps):
+    """Trains some steps from weights that are each moved by one rounding, up or down.
+
+    Returns:
+        Dict as `speed.Recorder.losses`.
+    """
+    import keras
+
+    from keras_segen.determinism import rng
+
+    model = experiment.build_model(train_data)
+    generator = rng("nudge", experiment.seed)
+    for weight in model.trainable_variables:
+        value = keras.ops.convert_to_numpy(weight)
+        nudge = generator.choice([-1, 1], value.shape) * np.float32(2**-23)
+        weight.assign((value * (1 + nudge)).astype("float32"))
+    batches = experiment.training_batches(train_data)
+    experiment.compile(model, train_data, len(batches))
+    losses = {name: [] for name in experiment.losses}
+    for step in range(steps):
+        model.reset_metrics()
+        model.train_on_batch(*batches.batch(*divmod(step, len(batches))))
+        for metric in model.metrics:
+            if metric.name in losses:
+                known = float(keras.ops.convert_to_numpy(metric.count)) > 0
+                value = float(keras.ops.convert_to_numpy(metric.result()))
+                losses[metric.name].append(value if known else None)
+    return losses
 
 
 def serve(folder, started):

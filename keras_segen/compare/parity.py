@@ -48,7 +48,7 @@ def checks(results, arrays, serving, subject):
             "largest difference",
             f"{len(arrays[first]['first_outputs'])} inputs, the same weights",
         ),
-        _loss_check(a["losses"], b["losses"], subject.loss_tolerance),
+        loss_check(a["losses"], b["losses"], subject.loss_tolerance(a, b)),
     ]
     rows = hand_over(arrays, serving, subject)
     return found + [subject.hand_over_check(row) for row in rows]
@@ -89,22 +89,25 @@ def hand_over(arrays, serving, subject):
     ]
 
 
-def _loss_check(a, b, tolerance):
-    difference = loss_difference(a, b)
-    first = difference[:LOSS_STEPS]
-    # Written so that NaN is beyond.
-    beyond = next((k for k, d in enumerate(difference) if not d <= tolerance), None)
-    note = (
-        f"all {len(difference)} steps stay within it"
-        if beyond is None
-        else f"step {beyond + 1} is the first beyond it, of {len(difference)}"
-    )
+def loss_check(a, b, tolerance):
+    """Holds the losses of the first steps against a tolerance, one number for each step."""
+    difference = np.array(loss_difference(a, b))
+    tolerance = np.array(tolerance[: len(difference)])
+    shares = difference[: len(tolerance)] / tolerance
+    worst = int(np.argmax(np.nan_to_num(shares, nan=np.inf)))
+    beyond = np.flatnonzero(~(shares <= 1))  # written so that NaN is beyond
+    if len(beyond):
+        note = f"step {beyond[0] + 1} is the first beyond it"
+    else:
+        later = np.flatnonzero(~(difference <= tolerance[-1]))
+        note = f"step {later[0] + 1} is the first beyond the last of them" if len(later) else ""
+    words = " and ".join(a)
     return check(
-        f"{' and '.join(a)} over the first {len(first)} steps",
-        float(np.max(first)),
-        tolerance,
-        "largest relative difference",
-        note,
+        f"{words} over the first {len(tolerance)} steps",
+        float(difference[worst]),
+        float(tolerance[worst]),
+        f"relative difference at step {worst + 1}, the nearest to its tolerance",
+        f"{note or 'all steps stay within it'}, of {len(difference)}",
     )
 
 

@@ -286,8 +286,8 @@ def parting_step(report):
     limit = dig(report, "loss_tolerance", "relative")
     if limit is None:
         return ""
-    differences = finite(report["loss_difference"])[: report["loss_tolerance"]["steps"]]
-    beyond = np.flatnonzero(differences > limit)
+    differences = finite(report["loss_difference"])[: len(limit)]
+    beyond = np.flatnonzero(differences > limit[: len(differences)])
     return f"; the losses parted at step {beyond[0] + 1}" if len(beyond) else ""
 
 
@@ -404,17 +404,22 @@ def charts(report):
         if (differences <= SMALLEST_DIFFERENCE).any():
             note += " Equal losses are drawn at 10⁻⁹."
         if dig(report, "loss_tolerance", "relative"):
-            tolerance = report["loss_tolerance"]
-            chart.axes.hlines(
-                tolerance["relative"],
-                1,
-                min(tolerance["steps"], len(shown)),
+            tolerance = report["loss_tolerance"]["relative"]
+            there = tolerance[: len(shown)]
+            chart.axes.semilogy(
+                np.arange(1, len(there) + 1),
+                there,
                 color=INK_COLOR,
                 linestyle=":",
                 linewidth=1.6,
                 label="tolerance",
             )
-            note += f" The tolerance holds for the first {tolerance['steps']} steps."
+            note += f" The tolerance holds for the first {len(tolerance)} steps."
+            if words(report) is WORDS["pictures"]:
+                note += (
+                    " It is 10⁻⁴, or ten times what one rounding of the first weights does to the "
+                    "losses of each backend, if that is more."
+                )
         found.append(("Relative difference of the losses", note, chart.svg()))
 
     for key, quantity in HISTORY.items():

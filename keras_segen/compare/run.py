@@ -280,7 +280,7 @@ def _conclude(experiment, folder, outcomes, interrupted):
         },
         "checks": checks,
         "parity": parted,
-        "loss_tolerance": {"relative": subject.loss_tolerance, "steps": parity.LOSS_STEPS},
+        "loss_tolerance": {"relative": subject.loss_tolerance(*results.values())} if both else None,
         "loss_difference": (
             parity.loss_difference(*(result["losses"] for result in results.values()))
             if both
