@@ -44,7 +44,8 @@ def test_every_command_exists_with_its_options(line):
 
 def test_every_model_and_data_set_is_in_the_tables():
     from keras_segen.data import DATASETS
+    from keras_segen.generation import NETWORKS
     from keras_segen.segmentation import MODELS
 
-    for name in (*MODELS, *DATASETS):
+    for name in (*MODELS, *NETWORKS, *DATASETS):
         assert f"| `{name}` |" in README
