@@ -553,7 +553,8 @@ def compare(
     parity_steps: Annotated[int, typer.Option(help="With --parity: training steps.", min=1)] = 20,
 ):
     """Train on each backend from the same weights and batches, and report what differs."""
-    from keras_segen.compare import report, run
+    from keras_segen.compare import report
+    from keras_segen.compare.run import run
 
     steps = parity_steps if parity else 0
     result = run(experiment, out, tuple(backends.split(",")), threads, parity_steps=steps)

@@ -12,8 +12,8 @@ import numpy as np
 import psutil
 import pytest
 
-from keras_segen import compare
 from keras_segen.compare import parity
+from keras_segen.compare.run import run
 from keras_segen.compare.subjects import SUBJECTS
 from keras_segen.experiment import Experiment
 from keras_segen.generators import VaeExperiment
@@ -107,7 +107,7 @@ def test_the_backends_are_equal_to_rounding_layer_by_layer(compared):
 )
 def test_what_cannot_be_compared_layer_by_layer_is_an_error(tmp_path, fields, steps, message):
     with pytest.raises(ValueError, match=message):
-        compare.run(Experiment(**fields), tmp_path / "out", parity_steps=steps)
+        run(Experiment(**fields), tmp_path / "out", parity_steps=steps)
     assert not (tmp_path / "out").exists()
 
 
@@ -163,7 +163,7 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path):
 
 def test_a_comparison_refuses_early_stopping(tmp_path):
     with pytest.raises(ValueError, match="early_stopping is 2.*use early_stopping=0"):
-        compare.run(Experiment(early_stopping=2), tmp_path / "out")
+        run(Experiment(early_stopping=2), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -285,7 +285,7 @@ def test_both_backends_train_the_same_gan(compared_gans):
 
 def test_layer_by_layer_is_for_masks(tmp_path):
     with pytest.raises(ValueError, match="vae makes pictures.*leave out --parity"):
-        compare.run(VaeExperiment(), tmp_path / "out", parity_steps=2)
+        run(VaeExperiment(), tmp_path / "out", parity_steps=2)
 
 
 def test_a_missing_batch_is_a_difference():

@@ -1,5 +1,6 @@
 """One experiment on each backend, each in a process of its own, and what differs."""
 
-from keras_segen.compare.run import run
+# The function hides the module of its name: `compare.run(...)` compares.
+from keras_segen.compare.notebook import Report, load, run
 
-__all__ = ["run"]
+__all__ = ["Report", "load", "run"]

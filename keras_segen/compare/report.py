@@ -299,8 +299,10 @@ def figures(report):
 
     Returns:
         List of dicts, one per figure that at least one backend has: `label`, `unit`, and, one per
-        backend, `values` (number or None), `shown` (str), `spreads` (str), `shares` (value as
-        share of the largest, in percent); `ratios` (str), one per backend after the first.
+        backend, `values` (number or None), `percentiles` (the 10th and the 90th, or None),
+        `shown` (str), `spreads` (str), `shares` (value as share of the largest, in percent); one
+        per backend after the first, `factors` (value over the first backend's, or None) and
+        `ratios` (the same as str).
     """
     rows = []
     for label, unit, keys, digits in FIGURES:
@@ -309,15 +311,18 @@ def figures(report):
         if all(value is None for value in values):
             continue
         largest = max(value for value in values if value is not None)
+        factors = [factor(value, values[0]) for value in values[1:]]
         rows.append(
             {
                 "label": label,
                 "unit": unit,
                 "values": values,
+                "percentiles": [percentiles(value) for value in measured],
                 "shown": [show(value, digits) for value in values],
                 "spreads": [spread(value) for value in measured],
                 "shares": [100 * (v or 0) / largest if largest > 0 else 0 for v in values],
-                "ratios": [ratio(value, values[0]) for value in values[1:]],
+                "factors": factors,
+                "ratios": ["–" if each is None else f"{each:.2f}" for each in factors],
             }
         )
     return rows
@@ -611,8 +616,8 @@ def ratio_headings(report):
     return [f"{name} / {names[0]}" for name in names[1:]]
 
 
-def ratio(value, reference):
-    return f"{value / reference:.2f}" if value is not None and reference else "–"
+def factor(value, reference):
+    return value / reference if value is not None and reference else None
 
 
 def median(value):
@@ -620,11 +625,15 @@ def median(value):
     return value.get("median") if isinstance(value, dict) else value
 
 
+def percentiles(value):
+    """The 10th and the 90th percentile of a dict of statistics; else None and None."""
+    return (value.get("p10"), value.get("p90")) if isinstance(value, dict) else (None, None)
+
+
 def spread(value):
-    """The 10th to the 90th percentile of a dict of statistics, as text; else nothing."""
-    if not isinstance(value, dict) or value.get("p10") is None or value.get("p90") is None:
-        return ""
-    return f"{show(value['p10'])} to {show(value['p90'])}"
+    """The same as text; nothing where there are none."""
+    low, high = percentiles(value)
+    return "" if low is None or high is None else f"{show(low)} to {show(high)}"
 
 
 def dig(value, *keys):

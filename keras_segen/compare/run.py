@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,8 @@ from keras_segen.compare import divergence, parity, report
 from keras_segen.compare.subjects import SUBJECTS
 from keras_segen.files import write_json
 
+SECONDS_TO_DRAW = 0.25  # between two pictures of the progress in a notebook
+
 
 def run(
     experiment,
@@ -33,6 +36,7 @@ def run(
     threads=None,
     console=None,
     parity_steps=0,
+    command=None,
 ):
     """Compares backends on one experiment.
 
@@ -45,10 +49,12 @@ def run(
         folder: path to write to.
         backends: names of the backends, in the order in which they run.
         threads: int, threads for each process; None for one per core.
-        console: a `rich.console.Console` for the live progress; None for standard error.
+        console: a `rich.console.Console` for the live progress; None for the notebook, or else
+            standard error.
         parity_steps: int, training steps that are also compared layer by layer and in float64,
             before the training (`keras_segen.compare.divergence`); 0 for none. If the
             experiment's precision is float64, that decides, and nothing else is done.
+        command: str, what repeats the comparison; None for this process' command line.
 
     Returns:
         The report, a dict as in `report.json`. `report["status"]` is `"passed"`, `"parted"` (a
@@ -105,7 +111,8 @@ def run(
         for outcome in outcomes.values():
             if outcome["status"] == "running":
                 outcome["status"] = "interrupted"
-    result = _conclude(experiment, folder, outcomes, interrupted)
+    command = command or shlex.join(["keras-segen", *sys.argv[1:]])
+    result = _conclude(experiment, folder, outcomes, interrupted, command)
     report.write_report(result, folder)
     return result
 
@@ -151,14 +158,44 @@ def _prepare(folder, backends):
 
 
 def _progress(console):
-    return rich.progress.Progress(
+    console = console or rich.console.Console(stderr=True)
+    kind = NotebookProgress if console.is_jupyter else rich.progress.Progress
+    return kind(
         rich.progress.TextColumn("{task.description:<10}"),
         rich.progress.BarColumn(),
         rich.progress.MofNCompleteColumn(),
         rich.progress.TextColumn("{task.fields[phase]}{task.fields[loss]}"),
         rich.progress.TimeElapsedColumn(),
-        console=console or rich.console.Console(stderr=True),
+        console=console,
     )
+
+
+class NotebookProgress(rich.progress.Progress):
+    """Shown once below the cell, and drawn again in that place.
+
+    Rich itself draws in a notebook by way of ipywidgets, and warns where there are none.
+    """
+
+    def __init__(self, *columns, **options):
+        super().__init__(*columns, disable=True, **options)
+        self.shown, self.drawn = None, 0.0
+
+    def start(self):
+        from IPython.display import display  # a notebook has it
+
+        self.shown = display(self, display_id=True)
+
+    def update(self, task_id, **changes):
+        super().update(task_id, **changes)
+        if "phase" in changes or time.monotonic() - self.drawn > SECONDS_TO_DRAW:
+            self.draw()
+
+    def stop(self):
+        self.draw()
+
+    def draw(self):
+        self.shown.update(self)
+        self.drawn = time.monotonic()
 
 
 def _run_child(phase, backend, folder, threads, outcome, progress, bars):
@@ -172,6 +209,7 @@ def _run_child(phase, backend, folder, threads, outcome, progress, bars):
     }
     command = [sys.executable, "-m", "keras_segen.compare.child", phase, str(folder.resolve())]
     bar = bars[backend]
+    progress.update(bar, phase="starting", loss="")
     log = folder / backend / "log.txt"
     with open(log, "a", encoding="utf-8") as errors:
         # A session of its own: Ctrl-C reaches this process alone, which then ends the child.
@@ -233,7 +271,7 @@ def _last_lines(path, count=12):
     return "\n".join(lines[-count:])
 
 
-def _conclude(experiment, folder, outcomes, interrupted):
+def _conclude(experiment, folder, outcomes, interrupted, command):
     """Puts together the report from what the children wrote."""
     results, arrays = {}, {}
     for backend in outcomes:
@@ -267,7 +305,7 @@ def _conclude(experiment, folder, outcomes, interrupted):
         "schema": 2,
         "version": keras_segen.__version__,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["keras-segen", *sys.argv[1:]]),
+        "command": command,
         "status": status,
         "makes": experiment.makes,
         "experiment": experiment.to_dict(),
