@@ -20,6 +20,7 @@ import keras
 import numpy as np
 
 from keras_segen import backend, data, files, generation, machine
+from keras_segen.compare import history
 from keras_segen.compare.speed import spread
 from keras_segen.data.loader import Batches
 from keras_segen.determinism import initialize, rng
@@ -597,18 +598,12 @@ def find_earlier(folder, settings):
     Raises:
         ValueError: a file there that has the name of a result is none.
     """
-    found = None
-    pattern = f"{settings['network']}-{settings['backend']}-*.json"
-    for path in sorted(Path(folder).glob(pattern)):  # in the order of time
-        try:
-            result = json.loads(path.read_text(encoding="utf-8"))
-            if result["settings"] != settings:
-                continue
-            ratios = {f"{row['work']}, {row['side']}": row["ratio"] for row in result["rows"]}
-            found = {"time": result["time"], "versions": result["versions"], "ratios": ratios}
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path} has the name of a result of `bench native`, but is none ({error!r}): "
-                "move it away, or name another folder."
-            ) from None
-    return found
+    return history.find_earlier(
+        folder,
+        f"{settings['network']}-{settings['backend']}-*.json",
+        settings,
+        lambda result: {
+            "ratios": {f"{row['work']}, {row['side']}": row["ratio"] for row in result["rows"]}
+        },
+        "bench native",
+    )
