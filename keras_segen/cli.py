@@ -111,8 +111,8 @@ def takes_experiment(command):
     added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, **model)]
     fields = dict.fromkeys(field.name for kind in known for field in dataclasses.fields(kind))
     for field in fields:
-        if field == "model" or (several and field in ("folds", "fold")):
-            continue
+        if field == "model" or field in parameters or (several and field in ("folds", "fold")):
+            continue  # a command may take an option in another way
         added.append(
             inspect.Parameter(
                 field,
@@ -671,6 +671,58 @@ def bench_native(
                 f"{result['earlier']['time'][:10]}",
                 highlight=False,
             )
+
+
+@bench.command("costs")
+@takes_experiment
+def bench_costs(
+    experiment,
+    image_size: Annotated[
+        str | None,
+        typer.Option(
+            help="Sizes, HEIGHTxWIDTH each; without it, 64x64,128x128, or half to make pictures."
+        ),
+    ] = None,
+    batch_size: Annotated[str, typer.Option(help="Images per step, such as 1,2,4.")] = "2,4",
+    modes: Annotated[
+        str | None,
+        typer.Option(
+            help="Of graph, eager, xla, compile, also with +bfloat16 or +float16; without it, all "
+            "that a backend has, and its own default with +bfloat16."
+        ),
+    ] = None,
+    backends: Annotated[str, typer.Option(help="Which to measure.")] = "tensorflow,torch",
+    threads: Annotated[int | None, typer.Option(help="Threads of each; default all.")] = None,
+    steps: Annotated[int, typer.Option(help="Steps per round, two of them not timed.")] = 8,
+    rounds: Annotated[int, typer.Option(help="Rounds that are timed.")] = 5,
+    out: Annotated[Path, typer.Option(help="The folder for results.")] = Path("runs/bench"),
+):
+    """Measure what a step costs on each framework, in each mode, and how that grows with size.
+
+    Training, prediction and loading; time, CPU time, start-up, compilation and memory. The result
+    is written into --out, and compared with the latest one there of the same settings.
+    """
+    from keras_segen.compare import costs, costs_report
+
+    if image_size is None:
+        image_size = "64x64,128x128" if experiment.makes == "masks" else "32x32,64x64"
+    sizes = [_numbers("--image-size", each, r"\d+x\d+", "x") for each in image_size.split(",")]
+    result = costs.run(
+        experiment,
+        out,
+        sizes,
+        _numbers("--batch-size", batch_size, r"\d+(,\d+)*", ","),
+        modes.split(",") if modes else None,
+        backends.split(","),
+        threads,
+        steps,
+        rounds,
+        tell=lambda text: errors.print(text, markup=False, highlight=False, soft_wrap=True),
+    )
+    if result["cells"]:
+        costs_report.write_page(result, out)
+    costs_report.print_result(result, console, out)
+    raise typer.Exit({"done": 0, "interrupted": 130}.get(result["status"], 1))
 
 
 def _interrupt(number, frame):
