@@ -16,6 +16,7 @@ if keras.backend.backend() != "torch":
 import torch
 from keras.src.backend.torch import core as keras_core
 from keras.src.backend.torch import nn as keras_nn
+from keras.src.models import functional as keras_functional
 
 
 def keras_nn_as_installed():
@@ -252,3 +253,162 @@ def test_a_keras_without_moments_of_its_own_is_left_alone(monkeypatch):
     monkeypatch.setattr(layers.BatchNormalization, "call", call)
     backend.torch._fuse_batch_normalization()
     assert layers.BatchNormalization.call is call
+
+
+def test_the_installed_keras_still_crops_transposed_convolutions():
+    """When this fails, `backend.torch._crop_transposed_convolutions_inside` can be deleted."""
+    kernel = torch.rand(4, 4, 2, 3, requires_grad=True)
+    original = keras_nn.conv_transpose.__wrapped__
+    outputs = original(torch.rand(1, 5, 5, 3), kernel, 2, "same")
+    assert "SliceBackward0" in operations(outputs)
+
+
+# kernel size, stride, options; and whether PyTorch can leave out what Keras cuts off.
+TRANSPOSED = [
+    (2, 2, {}, True),
+    (4, 2, {}, True),
+    ((4, 5), (2, 3), {}, True),
+    (16, 8, {}, True),
+    (4, 2, {"padding": "valid"}, True),
+    (3, 1, {"dilation_rate": 2}, True),
+    (3, 2, {}, False),  # more on the right than on the left
+    (2, 3, {}, True),  # gaps between the kernels
+    (4, 2, {"output_padding": 1}, False),
+    (4, 2, {"data_format": "channels_first"}, False),
+]
+
+
+@pytest.mark.parametrize("kernel_size, strides, options, inside", TRANSPOSED)
+def test_transposed_convolutions_are_those_of_keras(
+    kernel_size, strides, options, inside, monkeypatch
+):
+    options = {"padding": "same", **options}
+    layer = layers.Conv2DTranspose(3, kernel_size, strides, **options)
+    images = torch.rand(2, 5, 7, 4)
+    if options.get("data_format"):
+        images = images.permute(0, 3, 1, 2)
+    layer.build(images.shape)
+
+    def outputs_and_gradients():
+        x = images.clone().requires_grad_(True)
+        outputs = layer(x)
+        found = torch.autograd.grad(outputs.square().sum(), [x, layer.kernel.value])
+        return outputs, *found
+
+    ours = outputs_and_gradients()
+    assert ours[0].permute(0, 3, 1, 2).is_contiguous(memory_format=torch.channels_last) or (
+        not inside
+    )
+    assert inside == ("SliceBackward0" not in operations(ours[0]))
+    monkeypatch.setattr(keras_nn, "conv_transpose", keras_nn.conv_transpose.__wrapped__)
+    for found, expected in zip(ours, outputs_and_gradients(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_keras_that_does_not_crop_is_left_alone(monkeypatch):
+    def conv_transpose(inputs, kernel):
+        return inputs
+
+    monkeypatch.setattr(keras_nn, "conv_transpose", conv_transpose)
+    monkeypatch.delattr(keras_nn, "compute_conv_transpose_output_crops_for_torch")
+    backend.torch._crop_transposed_convolutions_inside()
+    assert keras_nn.conv_transpose is conv_transpose
+
+
+def plain_model(x, **options):
+    inputs = x
+    x = layers.Conv2D(4, 3, padding="same", name="conv", **options)(x)
+    x = layers.BatchNormalization(name="norm")(x)
+    x = layers.ReLU(name="relu")(x)
+    x = layers.Concatenate(name="both")([x, inputs])
+    x = layers.Dropout(0.5, seed=0, name="dropout")(x)
+    return keras.Model(inputs, layers.Dense(2, name="dense")(x))
+
+
+@pytest.fixture
+def checked(monkeypatch):
+    """The names of the layers that were called by way of all of Keras' checks."""
+    names = []
+    original = keras.layers.Layer.__call__
+
+    def call(self, *args, **kwargs):
+        names.append(self.name)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(keras.layers.Layer, "__call__", call)
+    return names
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_plain_layers_are_called_directly_with_keras_results(training, checked, monkeypatch):
+    images = torch.rand(2, 6, 6, 3)
+
+    def results():
+        model = plain_model(keras.Input((6, 6, 3), name="images"))
+        ks.initialize(model, seed=0)
+        checked.clear()
+        outputs = model(images, training=training)
+        variables = [weight.value for weight in model.trainable_weights]
+        gradients = torch.autograd.grad(outputs.square().sum(), variables)
+        statistics = [weight.value for weight in model.non_trainable_weights]
+        return list(checked), [outputs, *gradients, *statistics]
+
+    names, ours = results()
+    assert len(names) == 1  # the model itself
+    monkeypatch.setattr(keras_functional, "operation_fn", keras_functional.operation_fn.__wrapped__)
+    names, theirs = results()
+    assert len(names) == 7
+    for found, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def called_with_checks(checked, model, images=None, **options):
+    images = torch.rand(2, 6, 6, 3) if images is None else images
+    checked.clear()
+    model(images, **{"training": False, **options})
+    return checked[1:]
+
+
+def test_what_needs_the_checks_gets_them(checked):
+    class Own(layers.ReLU):
+        pass
+
+    inputs = keras.Input((6, 6, 3))
+    model = keras.Model(inputs, Own(name="own")(layers.ReLU(name="plain")(inputs)))
+    assert called_with_checks(checked, model) == ["own"]
+
+    model = plain_model(inputs, dtype="mixed_bfloat16")
+    assert "conv" in called_with_checks(checked, model)
+    model = plain_model(inputs, activity_regularizer="l2")
+    assert called_with_checks(checked, model) == ["conv"]
+    assert len(model.losses) == 1
+
+    model = plain_model(inputs)
+    seen = []
+    model.get_layer("relu").register_forward_hook(lambda *values: seen.append(values))
+    assert called_with_checks(checked, model) == ["relu"]
+    assert len(seen) == 1
+
+    half = torch.rand(2, 6, 6, 3, dtype=torch.float64)
+    model = keras.Model(inputs, layers.ReLU(name="relu")(inputs))
+    assert called_with_checks(checked, model, half) == []  # the model casts it
+    outer = keras.Sequential([keras.Input((6, 6, 3)), model])
+    assert called_with_checks(checked, outer) == [model.name]  # and what is in it directly
+
+
+def test_masks_find_their_way_past_plain_layers(checked):
+    inputs = keras.Input((6, 3))
+    x = layers.Masking(name="masking")(inputs)
+    x = layers.ReLU(name="relu")(x)
+    model = keras.Model(inputs, layers.GlobalAveragePooling1D(name="mean")(x))
+    sequence = torch.rand(1, 6, 3)
+    sequence[:, 3:] = 0
+    names = called_with_checks(checked, model, sequence)
+    assert names == ["masking", "relu", "mean"]
+    torch.testing.assert_close(model(sequence, training=False), sequence[:, :3].mean(1))
+
+
+def test_a_keras_with_another_graph_is_left_alone(monkeypatch):
+    monkeypatch.delattr(keras_functional, "operation_fn")
+    backend.torch._call_plain_layers_directly()
+    assert not hasattr(keras_functional, "operation_fn")

@@ -7,11 +7,28 @@ import keras
 import numpy as np
 import torch
 from keras.src.backend.common import dtypes as keras_dtypes
+from keras.src.backend.common.variables import get_autocast_scope
 from keras.src.backend.torch import core as keras_core
 from keras.src.backend.torch import nn as keras_nn
+from keras.src.models import functional as keras_functional
 from keras.src.utils.module_utils import tensorflow as tensorflow_if_imported
 
 from keras_segen.backend.philox import philox
+
+# Where Keras' own layers are that are no more than their `call`.
+PLAIN_LAYERS = tuple(
+    f"keras.src.layers.{room}"
+    for room in (
+        "activations",
+        "convolutional",
+        "core.dense",
+        "merging",
+        "normalization.batch_normalization",
+        "pooling",
+        "regularization.dropout",
+        "reshaping",
+    )
+)
 
 
 def _drop_copies_around_convolutions():
@@ -73,6 +90,61 @@ def _lay_kernels_out_for_convolutions():
 _lay_kernels_out_for_convolutions()
 
 
+def _crop_transposed_convolutions_inside():
+    """Lets PyTorch's transposed convolution leave out the rim that `padding="same"` cuts off.
+
+    Keras 3.15 computes the rim as well and cuts it off, because PyTorch can only leave out as
+    much on the left as on the right, or a little less on the right. What is left is a view with
+    gaps, on which a batch normalization takes several times as long, and its gradient is copied
+    to channels-first memory. Where PyTorch can leave out what Keras cuts off, it does so here:
+    the values are the same.
+
+    Where Keras no longer cuts, nothing is replaced.
+    """
+    crops_of = getattr(keras_nn, "compute_conv_transpose_output_crops_for_torch", None)
+    if crops_of is None:
+        return
+    original = keras_nn.conv_transpose
+
+    @functools.wraps(original)
+    def conv_transpose(
+        inputs,
+        kernel,
+        strides=1,
+        padding="valid",
+        output_padding=None,
+        data_format=None,
+        dilation_rate=1,
+    ):
+        options = (strides, padding, output_padding, data_format, dilation_rate)
+        x, weight = (keras_core.convert_to_tensor(tensor) for tensor in (inputs, kernel))
+        layout = data_format or keras.config.image_data_format()
+        if x.ndim != 4 or layout != "channels_last":
+            return original(inputs, kernel, *options)
+        steps = (strides, strides) if isinstance(strides, int) else tuple(strides)
+        crops = crops_of(x.shape, weight.shape, steps, padding, output_padding, dilation_rate)
+        more_on_the_left = tuple(left - right for left, right in crops)
+        if not all(
+            left >= 0 and 0 <= more < step
+            for (left, _), more, step in zip(crops, more_on_the_left, steps, strict=True)
+        ):
+            return original(inputs, kernel, *options)
+        x = torch.nn.functional.conv_transpose2d(
+            keras_nn._transpose_spatial_inputs(x),
+            keras_nn._transpose_conv_kernel(weight),
+            stride=steps,
+            padding=tuple(left for left, _ in crops),
+            output_padding=more_on_the_left,
+            dilation=dilation_rate,
+        )
+        return torch.permute(x, (0, 2, 3, 1))
+
+    keras_nn.conv_transpose = conv_transpose
+
+
+_crop_transposed_convolutions_inside()
+
+
 def _fuse_batch_normalization():
     """Lets batch normalization run as PyTorch's own operation.
 
@@ -125,6 +197,69 @@ def _fuse_batch_normalization():
 
 
 _fuse_batch_normalization()
+
+
+def _call_plain_layers_directly():
+    """Lets a functional model call Keras' own layers without the checks of every call.
+
+    `Layer.__call__` looks for masks, types to convert, values to infer, symbolic tensors and
+    more, anew for each layer and step: 0.1 ms each on a laptop, as long as the work itself in the
+    small layers of a GAN. In a model that is built, on plain float32 tensors, nothing comes of
+    it but `layer.call`. Everything else takes Keras' way: composite layers and those of users,
+    mixed precision, masks, regularized activities, hooks, quantization, distribution.
+    """
+    if not hasattr(keras_functional, "operation_fn"):
+        return
+    original = keras_functional.operation_fn
+
+    @functools.wraps(original)
+    def operation_fn(operation, **context):
+        way_of_keras = original(operation, **context)
+        training = context.get("training")
+        if training is None or len(context) > 1 or not _is_plain(operation):
+            return way_of_keras
+        options = {"training": training} if operation._call_has_training_arg else {}
+
+        def call(*args, **kwargs):
+            more = [name for name, value in kwargs.items() if value is not None]
+            if more not in ([], ["training"]) or len(args) != 1 or not _are_plain(args[0]):
+                return way_of_keras(*args, **kwargs)
+            return operation.call(*args, **options)
+
+        return call
+
+    keras_functional.operation_fn = operation_fn
+
+
+def _is_plain(operation):
+    """Whether all that `operation(x)` does, here and now, is `operation.call(x)`."""
+    return (
+        type(operation).__module__.startswith(PLAIN_LAYERS)
+        and operation.built
+        and operation.compute_dtype == operation.variable_dtype == "float32"
+        and operation.activity_regularizer is None
+        and operation.quantization_mode is None
+        and not operation._remat_mode
+        and not operation._forward_hooks
+        and not operation._forward_pre_hooks
+        and not operation._backward_hooks
+        and not operation._backward_pre_hooks
+        and keras.distribution.distribution() is None
+        and get_autocast_scope() is None
+    )
+
+
+def _are_plain(tensors):
+    tensors = tensors if isinstance(tensors, list) else [tensors]
+    return all(
+        type(tensor) is torch.Tensor
+        and tensor.dtype == torch.float32
+        and not hasattr(tensor, "_keras_mask")
+        for tensor in tensors
+    )
+
+
+_call_plain_layers_directly()
 
 
 def check(condition, message):
