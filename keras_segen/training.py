@@ -52,7 +52,8 @@ def train(experiment, folder, tensorboard=False, callbacks=(), verbose="auto"):
 
     Raises:
         FileExistsError: the folder holds a run already.
-        ValueError: what the data set or the experiment finds wrong.
+        ValueError: what the data set or the experiment finds wrong; or a loss became NaN or
+            infinite: the epochs before are kept.
     """
     folder = Path(folder)
     if (folder / "run.json").exists():
@@ -245,6 +246,7 @@ class _RunFolder(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         seconds = round(time.perf_counter() - self.started, 2)
+        self._check_losses(epoch, logs)
         logs.update(self.experiment.measure(self.model, self.val_data))
         rate = keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
         self.rows.append(
@@ -274,6 +276,17 @@ class _RunFolder(keras.callbacks.Callback):
             old.unlink()
         if _stops_early(self.experiment, self.rows):
             self.model.stop_training = True
+
+    def _check_losses(self, epoch, logs):
+        """Ends a training that diverged, before anything is written over."""
+        for name in self.experiment.losses:
+            if not math.isfinite(logs[name]):
+                raise ValueError(
+                    f"{name} is {logs[name]} in epoch {epoch + 1}: the training diverged, and "
+                    f"this epoch is not kept; {self.folder} holds those before it, if any. Train "
+                    "anew with a smaller --learning-rate, or with --precision float32 if it is "
+                    "another."
+                )
 
     def _draw(self, epoch):
         for name, picture in self.experiment.draw(self.model, self.val_data).items():

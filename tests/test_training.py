@@ -138,6 +138,31 @@ def test_resuming_a_finished_run_changes_nothing(finished):
     assert (finished / "checkpoint-0003.keras").read_bytes() == before
 
 
+class Poison(keras.callbacks.Callback):
+    """Makes the weights NaN when an epoch begins."""
+
+    def __init__(self, epoch):
+        super().__init__()
+        self.at = epoch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == self.at:
+            for weight in self.model.trainable_weights:
+                weight.assign(np.full(weight.shape, np.nan, "float32"))
+
+
+def test_a_training_that_diverges_says_so_and_keeps_what_was_good(picture_folder, tmp_path):
+    with pytest.raises(ValueError, match=r"loss is nan in epoch 2: .*smaller --learning-rate"):
+        training.train(
+            experiment(picture_folder), tmp_path / "run", callbacks=[Poison(1)], verbose=0
+        )
+    assert len(training.read_history(tmp_path / "run")["loss"]) == 1
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == [
+        "checkpoint-0001.keras"
+    ]
+    assert np.isfinite(weights(tmp_path / "run" / "checkpoint-0001.keras")[0]).all()
+
+
 def test_a_run_folder_is_not_overwritten(finished, picture_folder):
     with pytest.raises(FileExistsError, match="--resume"):
         training.train(experiment(picture_folder), finished, verbose=0)
