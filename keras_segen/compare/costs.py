@@ -42,7 +42,7 @@ DEFAULTS = {
     "torch": ("eager", "compile", "eager+bfloat16"),
 }
 WORKS = {
-    "train": "a step of `fit`, as `train` does it; the batch lies in memory",
+    "train": "a step of fit, as keras-segen train takes it; the batch lies in memory",
     "predict": "a batch from NumPy to NumPy",
     "load": "a batch of the shuffled, augmented training split, by itself",
 }
@@ -59,16 +59,13 @@ def choose_modes(backends, modes=None):
             for `DEFAULTS`.
 
     Raises:
-        ValueError: there is no such backend or mode, or none of the backends has it.
-        ModuleNotFoundError: a backend's framework is not installed.
+        ValueError: there is no such mode, or none of the backends has it.
 
     Example:
 
     >>> choose_modes(["torch"], ["eager", "eager+bfloat16"])
     [('torch', 'eager'), ('torch', 'eager+bfloat16')]
     """
-    for backend in backends:
-        frameworks.require(backend)
     chosen = [
         (backend, mode)
         for backend in dict.fromkeys(backends)
@@ -154,7 +151,10 @@ def run(
 
     Raises:
         ValueError: an argument, or what it asks of the model, is wrong.
+        ModuleNotFoundError: a backend's framework is not installed.
     """
+    for backend in backends:
+        frameworks.require(backend)
     image_sizes, batch_sizes = [tuple(size) for size in image_sizes], list(batch_sizes)
     chosen = choose_modes(backends, modes)
     check(experiment, image_sizes, batch_sizes, steps, rounds)

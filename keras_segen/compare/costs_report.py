@@ -40,15 +40,12 @@ def verdict(result):
     last = done[-1]["image_size"], done[-1]["batch_size"]
     cells = [cell for cell in done if (cell["image_size"], cell["batch_size"]) == last]
     cells.sort(key=lambda cell: costs.value(cell, "train"))
-    parts = [
-        f"{show(costs.value(cell, 'train'))} ms with {name(cell)}"
-        for cell in (cells if len(cells) == 1 else (cells[0], cells[-1]))
-    ]
     (height, width), batch_size = last
     text = f"{subject}: at {height}x{width} and batch {batch_size} a training step takes "
-    text += " to ".join(parts)
+    text += f"{show(costs.value(cells[0], 'train'))} ms with {name(cells[0])}"
     if len(cells) > 1:
-        text += f", of {len(cells)} ways to run it"
+        most = f"{show(costs.value(cells[-1], 'train'))} ms with {name(cells[-1])}"
+        text += f", the least of {len(cells)} modes, and {most}, the most"
     return f"{text}."
 
 
@@ -134,10 +131,12 @@ def failures(result):
     found = {}
     for cell in result["cells"]:
         if "error" in cell:
-            found.setdefault((name(cell), cell["error"]), []).append(costs.key(cell))
+            height, width = cell["image_size"]
+            where = f"{height}x{width}, batch {cell['batch_size']}"
+            found.setdefault((name(cell), cell["error"]), []).append(where)
     return [
-        (keys[0] if len(keys) == 1 else f"{who}, in {len(keys)} cells", error)
-        for (who, error), keys in found.items()
+        (f"{who}, {places[0] if len(places) == 1 else f'in {len(places)} cells'}", error)
+        for (who, error), places in found.items()
     ]
 
 

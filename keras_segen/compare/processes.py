@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import traceback
@@ -104,7 +105,7 @@ def serve(handlers):
             answer = {
                 "error": describe(error),
                 "wrong": isinstance(error, (ValueError, OSError)),
-                "details": traceback.format_exc(),
+                "details": traceback.format_exc()[:10_000],
             }
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
@@ -113,9 +114,14 @@ def serve(handlers):
 def describe(error):
     """The kind of an error and the first line of what it says.
 
+    Keras puts a line of its own in front of what an operation said; that one is left out.
+
     >>> describe(ValueError("no\\n\\nbecause of this and that"))
     'ValueError: no'
     """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = re.sub(r"\x1b\[\d*m", "", str(error))  # Keras prints some in bold
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].startswith("Exception encountered when calling"):
+        lines = lines[1:]
     kind = type(error).__name__
     return f"{kind}: {lines[0][:300]}" if lines else kind
