@@ -103,10 +103,16 @@ def takes_experiment(command):
     several = "experiments" in parameters
     known = kinds.KINDS[:1] if several else kinds.KINDS
     if several:
-        text = "Names that `keras-segen models` lists, or .json files with whole experiments."
+        text = (
+            "Names that `keras-segen models` lists, .keras files, or .json files with whole "
+            "experiments."
+        )
         name, model = "models", {"annotation": Annotated[list[str], typer.Argument(help=text)]}
     else:
-        text = typer.Argument(help="A name that `keras-segen models` lists.")
+        text = typer.Argument(
+            help="A name that `keras-segen models` lists; for masks also a .keras file, a network "
+            "from images in 0 to 1 to logits, whose weights are the start."
+        )
         name, model = "model", {"annotation": Annotated[str, text], "default": "unet"}
     added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, **model)]
     fields = dict.fromkeys(field.name for kind in known for field in dataclasses.fields(kind))
@@ -137,7 +143,7 @@ def takes_experiment(command):
         experiments = {}
         for model in names:
             is_file = model.endswith(".json")
-            name_of = Path(model).stem if is_file else model
+            name_of = Path(model).stem if is_file or kinds.is_file(model) else model
             if name_of in experiments:
                 raise ValueError(
                     f"{name_of} is named twice: give each experiment a name of its own."

@@ -48,7 +48,8 @@ class Experiment(Recipe):
     """One training of a model that makes masks, completely described.
 
     Args:
-        model: str, a name out of `keras_segen.segmentation.MODELS`.
+        model: str, a name out of `keras_segen.segmentation.MODELS`; or the path of a `.keras` file,
+            a network from images in [0, 1] to logits, whose weights are the start.
         filters: tuple of int, channels as the model's `filters` argument takes them. None is made
             for a laptop: `FILTERS`; the paper's U-Net has (64, 128, 256, 512, 1024).
         channels: int, 1 for grey images or 3 for RGB.
@@ -117,6 +118,8 @@ class Experiment(Recipe):
 
     def __post_init__(self):
         super().__post_init__()
+        if is_file(self.model):
+            self._check_file()
         self.check_choices(
             optimizer=OPTIMIZERS,
             class_weights=CLASS_WEIGHTS,
@@ -151,6 +154,17 @@ class Experiment(Recipe):
         data.Augment.parse(self.augment)
         if self.start_from is not None:
             object.__setattr__(self, "start_from", str(Path(self.start_from).resolve()))
+
+    def _check_file(self):
+        """Checks that nothing is asked of a whole network that only a builder can give."""
+        for field in ("filters", "encoder", "stride", "dropout", "start_from", "precision"):
+            default = type(self).__dataclass_fields__[field].default
+            if getattr(self, field) not in (default, "float64"):  # a comparison copies it in that
+                raise ValueError(
+                    f"{field} is {getattr(self, field)!r}, but {Path(self.model).name} is a whole "
+                    "network with layers and weights of its own: leave it out."
+                )
+        object.__setattr__(self, "model", str(Path(self.model).expanduser().resolve()))
 
     def _check_loss(self):
         names = {name for _, name in self.loss_terms()}
@@ -269,7 +283,7 @@ class Experiment(Recipe):
     def build_model(self, dataset, tell=lambda line: None):
         """Builds the network for a data set and fills it from the seed, or from another run.
 
-        A pretrained encoder keeps its weights.
+        A pretrained encoder keeps its weights, and so does the network of a `.keras` file.
 
         Args:
             dataset: a `keras_segen.data.Dataset`, for the shape of its images and its classes.
@@ -281,14 +295,15 @@ class Experiment(Recipe):
 
         Raises:
             ValueError: there is no such model, it does not have one of the options, the images
-                have no common size, the precision is float64, or `start_from` holds a network of
-                another kind.
+                have no common size, the precision is float64, `start_from` holds a network of
+                another kind, or a `.keras` file none for these images and classes.
             OSError: the weights of an encoder are not here and could not be downloaded.
         """
         from keras_segen import segmentation
         from keras_segen.determinism import initialize
 
-        if self.model not in segmentation.MODELS:
+        own = is_file(self.model)
+        if not own and self.model not in segmentation.MODELS:
             raise ValueError(
                 f"There is no model {self.model!r}; there are: {', '.join(segmentation.MODELS)}."
             )
@@ -298,6 +313,8 @@ class Experiment(Recipe):
                 "data set with masks."
             )
         self.check_images(dataset)
+        if own:
+            return segmentation.load_network(self.model, dataset, self.num_outputs(dataset))
         build = segmentation.MODELS[self.model]
         known = inspect.signature(build).parameters
         options = {}
@@ -435,7 +452,7 @@ KINDS = (Experiment, GanExperiment, VaeExperiment)
 
 
 def kind_of(model):
-    """Returns the class of `KINDS` that trains a model.
+    """Returns the class of `KINDS` that trains a model; a `.keras` file makes masks.
 
     Raises:
         ValueError: there is no such model.
@@ -445,11 +462,18 @@ def kind_of(model):
     >>> kind_of("dcgan").__name__
     'GanExperiment'
     """
+    if is_file(model):
+        return Experiment
     for kind in KINDS:
         if model in kind.MODELS:
             return kind
     names = ", ".join(name for kind in KINDS for name in kind.MODELS)
-    raise ValueError(f"There is no model {model!r}; there are: {names}.")
+    raise ValueError(f"There is no model {model!r}; there are: {names}, or a .keras file.")
+
+
+def is_file(model):
+    """Whether a model is named by its file, not by what builds it."""
+    return Path(model).suffix == ".keras"
 
 
 def read(values):

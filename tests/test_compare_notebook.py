@@ -1,6 +1,8 @@
 """The comparison from Python: what a notebook shows, tables, own models and own data sets."""
 
+import hashlib
 import html
+import importlib
 import json
 import math
 import re
@@ -174,6 +176,133 @@ def test_a_notebook_shows_the_page_and_keeps_its_own_style(tmp_path):
 def test_a_wrong_argument_is_an_error_before_anything_runs(tmp_path, model, fields, message):
     with pytest.raises(ValueError, match=message):
         ks.compare.run(model, out=tmp_path / "out", **fields)
+    assert not (tmp_path / "out").exists()
+
+
+LAYERS = """
+import keras
+
+@keras.saving.register_keras_serializable()
+class Double(keras.layers.Layer):
+    def call(self, x):
+        return 2 * x
+
+class Unregistered(Double):
+    pass
+"""
+
+
+@pytest.fixture(scope="module")
+def own_layers(tmp_path_factory):
+    """A module with layers of a user's own, beside a script as it were."""
+    folder = tmp_path_factory.mktemp("layers")
+    (folder / "own_layers.py").write_text(LAYERS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield importlib.import_module("own_layers")
+        del sys.modules["own_layers"]
+
+
+def network(num_classes=2, shape=(16, 16, 1), between=None, activation=None):
+    x = inputs = keras.Input(shape)
+    x = keras.layers.Conv2D(3, 3, padding="same", activation="relu")(x)
+    x = between(x) if between else x
+    return keras.Model(inputs, keras.layers.Conv2D(num_classes, 1, activation=activation)(x))
+
+
+def scenes(split, length):
+    """Grey squares on a dark ground in a void frame, as arrays."""
+    masks = np.zeros((length, 16, 16), int)
+    for i, mask in enumerate(masks):
+        mask[3 + i % 5 : 9 + i % 5, 4:12] = 1
+    images = np.where(masks == 1, 200, 50).astype("uint8")
+    masks[:, 0] = -1
+    return ks.data.arrays(images, masks, class_names=("ground", "square"), ignore_class=-1)
+
+
+@pytest.fixture(scope="module")
+def own(own_layers, tmp_path_factory):
+    def build_net():
+        return network(between=own_layers.Double())
+
+    folder = tmp_path_factory.mktemp("own") / "out"
+    data = (scenes("train", 40), scenes("val", 8))
+    fields = {"epochs": 1, "batch_size": 8, "augment": "none", "seed": 3}
+    return ks.compare.run(build_net, data, folder, threads=1, **fields)
+
+
+@ONCE
+def test_a_model_and_a_data_set_of_ones_own_are_compared(own):
+    assert own.status == "passed", own.content["backends"]
+    assert own.verdict.startswith("build_net.keras with 38 parameters, trained on arrays:data for")
+    assert own.content["command"].startswith("keras_segen.compare.run(build_net, data=(<arrays ")
+    assert len(own.steps) == 5 and own.steps["difference"].max() < 1e-3
+    assert {name: ids.shape for name, ids in own.predictions.items()} == {
+        "tensorflow": (8, 16, 16),
+        "torch": (8, 16, 16),
+    }
+    assert repr(ks.compare.load(own.folder)) == repr(own)
+
+
+@ONCE
+def test_the_processes_read_the_model_and_the_data_that_were_given(own, own_layers):
+    model = network(between=own_layers.Double())
+    ks.initialize(model, seed=3)
+    saved = keras.models.load_model(own.folder / "own" / "build_net.keras")
+    for expected, found in zip(model.get_weights(), saved.get_weights(), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    digest = hashlib.sha256(b"".join(w.tobytes() for w in model.get_weights())).hexdigest()
+    assert own.content["backends"]["torch"]["weights_sha256"] == digest
+    images = np.stack([image for image, _ in scenes("train", 40)])
+    np.testing.assert_array_equal(np.load(own.folder / "own" / "data" / "x_train.npy"), images)
+
+
+@pytest.mark.parametrize(
+    "model, data, fields, error, message",
+    [
+        (
+            lambda: 3,
+            "shapes",
+            {},
+            ValueError,
+            r"<lambda>\(\) returned a int; expected a keras.Model",
+        ),
+        (3, "shapes", {}, ValueError, "model is a int; expected a model's name, a function"),
+        (lambda: network(3), "own", {}, ValueError, r"makes \(1, 16, 16, 3\).*\(1, 16, 16, 2\)"),
+        (
+            lambda: network(shape=(8, 8, 1)),
+            "own",
+            {},
+            ValueError,
+            r"takes \(8, 8, 1\), and the images",
+        ),
+        (network, "own", {"filters": (4,)}, ValueError, "filters is .* whole network"),
+        (network, "own", {"image_size": (8, 8)}, ValueError, "image_size is .* leave it out"),
+        ("missing.keras", "own", {}, FileNotFoundError, "missing.keras does not exist"),
+        ("vae", "own", {}, ValueError, "vae makes pictures.*has a name"),
+        ("unet", ("shapes", "shapes"), {}, ValueError, "found 'shapes'; expected a data set"),
+        ("unet", (1, 2, 3), {}, ValueError, "data holds 3 data sets"),
+    ],
+)
+def test_a_wrong_model_or_data_set_is_an_error_before_anything_runs(
+    tmp_path, model, data, fields, error, message
+):
+    if data == "own":
+        data = scenes("train", 10)
+    with pytest.raises(error, match=message):
+        ks.compare.run(model, data, tmp_path / "out", **fields)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["Unregistered", "Here"])
+def test_layers_that_no_other_process_can_load_are_an_error(own_layers, tmp_path, kind):
+    layer = own_layers.Unregistered
+    message = "class Unregistered, which Keras cannot load.*register_keras_serializable"
+    if kind == "Here":
+        layer = type("Here", (own_layers.Double,), {"__module__": "__main__"})
+        message = "class Here, which is defined in this notebook or script.*file of its own"
+    with pytest.raises(ValueError, match=message):
+        ks.compare.run(lambda: network(between=layer()), scenes("train", 10), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

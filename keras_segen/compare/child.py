@@ -11,6 +11,7 @@ inside the functions, since the time that it takes is measured.
 
 import dataclasses
 import hashlib
+import importlib
 import json
 import sys
 import time
@@ -229,4 +230,7 @@ def serve(folder, started):
 
 if __name__ == "__main__":
     phases = {"parity": parity, "train": train, "serve": serve}
-    phases[sys.argv[1]](Path(sys.argv[2]), time.perf_counter())
+    begin, place = time.perf_counter(), Path(sys.argv[2])
+    for module in json.loads((place / "experiment.json").read_text(encoding="utf-8"))["modules"]:
+        importlib.import_module(module)  # registers layers of the user's own
+    phases[sys.argv[1]](place, begin)

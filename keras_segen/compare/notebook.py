@@ -9,13 +9,17 @@ import contextlib
 import functools
 import html
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 
+from keras_segen import frameworks
 from keras_segen.compare import report as reports
 from keras_segen.compare.run import run as run_experiment
+from keras_segen.data.array_files import check_pair, write_arrays
 from keras_segen.experiment import kind_of
+from keras_segen.files import write_atomically
 
 HEIGHT = 720  # of the report in a notebook, pixels
 
@@ -35,9 +39,21 @@ def run(
     into the folder `out`: `report.html`, `report.json` and what `keras-segen compare` writes.
 
     Args:
-        model: str, a name out of `keras_segen.experiment.KINDS`' models, such as `"unet"`,
-            `"dcgan"`.
-        data: str, a data set as `keras_segen.data.load` takes it.
+        model: what is trained:
+
+            - str, a model's name, such as `"unet"` or `"dcgan"`, filled from `seed`;
+            - a function without arguments that builds a `keras.Model` from images
+              `(batch, height, width, channels)`, float32 in [0, 1], to logits
+              `(batch, height, width, classes)`. It is called here, once, its weights are filled
+              from `seed` (`keras_segen.initialize`), and the processes load what it built;
+            - the path of a `.keras` file with such a model: its weights are the start.
+
+            Layers of your own are in a module, not in the notebook, and registered
+            (`keras.saving.register_keras_serializable`).
+        data: str, a data set as `keras_segen.data.load` takes it; or a pair `(train, val)` of
+            `keras_segen.data.Dataset`, such as `keras_segen.data.arrays` makes, or one of them, of
+            which a tenth is held out. Their items are written into the folder, as float32 and
+            uint8, where the processes read them; name a large data set instead.
         out: path of the folder; an earlier comparison there is replaced.
         backends: names of the backends, in the order in which they run.
         threads: int, threads for each process; None for one per core.
@@ -49,9 +65,11 @@ def run(
         A `Report`. Its `status` says whether the backends agree, or whether one failed.
 
     Raises:
-        ValueError: there is no such model or field, or a value is wrong.
+        ValueError: there is no such model or field, a value is wrong, or the function builds no
+            network for these images and classes.
         ModuleNotFoundError: a backend's framework is not installed.
         FileExistsError: the folder holds something else than a comparison.
+        FileNotFoundError: there is no such `.keras` file.
         KeyboardInterrupt: it was interrupted. No process is left, and `load` opens what was
             measured until then.
     """
@@ -64,7 +82,33 @@ def run(
         **{} if parity_steps == 0 else {"parity_steps": parity_steps},
         **fields,
     )
+    own = Path(out) / "own"
+    splits = built = None
+    if not isinstance(data, str):
+        splits = _pair(data, fields)
+        data = f"arrays:{own / 'data'}"
+        fields = {**fields, "channels": splits[0].image_shape[2]}
+    if not isinstance(model, str | Path):
+        built = _build(model)
+        model = own / f"{re.sub(r'[^A-Za-z0-9_]', '', _name(model)) or 'model'}.keras"
+    model = str(model)
     experiment = kind_of(model).from_dict({"model": model, "data": data, **fields})
+    if splits and experiment.makes != "masks":
+        raise ValueError(
+            f"{model} makes {experiment.makes}, and learns from a data set that has a name: "
+            "data='images:PATH', for example."
+        )
+    modules = [] if built is None else _fill(built, experiment, splits)
+
+    def write_own():
+        if splits:
+            write_arrays(own / "data", *splits)
+        if built is not None:
+            from keras_segen import backend
+
+            with write_atomically(model) as temporary:
+                backend.save_model(built, temporary)
+
     content = run_experiment(
         experiment,
         out,
@@ -72,6 +116,8 @@ def run(
         threads,
         parity_steps=parity_steps,
         command=call,
+        modules=modules,
+        write_own=write_own if splits or built is not None else None,
     )
     if content["status"] == "interrupted":
         raise KeyboardInterrupt(
@@ -80,9 +126,60 @@ def run(
     return Report(content, out)
 
 
+def _build(builder):
+    """Calls a user's function; returns the model that it builds."""
+    frameworks.require()
+    import keras
+
+    if isinstance(builder, keras.Model) or not callable(builder):
+        raise ValueError(
+            f"model is a {type(builder).__name__}; expected a model's name, a function that builds "
+            "a keras.Model, or the path of a .keras file (model.save('mine.keras'))."
+        )
+    model = builder()
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            f"{_name(builder)}() returned a {type(model).__name__}; expected a keras.Model."
+        )
+    return model
+
+
+def _fill(model, experiment, splits):
+    """Checks a built model and fills it from the seed; returns the modules of its layers."""
+    from keras_segen import determinism, segmentation
+
+    train = splits[0] if splits else experiment.load_data("train")
+    modules = segmentation.own_modules(model)
+    segmentation.check_network(
+        model, train, experiment.num_outputs(train), Path(experiment.model).stem
+    )
+    determinism.initialize(model, experiment.seed)
+    return modules
+
+
+def _pair(data, fields):
+    """A user's data set, or two, as the pair of training and validation split (or None)."""
+    splits = data if isinstance(data, tuple | list) else (data, None)
+    if len(splits) != 2:
+        raise ValueError(f"data holds {len(splits)} data sets; expected a pair (train, val).")
+    check_pair(*splits)
+    for field in ("image_size", "channels"):
+        if field in fields:
+            raise ValueError(
+                f"{field} is {fields[field]!r}, but the images of data sets in memory are taken "
+                "as they are: leave it out."
+            )
+    return splits
+
+
+def _name(builder):
+    return getattr(builder, "__name__", type(builder).__name__)
+
+
 def _call(model, **arguments):
     """The call that was made, as text for the report."""
-    shown = [repr(model), *(f"{name}={value!r}" for name, value in arguments.items())]
+    shown = repr(str(model)) if isinstance(model, str | Path) else _name(model)
+    shown = [shown, *(f"{name}={value!r}" for name, value in arguments.items())]
     return f"keras_segen.compare.run({', '.join(shown)})"
 
 
@@ -179,8 +276,10 @@ class Report:
             for name, backend in self.content["backends"].items()
             for loss, values in (backend.get("losses") or {}).items()
         }
+        steps = max(map(len, columns.values()), default=0)
+        tolerance = reports.dig(self.content, "loss_tolerance", "relative") or []
         columns["difference"] = self.content["loss_difference"]
-        columns["tolerance"] = reports.dig(self.content, "loss_tolerance", "relative")
+        columns["tolerance"] = tolerance[:steps]
         return _columns(columns, "step")
 
     @property

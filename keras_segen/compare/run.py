@@ -24,6 +24,7 @@ import keras_segen
 from keras_segen import frameworks, machine
 from keras_segen.compare import divergence, parity, report
 from keras_segen.compare.subjects import SUBJECTS
+from keras_segen.experiment import is_file
 from keras_segen.files import write_json
 
 SECONDS_TO_DRAW = 0.25  # between two pictures of the progress in a notebook
@@ -37,6 +38,8 @@ def run(
     console=None,
     parity_steps=0,
     command=None,
+    modules=(),
+    write_own=None,
 ):
     """Compares backends on one experiment.
 
@@ -55,6 +58,9 @@ def run(
             before the training (`keras_segen.compare.divergence`); 0 for none. If the
             experiment's precision is float64, that decides, and nothing else is done.
         command: str, what repeats the comparison; None for this process' command line.
+        modules: names of modules that the processes import first, for layers of a user's own.
+        write_own: called once the folder is there, before a process starts: writes into its
+            subfolder `own` what the experiment reads from there; None for nothing.
 
     Returns:
         The report, a dict as in `report.json`. `report["status"]` is `"passed"`, `"parted"` (a
@@ -67,6 +73,7 @@ def run(
             to be compared layer by layer; or its precision is float64 and it is not.
         ModuleNotFoundError: a backend's framework is not installed.
         FileExistsError: the folder holds something else than a comparison.
+        FileNotFoundError: the model is a `.keras` file that does not exist.
     """
     if experiment.early_stopping:
         raise ValueError(
@@ -76,12 +83,21 @@ def run(
     _check_parity(experiment, parity_steps)
     for backend in backends:
         frameworks.require(backend)
-    folder = Path(folder)
+    folder, model = Path(folder), Path(experiment.model)
+    written = write_own is not None and model.parent == (folder / "own").resolve()
+    if is_file(model) and not written and not model.exists():
+        raise FileNotFoundError(f"{model} does not exist; expected a model, saved as .keras.")
     _prepare(folder, backends)
     write_json(
         folder / "experiment.json",
-        {"experiment": experiment.to_dict(), "parity_steps": parity_steps},
+        {
+            "experiment": experiment.to_dict(),
+            "parity_steps": parity_steps,
+            "modules": list(modules),
+        },
     )
+    if write_own is not None:
+        write_own()
     phases = ["parity"] if parity_steps else []
     phases += ["train"] if experiment.precision != divergence.HIGH else []
     threads = threads or os.cpu_count()
@@ -206,6 +222,8 @@ def _run_child(phase, backend, folder, threads, outcome, progress, bars):
         "OMP_NUM_THREADS": str(threads),
         "TF_NUM_INTRAOP_THREADS": str(threads),
         "TF_CPP_MIN_LOG_LEVEL": "2",
+        # So that the child finds what this process finds: a user's own layers.
+        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
     }
     command = [sys.executable, "-m", "keras_segen.compare.child", phase, str(folder.resolve())]
     bar = bars[backend]

@@ -3,7 +3,7 @@
 import functools
 import inspect
 
-from keras_segen.data.array_files import ArrayFiles
+from keras_segen.data.array_files import ArrayFiles, write_arrays
 from keras_segen.data.arrays import arrays
 from keras_segen.data.augment import Augment
 from keras_segen.data.camvid import CamVid
@@ -59,6 +59,7 @@ __all__ = [
     "load",
     "median_frequency_weights",
     "mirror",
+    "write_arrays",
 ]
 
 # What one writes, the class that it loads, and what it is. CAPITALS stand for the user's path;

@@ -1,5 +1,6 @@
 """Arrays on disk: a folder of .npy files, an .npz archive, or the IDX files of MNIST."""
 
+import csv
 import gzip
 import math
 import zipfile
@@ -11,8 +12,15 @@ import numpy as np
 from keras_segen.data import cache as caches
 from keras_segen.data import images
 from keras_segen.data.dataset import Dataset, carve, check_channels, check_size, check_split
-from keras_segen.data.folder import classes_of, classes_of_table, read_classes
+from keras_segen.data.folder import (
+    COLUMNS,
+    MOST_CLASSES,
+    classes_of,
+    classes_of_table,
+    read_classes,
+)
 from keras_segen.data.pairs import VOID, labels_of_ids, stamp
+from keras_segen.files import write_atomically
 
 IDX_NAMES = {
     "x_train": "train-images-idx3-ubyte",
@@ -116,6 +124,79 @@ class ArrayFiles(Dataset):
     def _count(self):
         table = (tuple(self.label_ids), tuple(self._void_ids), self.split, self.image_shape[:2])
         return caches.remember(("pixels of arrays", self._store.stamps(), table), super()._count)
+
+
+def write_arrays(folder, train, val=None):
+    """Writes a data set in memory as the folder that `ArrayFiles` reads, nothing pickled.
+
+    Args:
+        folder: path; files of the same names are replaced.
+        train: a `Dataset` whose items have one shape.
+        val: a `Dataset` of the same classes and shape; None leaves it to `ArrayFiles` to take a
+            tenth of `train`.
+
+    Raises:
+        ValueError: the data sets do not fit together, or items have no common shape.
+    """
+    folder = Path(folder)
+    check_pair(train, val)
+    void = train.num_classes  # the row after those of the classes
+    with (
+        write_atomically(folder / "classes.csv") as path,
+        open(path, "w", newline="", encoding="utf-8") as file,
+    ):
+        table = csv.writer(file)
+        table.writerow(COLUMNS)
+        for name, colour in zip(train.class_names, train.palette.tolist(), strict=True):
+            table.writerow([name, *colour, ""])
+        if train.ignore_class is not None:
+            table.writerow(["(ignored)", 0, 0, 0, "yes"])
+    for split, dataset in (("train", train), ("val", val)):
+        names = [f"{kind}_{split}.npy" for kind in "xy"]
+        if dataset is None:
+            for name in names:
+                (folder / name).unlink(missing_ok=True)
+            continue
+        shape = (len(dataset), *dataset.image_shape)
+        with (
+            write_atomically(folder / names[0]) as x_path,
+            write_atomically(folder / names[1]) as y_path,
+        ):
+            x = np.lib.format.open_memmap(x_path, "w+", np.float32, shape)
+            y = np.lib.format.open_memmap(y_path, "w+", np.uint8, shape[:3])
+            for index in range(len(dataset)):
+                x[index], mask = dataset[index]
+                y[index] = np.where(mask == dataset.ignore_class, void, mask)
+            del x, y  # writes what is left
+
+
+def check_pair(train, val):
+    """Raises a ValueError if two data sets are not the splits of one, with items of one shape."""
+    for dataset in (train, val):
+        if dataset is None:
+            continue
+        if not isinstance(dataset, Dataset):
+            raise ValueError(
+                f"found {dataset!r}; expected a data set of images with masks, such as "
+                "keras_segen.data.arrays(images, masks)"
+            )
+        if dataset.image_shape is None:
+            raise ValueError(
+                f"the images of {dataset.name} have no common size: load them with a size"
+            )
+        if dataset.num_classes > MOST_CLASSES:
+            raise ValueError(
+                f"{dataset.name} has {dataset.num_classes} classes, expected at most {MOST_CLASSES}"
+            )
+    if val is None:
+        return
+    for name in ("image_shape", "class_names", "ignore_class"):
+        found, expected = getattr(val, name), getattr(train, name)
+        if found != expected:
+            raise ValueError(
+                f"{name} of the validation split is {found}, expected that of the training "
+                f"split, {expected}"
+            )
 
 
 class Store:

@@ -17,6 +17,7 @@ from keras_segen.segmentation.encoders import (
 )
 from keras_segen.segmentation.fcn import fcn
 from keras_segen.segmentation.fold import fold_batch_normalization
+from keras_segen.segmentation.keras_file import check_network, load_network, own_modules
 from keras_segen.segmentation.plain_unet import plain_unet
 from keras_segen.segmentation.predict import Predictor
 from keras_segen.segmentation.transfer import take_weights
@@ -28,11 +29,14 @@ __all__ = [
     "ENCODERS",
     "MODELS",
     "Predictor",
+    "check_network",
     "efficientnet_lite0",
     "efficientnet_v2_b0",
     "fcn",
     "fold_batch_normalization",
+    "load_network",
     "mobilenet_v2",
+    "own_modules",
     "plain_unet",
     "resnet50",
     "take_weights",

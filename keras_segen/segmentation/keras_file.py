@@ -1,0 +1,132 @@
+"""A user's own network: loaded from a `.keras` file, and looked at before it is trained.
+
+What a training needs of it: one input, images in [0, 1]; one output, logits for every pixel.
+"""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from keras_segen import backend
+
+
+def load_network(path, dataset, num_outputs):
+    """Loads a network with its weights, and checks that it can be trained on a data set.
+
+    Args:
+        path: the `.keras` file. Nothing in it is executed (`safe_mode=True`); classes of its own
+            must be registered (`keras.saving.register_keras_serializable`) and imported before.
+        dataset: a `keras_segen.data.Dataset` whose images have one shape.
+        num_outputs: int, channels that the network must give.
+
+    Returns:
+        A `keras.Model` from images `(batch, height, width, channels)`, float32 in [0, 1], to
+        logits `(batch, height, width, num_outputs)`, not compiled.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be loaded, or is no network for these images and classes.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; expected a model, saved as .keras.")
+    try:
+        model = keras.models.load_model(path, compile=False, safe_mode=True)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path} cannot be loaded. Found: {str(error).strip().splitlines()[0]} Expected a "
+            "model saved by Keras 3; layers of your own are registered "
+            "(keras.saving.register_keras_serializable) and imported before, Lambda layers not "
+            "allowed."
+        ) from error
+    check_network(model, dataset, num_outputs, path.name)
+    return model
+
+
+def check_network(model, dataset, num_outputs, name="The model"):
+    """Raises a ValueError if a network cannot be trained on a data set; runs it on one image.
+
+    Args:
+        model: what was built or loaded.
+        dataset, num_outputs: as for `load_network`.
+        name: str, what errors call the network.
+    """
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"{name} is a {type(model).__name__}; expected a keras.Model.")
+    images = dataset[0][0][None]  # (1, height, width, channels)
+    inputs = getattr(model, "inputs", None) or ()  # of a class of its own nothing is known
+    # Keras would take three channels for one, as three groups.
+    if len(inputs) > 1 or not all(fits(each.shape[1:], images.shape[1:]) for each in inputs):
+        shapes = ", ".join(str(tuple(each.shape[1:])) for each in inputs)
+        raise ValueError(
+            f"{name} takes {shapes}, and the images of {dataset.name} are {images.shape[1:]}; "
+            "expected one input of their height, width and channels, or None for any: build it "
+            "so, or load them with another image_size or channels."
+        )
+    try:
+        logits = backend.infer(model, images)
+    except Exception as error:  # each framework has its own
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            f"{name} fails on the first image of {dataset.name}, {images.shape}. Found: {lines[0]}"
+        ) from error
+    expected = (*images.shape[:3], num_outputs)
+    found = getattr(logits, "shape", None)
+    if found != expected:
+        found = f"{found}" if found is not None else f"{len(logits)} outputs, {type(logits)}"
+        raise ValueError(
+            f"{name} makes {found} of images {images.shape}; expected logits {expected}: one "
+            f"channel for each class of {dataset.name}, at the images' height and width."
+        )
+    if not np.isfinite(logits).all():
+        raise ValueError(f"{name} gives values that are not finite for the first image.")
+    # Only probabilities add up to 1 in every pixel, or stay from 0 to 1 in all of them.
+    softmax = num_outputs > 1 and np.allclose(logits.sum(axis=-1), 1, atol=1e-4)
+    if logits.min() >= 0 and logits.max() <= 1 and (softmax or num_outputs == 1):
+        raise ValueError(
+            f"{name} gives probabilities; expected logits, which the losses turn into "
+            "probabilities: leave out the activation of the last layer."
+        )
+
+
+def fits(shape, found):
+    """Whether an array of the shape `found` may go where `shape` is expected; None is any."""
+    return len(shape) == len(found) and all(
+        side in (None, other) for side, other in zip(shape, found, strict=True)
+    )
+
+
+def own_modules(model):
+    """Returns what another process must import before it can load a model from its file.
+
+    Args:
+        model: a built `keras.Model`.
+
+    Returns:
+        Names of the modules, besides Keras' and ours, that layers are from: a list of str.
+
+    Raises:
+        ValueError: a layer's class is not registered, or another process cannot import it.
+    """
+    modules = set()
+    for layer in [model, *model._flatten_layers()]:
+        kind = type(layer)
+        if kind.__module__.split(".")[0] in ("keras", "keras_segen", "keras_hub"):
+            continue
+        if isinstance(layer, keras.Model) and kind.__name__ in ("Functional", "Sequential"):
+            continue
+        where = f"Layer {layer.name!r} is of the class {kind.__name__}, "
+        if kind.__module__ == "__main__":
+            raise ValueError(
+                f"{where}which is defined in this notebook or script, where other processes cannot "
+                "import it: put it into a file of its own, decorated with "
+                "@keras.saving.register_keras_serializable(), and import it from there."
+            )
+        if keras.saving.get_registered_object(keras.saving.get_registered_name(kind)) is not kind:
+            raise ValueError(
+                f"{where}which Keras cannot load from a file: decorate it with "
+                "@keras.saving.register_keras_serializable()."
+            )
+        modules.add(kind.__module__)
+    return sorted(modules)
