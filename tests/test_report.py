@@ -419,10 +419,11 @@ def test_page_escapes_hostile_names(tmp_path):
 
 def test_verdict_is_one_true_sentence():
     assert reports.verdict(complete_report()) == (
-        "unet with 482,000 parameters, trained on shapes for 3 epochs on TensorFlow and PyTorch: "
-        "from the same weights and the same batches both came to the same result, all 5 checks "
-        "passed; a step took 81.2 ms on TensorFlow and 107 ms on PyTorch, mean IoU is 0.5921 on "
-        "each."
+        "unet with 482,000 parameters, trained on shapes for 3 epochs on TensorFlow and PyTorch "
+        "(CPU, 2 threads): from the same weights and batches both came to the same result, all 5 "
+        "checks passed; a step took 81.2 ms on TensorFlow and 1.32 times as long, 107 ms, on "
+        "PyTorch; memory peaked at 1,204 MiB on TensorFlow and 912 MiB on PyTorch; mean IoU is "
+        "0.5921 on each."
     )
     assert (
         "1 of 5 checks failed, first “loss of the first 20 steps” "
@@ -436,10 +437,11 @@ def test_verdict_is_one_true_sentence():
 
 def test_a_report_on_a_generator_speaks_of_pictures(tmp_path):
     assert reports.verdict(pictures_report()) == (
-        "dcgan with 482,000 parameters, trained on cifar10 for 3 epochs on TensorFlow and PyTorch: "
-        "from the same weights and the same batches both went the same way, all 5 checks passed; a "
-        "step took 81.2 ms on TensorFlow and 107 ms on PyTorch, the kernel distance to validation "
-        "images is 0.0409 on TensorFlow and 0.0412 on PyTorch."
+        "dcgan with 482,000 parameters, trained on cifar10 for 3 epochs on TensorFlow and PyTorch "
+        "(CPU, 2 threads): from the same weights and batches both went the same way, all 5 checks "
+        "passed; a step took 81.2 ms on TensorFlow and 1.32 times as long, 107 ms, on PyTorch; "
+        "memory peaked at 1,204 MiB on TensorFlow and 912 MiB on PyTorch; the kernel distance to "
+        "validation images is 0.0409 on TensorFlow and 0.0412 on PyTorch."
     )
     page = Reader(reports.page(pictures_report(), tmp_path))
     assert "Loss of the discriminator of every step" in page.text
@@ -454,6 +456,55 @@ def test_verdict_gives_both_scores_when_they_differ():
     report = complete_report()
     report["backends"]["torch"]["metrics"]["mean_iou"] = 0.61
     assert "mean IoU is 0.5921 on TensorFlow and 0.61 on PyTorch" in reports.verdict(report)
+
+
+def test_verdict_names_the_faster_one_only_if_the_run_can_tell():
+    report = complete_report()
+    steps = [part["milliseconds"]["step"] for part in report["backends"].values()]
+    steps[1].update(median=70.0, p10=65.0, p90=75.0)
+    assert "a step took 70 ms on PyTorch and 1.16 times as long, 81.2 ms, on TensorFlow" in (
+        reports.verdict(report)
+    )
+    steps[1].update(median=80.0, p10=70.0, p90=90.0)
+    assert (
+        "a step took about as long on each (80 and 81.2 ms, each within the other's spread)"
+        in reports.verdict(report)
+    )
+    steps[0].update(p10=80.5)  # then 80 ms are faster than nearly all of its steps
+    assert "times as long, 81.2 ms, on TensorFlow" in reports.verdict(report)
+    steps[0].update(median=0.0, p10=0.0, p90=0.0)
+    assert "a step took 0 ms on TensorFlow and 80 ms on PyTorch" in reports.verdict(report)
+
+
+def test_verdict_names_a_users_files_without_their_folders():
+    report = complete_report()
+    report["experiment"] |= {
+        "model": "/home/me/out/own/mine.keras",
+        "data": "folder:/home/me/cells",
+    }
+    assert reports.verdict(report).startswith("mine.keras with 482,000 parameters, trained on ")
+    assert " trained on folder:cells for 3 epochs" in reports.verdict(report)
+
+
+def test_verdict_is_silent_on_a_machine_that_was_not_the_same():
+    report = complete_report()
+    report["backends"]["torch"]["settings"]["threads"] = 1
+    assert "on TensorFlow and PyTorch: from" in reports.verdict(report)
+    report["backends"]["torch"]["memory_mib"]["peak_device"] = 7.0  # of one backend only
+    assert "; memory peaked at 1,204 MiB" in reports.verdict(report)
+    report["backends"]["tensorflow"]["memory_mib"]["peak_device"] = 8.0
+    assert "; device memory peaked at 8 MiB on TensorFlow and 7 MiB on PyTorch" in (
+        reports.verdict(report)
+    )
+
+
+def test_page_says_what_each_figure_is_from(tmp_path):
+    text = Reader(reports.page(complete_report(), tmp_path)).text
+    first, then = (
+        text.index("Every figure here is of this one run: keras-segen compare"),
+        [text.index(title) for title in ("Loss of every step", "The same images", "Figures Times")],
+    )
+    assert first < then[0] and then == sorted(then)
 
 
 def test_figures_give_ratios_and_leave_out_what_nobody_measured():

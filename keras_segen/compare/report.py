@@ -194,16 +194,16 @@ def verdict(report):
     report = complete(report)
     experiment, backends = report["experiment"], report["backends"]
     names = [display_name(name) for name in backends]
-    subject = str(experiment.get("model") or "The model")
+    subject = Path(experiment.get("model") or "The model").name
     if report["parameters"]:
         subject += f" with {report['parameters']:,} parameters"
     trained = experiment.get("precision") != divergence.HIGH
     if experiment.get("data"):
         subject += f", {'trained' if trained else 'compared layer by layer'} on"
-        subject += f" {experiment['data']}"
+        subject += f" {data_name(experiment['data'])}"
     if experiment.get("epochs") and trained:
         subject += f" for {experiment['epochs']} epoch{'s' if experiment['epochs'] != 1 else ''}"
-    subject += f" on {listing(names)}"
+    subject += f" on {listing(names)}{equal_machine(backends)}"
 
     status = report["status"]
     if status == "interrupted":
@@ -234,23 +234,29 @@ def verdict(report):
     elif len(backends) == 1:
         result = "one backend alone, so nothing to compare it with"
     else:
-        result = f"from the same weights and the same batches {words(report)['result']}"
+        result = f"from the same weights and batches {words(report)['result']}"
         if len(backends) > 2:
             result = result.replace("both", "all")
         result += f", all {len(checks)} checks passed" if checks else ""
     return f"{subject}: {result}{in_figures(backends)}."
 
 
+def data_name(data):
+    """A data set's name with the last part of its path: `folder:photos`."""
+    name, colon, path = data.partition(":")
+    return f"{name}{colon}{Path(path).name}"
+
+
 def in_figures(backends):
-    """The end of the verdict: time per step and what the models came to, as far as it is known."""
-    times = {
-        name: median(dig(backend, "milliseconds", "step")) for name, backend in backends.items()
-    }
-    parts = []
-    if None not in times.values():
-        parts.append(
-            "a step took " + listing(f"{show(t)} ms{on(n, times)}" for n, t in times.items())
-        )
+    """The end of the verdict: time, memory and what the models came to, as far as it is known."""
+    times = {name: dig(backend, "milliseconds", "step") for name, backend in backends.items()}
+    parts = [step_times(times)] if None not in map(median, times.values()) else []
+    for key, figure in (("peak_device", "device memory"), ("peak_resident", "memory")):
+        peaks = {name: dig(backend, "memory_mib", key) for name, backend in backends.items()}
+        if None not in peaks.values():
+            found = listing(f"{show(peak)} MiB{on(n, peaks)}" for n, peak in peaks.items())
+            parts.append(f"{figure} peaked at {found}")
+            break
     for key, (figure, digits) in HEADLINES.items():
         scores = {name: dig(backend, "metrics", key) for name, backend in backends.items()}
         if None in scores.values():
@@ -260,7 +266,44 @@ def in_figures(backends):
             parts.append(f"{figure} is {next(iter(shown.values()))} on each")
         else:
             parts.append(f"{figure} is " + listing(f"{s}{on(n, shown)}" for n, s in shown.items()))
-    return "; " + ", ".join(parts) if parts else ""
+    return "; " + "; ".join(parts) if parts else ""
+
+
+def step_times(times):
+    """Which backend was faster, and by how much, unless one run cannot tell."""
+    if len(times) == 2:
+        (fast, short), (slow, long) = sorted(times.items(), key=lambda item: median(item[1]))
+        shown = [show(median(short)), show(median(long))]
+        if within(median(short), long) and within(median(long), short):
+            return (
+                f"a step took about as long on each ({listing(shown)} ms, each within the other's "
+                "spread)"
+            )
+        if median(short) > 0:
+            return (
+                f"a step took {shown[0]} ms on {display_name(fast)} and "
+                f"{median(long) / median(short):.2f} times as long, {shown[1]} ms, on "
+                f"{display_name(slow)}"
+            )
+    return "a step took " + listing(f"{show(median(t))} ms{on(n, times)}" for n, t in times.items())
+
+
+def within(value, statistics):
+    """Whether a value lies from the 10th to the 90th percentile of others."""
+    low, high = percentiles(statistics)
+    return None not in (low, high) and low <= value <= high
+
+
+def equal_machine(backends):
+    """Device and threads in brackets, if they are known and the same for each backend."""
+    found = {
+        (dig(backend, "settings", "device"), dig(backend, "settings", "threads"))
+        for backend in backends.values()
+    }
+    device, threads = found.pop()
+    if found or device is None or threads is None:
+        return ""
+    return f" ({device}, {threads} thread{'s' if threads != 1 else ''})"
 
 
 def words(report):
@@ -300,9 +343,9 @@ def figures(report):
     Returns:
         List of dicts, one per figure that at least one backend has: `label`, `unit`, and, one per
         backend, `values` (number or None), `percentiles` (the 10th and the 90th, or None),
-        `shown` (str), `spreads` (str), `shares` (value as share of the largest, in percent); one
-        per backend after the first, `factors` (value over the first backend's, or None) and
-        `ratios` (the same as str).
+        `shown` (str), `spreads` (str), `shares` (value as share of the largest, or of 1, in
+        percent); one per backend after the first, `factors` (value over the first backend's, or
+        None) and `ratios` (the same as str).
     """
     rows = []
     for label, unit, keys, digits in FIGURES:
@@ -310,7 +353,7 @@ def figures(report):
         values = [median(value) for value in measured]
         if all(value is None for value in values):
             continue
-        largest = max(value for value in values if value is not None)
+        whole = 1 if unit == "0 to 1" else max(value for value in values if value is not None)
         factors = [factor(value, values[0]) for value in values[1:]]
         rows.append(
             {
@@ -320,7 +363,7 @@ def figures(report):
                 "percentiles": [percentiles(value) for value in measured],
                 "shown": [show(value, digits) for value in values],
                 "spreads": [spread(value) for value in measured],
-                "shares": [100 * (v or 0) / largest if largest > 0 else 0 for v in values],
+                "shares": [100 * (v or 0) / whole if whole > 0 else 0 for v in values],
                 "factors": factors,
                 "ratios": ["–" if each is None else f"{each:.2f}" for each in factors],
             }

@@ -11,6 +11,7 @@ import numpy as np
 from keras_segen import frameworks, plot
 from keras_segen.compare import parity
 from keras_segen.data.loader import Batches
+from keras_segen.page import show
 
 NUM_PROBES = 16
 NUM_PICTURES = 6
@@ -76,8 +77,8 @@ class Masks:
             1.0 - row["equal_pixels"],
             1.0 - parity.EQUAL_PIXELS,
             "share of pixels that change",
-            f"logits differ by at most {row['largest_difference']:.1e} "
-            f"(the largest is {row['largest_output']:.1f})",
+            f"logits differ by at most {show(row['largest_difference'], 2)} "
+            f"(the largest is {show(row['largest_output'], 2)})",
         )
 
     def conclude(self, dataset, arrays, folder):
