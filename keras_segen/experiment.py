@@ -265,6 +265,14 @@ class Experiment(Recipe):
             "label_ids": [int(i) for i in train_data.label_ids],
         }
 
+    def check_images(self, dataset):
+        if not isinstance(dataset, data.Dataset):
+            raise ValueError(
+                f"{dataset.name} has pictures without masks, and {self.model} learns masks: use a "
+                "data set with masks."
+            )
+        super().check_images(dataset)
+
     def num_outputs(self, dataset):
         """Returns the channels of the network's output: one per class, or one for two classes.
 
@@ -306,11 +314,6 @@ class Experiment(Recipe):
         if not own and self.model not in segmentation.MODELS:
             raise ValueError(
                 f"There is no model {self.model!r}; there are: {', '.join(segmentation.MODELS)}."
-            )
-        if not isinstance(dataset, data.Dataset):
-            raise ValueError(
-                f"{dataset.name} has pictures without masks, and {self.model} learns masks: use a "
-                "data set with masks."
             )
         self.check_images(dataset)
         if own:

@@ -16,12 +16,14 @@ import numpy as np
 import psutil
 import pytest
 from browser import BROWSER
+from PIL import Image
 from test_report import complete_report, empty_report, failed_report, pictures_report, three_report
 
 import keras_segen as ks
 from keras_segen.compare import report as reports
 from keras_segen.files import write_json
 from keras_segen.page import plain
+from keras_segen.segmentation.keras_file import registered_modules
 
 ONCE = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="starts both backends itself, once is enough"
@@ -279,6 +281,7 @@ def test_the_processes_read_the_model_and_the_data_that_were_given(own, own_laye
         (network, "own", {"filters": (4,)}, ValueError, "filters is .* whole network"),
         (network, "own", {"image_size": (8, 8)}, ValueError, "image_size is .* leave it out"),
         ("missing.keras", "own", {}, FileNotFoundError, "missing.keras does not exist"),
+        (network, "pictures", {}, ValueError, "has pictures without masks, and .*learns masks"),
         ("vae", "own", {}, ValueError, "vae makes pictures.*has a name"),
         ("unet", ("shapes", "shapes"), {}, ValueError, "found 'shapes'; expected a data set"),
         ("unet", (1, 2, 3), {}, ValueError, "data holds 3 data sets"),
@@ -289,6 +292,10 @@ def test_a_wrong_model_or_data_set_is_an_error_before_anything_runs(
 ):
     if data == "own":
         data = scenes("train", 10)
+    if data == "pictures":
+        for number in range(4):
+            Image.new("RGB", (16, 16)).save(tmp_path / f"{number}.png")
+        data = f"images:{tmp_path}"
     with pytest.raises(error, match=message):
         ks.compare.run(model, data, tmp_path / "out", **fields)
     assert not (tmp_path / "out").exists()
@@ -304,6 +311,12 @@ def test_layers_that_no_other_process_can_load_are_an_error(own_layers, tmp_path
     with pytest.raises(ValueError, match=message):
         ks.compare.run(lambda: network(between=layer()), scenes("train", 10), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_is_loaded_with_the_modules_that_registered_layers_are_from(own_layers):
+    modules = registered_modules()
+    assert own_layers.__name__ in modules
+    assert not [name for name in modules if name.startswith("keras")]
 
 
 CELL = """

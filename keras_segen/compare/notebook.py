@@ -10,6 +10,7 @@ import functools
 import html
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from keras_segen import frameworks
 from keras_segen.compare import report as reports
 from keras_segen.compare.run import run as run_experiment
 from keras_segen.data.array_files import check_pair, write_arrays
-from keras_segen.experiment import kind_of
+from keras_segen.experiment import is_file, kind_of
 from keras_segen.files import write_atomically
 
 HEIGHT = 720  # of the report in a notebook, pixels
@@ -48,8 +49,8 @@ def run(
               from `seed` (`keras_segen.initialize`), and the processes load what it built;
             - the path of a `.keras` file with such a model: its weights are the start.
 
-            Layers of your own are in a module, not in the notebook, and registered
-            (`keras.saving.register_keras_serializable`).
+            Layers of your own are registered (`keras.saving.register_keras_serializable`), in a
+            module that is imported here, not in the notebook itself.
         data: str, a data set as `keras_segen.data.load` takes it; or a pair `(train, val)` of
             `keras_segen.data.Dataset`, such as `keras_segen.data.arrays` makes, or one of them, of
             which a tenth is held out. Their items are written into the folder, as float32 and
@@ -82,7 +83,8 @@ def run(
         **{} if parity_steps == 0 else {"parity_steps": parity_steps},
         **fields,
     )
-    own = Path(out) / "own"
+    out = Path(out).expanduser()
+    own = out / "own"
     splits = built = None
     if not isinstance(data, str):
         splits = _pair(data, fields)
@@ -98,7 +100,13 @@ def run(
             f"{model} makes {experiment.makes}, and learns from a data set that has a name: "
             "data='images:PATH', for example."
         )
-    modules = [] if built is None else _fill(built, experiment, splits)
+    modules = []
+    if built is not None:
+        modules = _fill(built, experiment, splits)
+    elif is_file(model) and "keras" in sys.modules:
+        from keras_segen.segmentation.keras_file import registered_modules
+
+        modules = registered_modules()
 
     def write_own():
         if splits:
@@ -146,13 +154,14 @@ def _build(builder):
 
 def _fill(model, experiment, splits):
     """Checks a built model and fills it from the seed; returns the modules of its layers."""
-    from keras_segen import determinism, segmentation
+    from keras_segen import determinism
+    from keras_segen.segmentation.keras_file import check_network, own_modules
 
     train = splits[0] if splits else experiment.load_data("train")
-    modules = segmentation.own_modules(model)
-    segmentation.check_network(
-        model, train, experiment.num_outputs(train), Path(experiment.model).stem
-    )
+    experiment.check_images(train)
+    modules = own_modules(model)
+    name = Path(experiment.model).stem
+    check_network(model, train, experiment.num_outputs(train), name)
     determinism.initialize(model, experiment.seed)
     return modules
 

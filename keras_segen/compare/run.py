@@ -27,7 +27,7 @@ from keras_segen.compare.subjects import SUBJECTS
 from keras_segen.experiment import is_file
 from keras_segen.files import write_json
 
-SECONDS_TO_DRAW = 0.25  # between two pictures of the progress in a notebook
+SECONDS_TO_DRAW = 0.5  # between two pictures of the progress in a notebook
 
 
 def run(

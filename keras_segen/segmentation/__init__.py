@@ -17,7 +17,7 @@ from keras_segen.segmentation.encoders import (
 )
 from keras_segen.segmentation.fcn import fcn
 from keras_segen.segmentation.fold import fold_batch_normalization
-from keras_segen.segmentation.keras_file import check_network, load_network, own_modules
+from keras_segen.segmentation.keras_file import check_network, load_network
 from keras_segen.segmentation.plain_unet import plain_unet
 from keras_segen.segmentation.predict import Predictor
 from keras_segen.segmentation.transfer import take_weights
@@ -36,7 +36,6 @@ __all__ = [
     "fold_batch_normalization",
     "load_network",
     "mobilenet_v2",
-    "own_modules",
     "plain_unet",
     "resnet50",
     "take_weights",

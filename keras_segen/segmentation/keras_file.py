@@ -10,6 +10,8 @@ import numpy as np
 
 from keras_segen import backend
 
+KNOWN = ("keras", "keras_segen")  # packages whose layers every process of ours knows
+
 
 def load_network(path, dataset, num_outputs):
     """Loads a network with its weights, and checks that it can be trained on a data set.
@@ -97,6 +99,17 @@ def fits(shape, found):
     )
 
 
+def registered_modules():
+    """Returns the modules of users' classes that are registered now, and that others can import.
+
+    Returns:
+        Names, besides Keras' and ours: a list of str.
+    """
+    kinds = keras.saving.get_custom_objects().values()
+    modules = {getattr(kind, "__module__", "__main__") for kind in kinds}
+    return sorted(name for name in modules if name.split(".")[0] not in (*KNOWN, "__main__"))
+
+
 def own_modules(model):
     """Returns what another process must import before it can load a model from its file.
 
@@ -112,9 +125,7 @@ def own_modules(model):
     modules = set()
     for layer in [model, *model._flatten_layers()]:
         kind = type(layer)
-        if kind.__module__.split(".")[0] in ("keras", "keras_segen", "keras_hub"):
-            continue
-        if isinstance(layer, keras.Model) and kind.__name__ in ("Functional", "Sequential"):
+        if kind.__module__.split(".")[0] in KNOWN:
             continue
         where = f"Layer {layer.name!r} is of the class {kind.__name__}, "
         if kind.__module__ == "__main__":
