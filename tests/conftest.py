@@ -6,6 +6,13 @@ from PIL import Image
 
 from keras_segen.data import Shapes
 
+# Minutes each: they begin first, so that no process is left with one of them at the end.
+LONG = ("test_training", "test_compare", "test_notebooks", "test_crossval", "test_costs")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else 99)
+
 
 @pytest.fixture(scope="session")
 def picture_folder(tmp_path_factory):
