@@ -92,6 +92,11 @@ def test_a_mode_that_nobody_has_is_an_error(modes, message):
         ({"batch_sizes": [2, 300]}, "batch_size is 300, .* has 512 images, .* two batches"),
         ({"image_sizes": [(4, 4)]}, r"size is \(4, 4\)"),
         ({"backends": ["jax"]}, "'jax'"),
+        ({"threads": 0}, "threads is 0, expected 1 or more"),
+        (
+            {"experiment": Experiment(model="my.keras"), "modes": ["eager+bfloat16"]},
+            "precision is 'mixed_bfloat16', but my.keras is a whole network",
+        ),
         ({"experiment": Experiment(precision="float64")}, "precision is 'float64'"),
     ],
 )
@@ -388,7 +393,7 @@ def test_both_backends_are_measured_by_turns(tmp_path, read_json):
     assert traced["seconds"]["first_step"] > eager["train"]["ms"]["median"] / 1e3
     assert len(result["fits"]) == 12
     assert not any(note.startswith("Not equal") for note in result["notes"])
-    assert "run_eagerly=True, jit_compile=False, float32; 1 threads" in output
+    assert "run_eagerly=True, jit_compile=False, float32; 1 thread," in output
     page = (tmp_path / f"{result['name']}.html").read_text(encoding="utf-8")
     assert page.count("<svg") == 4 and "http://" not in page.replace("http://www.w3", "")
 

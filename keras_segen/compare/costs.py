@@ -10,6 +10,7 @@ falls.
 
 import dataclasses
 import datetime
+import glob
 import itertools
 import json
 import os
@@ -158,7 +159,17 @@ def run(
     image_sizes, batch_sizes = [tuple(size) for size in image_sizes], list(batch_sizes)
     chosen = choose_modes(backends, modes)
     check(experiment, image_sizes, batch_sizes, steps, rounds)
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads is {threads}, expected 1 or more.")
     threads = threads or os.cpu_count()
+    for backend, mode in list(chosen):
+        try:
+            in_mode(experiment, mode)
+        except ValueError as error:  # a network out of a file has its precision
+            if modes is not None:
+                raise
+            chosen.remove((backend, mode))
+            tell(f"{backend}, {mode} is left out: {error}")
     settings = describe(experiment, image_sizes, batch_sizes, chosen, threads, steps)
     earlier = find_earlier(folder, settings)
 
@@ -202,7 +213,7 @@ def run(
         "notes": notes(result["processes"], result["cells"]),
         "earlier": earlier,
     }
-    result["name"] = f"costs-{experiment.model}-{now:%Y%m%dT%H%M%SZ}"
+    result["name"] = f"costs-{Path(experiment.model).stem}-{now:%Y%m%dT%H%M%SZ}"
     if result["cells"]:
         files.write_json(Path(folder) / f"{result['name']}.json", result)
     return result
@@ -308,7 +319,8 @@ def find_earlier(folder, settings):
                 found |= {f"{key(cell)}, {work}": value(cell, work) for work in WORKS}
         return {"ms": found}
 
-    pattern = f"costs-{settings['experiment']['model']}-*.json"
+    model = glob.escape(Path(settings["experiment"]["model"]).stem)
+    pattern = f"costs-{model}-*.json"
     return history.find_earlier(folder, pattern, settings, medians, "bench costs")
 
 

@@ -28,12 +28,11 @@ def write_page(result, folder):
 def verdict(result):
     """Says in one sentence what a training step of the largest cell costs, least and most."""
     settings, processes = result["settings"], result["processes"]
-    subject = settings["experiment"]["model"]
+    subject = Path(settings["experiment"]["model"]).name
     known = next((each["parameters"] for each in processes if "parameters" in each), None)
     if known is not None:
         subject += f" with {known:,} parameters"
-    threads = settings["threads"]
-    subject += f" on {threads} thread{'s' if threads != 1 else ''}"
+    subject += f" on {count(settings['threads'], 'thread')}"
     done = [cell for cell in result["cells"] if "error" not in cell]
     if not done:
         return f"{subject}: nothing could be measured."
@@ -52,6 +51,10 @@ def verdict(result):
 def name(row):
     """How a backend and mode are called."""
     return f"{display_name(row['backend'])}, {row['mode']}"
+
+
+def count(number, thing):
+    return f"{number} {thing}{'s' if number != 1 else ''}"
 
 
 def sizes(result):
@@ -273,7 +276,7 @@ def meanings(result):
         )
         if "settings" in process:
             own = process["settings"]
-            text += f"; {own['threads']} threads, {own['layout']}, {own['device']}"
+            text += f"; {count(own['threads'], 'thread')}, {own['layout']}, {own['device']}"
         if "auto" in process:
             text += f"; “auto” would be jit_compile={process['auto']}"
         rows.append((name(process), text))
