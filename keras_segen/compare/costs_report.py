@@ -297,32 +297,43 @@ def print_result(result, console, folder):
         console.print(Text(f"{who}: {text}"), soft_wrap=True)
     for note in result["notes"]:
         console.print(Text(note, "yellow"), soft_wrap=True)
-    names = [name(process) for process in result["processes"]]
     for work, note in costs.WORKS.items():
-        if not sizes(result):
-            break
-        title = f"{TITLES[work]}, ms (median, p10 to p90; CPU ms): {note}"
-        table = Table(title=title, title_justify="left", title_style="bold", box=None)
-        table.add_column("")
-        for each in names:
-            table.add_column(Text(each), justify="right")
-        for where, row in lines(result, work):
-            cells = [
-                Text.assemble(
-                    cell["ms"],
-                    (f"\n{cell['spread']}\nCPU {cell['cpu']}", "dim"),
-                    (f"\n{cell['was']}" if cell["was"] else "", "dim"),
-                )
-                if cell
-                else "failed"
-                for cell in row
-            ]
-            table.add_row(Text(where), *cells)
-        console.print()
-        console.print(table)
+        console.print(Text(f"{TITLES[work]}: {note}.", "dim"), soft_wrap=True)
+    title = "A step, ms: median, p10 to p90, CPU time; first step and peak memory so far"
+    table = Table(title=title, title_justify="left", title_style="bold", box=None)
+    table.add_column("")
+    for heading in ("train", "predict", "load", "first, s", "MiB"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    by_work = [dict(lines(result, work)) for work in costs.WORKS]
+    for image_size, batch_size in sizes(result):
+        where = f"{image_size[0]}x{image_size[1]}, batch {batch_size}"
+        table.add_row(Text(where, "bold"))
+        for index, process in enumerate(result["processes"]):
+            cell = find(result, process, image_size, batch_size)
+            if cell is None or "error" in cell:
+                table.add_row(Text(name(process)), "failed" if cell else "–")
+                continue
+            shown = [rows[where][index] for rows in by_work]
+            table.add_row(
+                Text(name(process)),
+                *(
+                    Text.assemble(
+                        each["ms"],
+                        (f"\n{each['spread']}\nCPU {each['cpu']}", "dim"),
+                        (f"\n{each['was']}" if each["was"] else "", "dim"),
+                    )
+                    for each in shown
+                ),
+                show(cell["seconds"]["first_step"]),
+                f"{cell['memory_mib']['resident']:,.0f}",
+            )
+    console.print()
+    console.print(table)
     rows = fits(result)
     if rows:
-        table = Table(title="How it grows", title_justify="left", title_style="bold", box=None)
+        table = Table(
+            title="How a step's cost grows", title_justify="left", title_style="bold", box=None
+        )
         for heading in ("", "", "fixed", "per image", "per megapixel", "unit", "left over"):
             right = heading not in ("", "unit")
             table.add_column(heading, justify="right" if right else "left")
@@ -331,16 +342,6 @@ def print_result(result, console, folder):
             table.add_row(row["what"], Text(row["who"]), *parts, row["unit"], row["residual"])
         console.print()
         console.print(table)
-    title = "Paid once: start-up, tracing and compilation, peak memory so far"
-    table = Table(title=title, title_justify="left", title_style="bold", box=None)
-    table.add_column("")
-    for each in names:
-        table.add_column(Text(each), justify="right")
-    table.add_row("imports", *imports(result))
-    for where, row in once(result):
-        table.add_row(Text(where), *("\n".join(texts) if texts else "failed" for texts in row))
-    console.print()
-    console.print(table)
     for where, error in failures(result):
         console.print(Text.assemble(("failed: ", "bold red"), f"{where}: {error}"), soft_wrap=True)
     if result["earlier"]:
