@@ -412,3 +412,29 @@ def test_a_keras_with_another_graph_is_left_alone(monkeypatch):
     monkeypatch.delattr(keras_functional, "operation_fn")
     backend.torch._call_plain_layers_directly()
     assert not hasattr(keras_functional, "operation_fn")
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+@pytest.mark.parametrize("shape, axis", [((2, 5, 7, 3), -1), ((2, 5, 7, 3), 3)])
+def test_a_softmax_over_channels_is_taken_over_planes(name, shape, axis):
+    found = getattr(keras_nn, name)
+    images = torch.randn(shape)
+
+    def outputs_and_gradient(softmax):
+        x = images.clone().requires_grad_(True)
+        outputs = softmax(x, axis)
+        return outputs, torch.autograd.grad(outputs.square().sum(), x)[0]
+
+    ours, theirs = outputs_and_gradient(found), outputs_and_gradient(found.__wrapped__)
+    for ours_one, theirs_one in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(ours_one, theirs_one, rtol=1e-5, atol=1e-6)
+    assert ours[0].is_contiguous()
+    assert "PermuteBackward0" in operations(ours[0])
+
+
+@pytest.mark.parametrize("shape, axis", [((2, 5, 7, 3), 1), ((2, 5, 7, 3), None), ((4, 3), -1)])
+def test_another_softmax_is_left_to_keras(shape, axis):
+    x = torch.randn(shape, requires_grad=True)
+    outputs = keras_nn.softmax(x, axis)
+    assert "PermuteBackward0" not in operations(outputs)
+    torch.testing.assert_close(outputs, keras_nn.softmax.__wrapped__(x, axis))

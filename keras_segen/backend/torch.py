@@ -145,6 +145,32 @@ def _crop_transposed_convolutions_inside():
 _crop_transposed_convolutions_inside()
 
 
+def _take_softmax_over_channels_as_over_planes():
+    """Lets a softmax over the last of four axes run as one over the first after the batch.
+
+    PyTorch works through the last axis pixel by pixel, a handful of classes each time, and
+    through another axis with as many pixels at once as the processor takes: with 6 classes that
+    is five times as fast on a CPU, copies to and fro included, and the softmax was most of what
+    a loss costs. The values are the same to rounding.
+    """
+    for name in ("softmax", "log_softmax"):
+        setattr(keras_nn, name, _over_planes(getattr(keras_nn, name)))
+
+
+def _over_planes(original):
+    @functools.wraps(original)
+    def over_planes(x, axis=-1):
+        x = keras_core.convert_to_tensor(x)
+        if x.ndim != 4 or axis not in (-1, 3) or x.device.type != "cpu":
+            return original(x, axis)
+        return original(x.permute(0, 3, 1, 2), 1).permute(0, 2, 3, 1).contiguous()
+
+    return over_planes
+
+
+_take_softmax_over_channels_as_over_planes()
+
+
 def _fuse_batch_normalization():
     """Lets batch normalization run as PyTorch's own operation.
 
