@@ -1,14 +1,18 @@
 """What the seam changes in Keras on PyTorch."""
 
+import gc
 import importlib.util
+import weakref
 
 import keras
 import numpy as np
 import pytest
-from keras import layers
+from keras import layers, ops
 
 import keras_segen as ks
 from keras_segen import backend
+from keras_segen.backend import keras_on_torch
+from keras_segen.layers import CropLike
 
 if keras.backend.backend() != "torch":
     pytest.skip("on PyTorch only", allow_module_level=True)
@@ -16,7 +20,12 @@ if keras.backend.backend() != "torch":
 import torch
 from keras.src.backend.torch import core as keras_core
 from keras.src.backend.torch import nn as keras_nn
+from keras.src.backend.torch.optimizers import torch_adam
+from keras.src.layers.convolutional.base_conv import BaseConv
+from keras.src.layers.convolutional.base_conv_transpose import BaseConvTranspose
 from keras.src.models import functional as keras_functional
+from keras.src.ops import function as keras_function
+from keras.src.ops.symbolic_arguments import SymbolicArguments
 
 
 def keras_nn_as_installed():
@@ -27,7 +36,7 @@ def keras_nn_as_installed():
 
 
 def test_the_installed_keras_still_copies():
-    """When this fails, `backend.torch._drop_copies_around_convolutions` can be deleted."""
+    """When this fails, `keras_on_torch.drop_copies_around_convolutions` can be deleted."""
     transpose = keras_nn_as_installed()._transpose_spatial_inputs
     assert transpose(torch.empty(1, 2, 2, 2)).is_contiguous()
 
@@ -79,10 +88,10 @@ def test_a_keras_that_does_not_copy_is_left_alone(monkeypatch):
         return torch.permute(inputs, (0, 3, 1, 2))
 
     monkeypatch.setattr(keras_nn, "_transpose_spatial_inputs", transpose)
-    backend.torch._drop_copies_around_convolutions()
+    keras_on_torch.drop_copies_around_convolutions()
     assert keras_nn._transpose_spatial_inputs is transpose
     monkeypatch.delattr(keras_nn, "_transpose_spatial_inputs")
-    backend.torch._drop_copies_around_convolutions()
+    keras_on_torch.drop_copies_around_convolutions()
     assert not hasattr(keras_nn, "_transpose_spatial_inputs")
 
 
@@ -91,7 +100,7 @@ def laid_out(tensor):
 
 
 def test_the_installed_keras_still_copies_kernels():
-    """When this fails, `backend.torch._lay_kernels_out_for_convolutions` can be deleted."""
+    """When this fails, `keras_on_torch.lay_kernels_out_for_convolutions` can be deleted."""
     kernel = torch.empty(3, 3, 4, 5)
     transposed = keras_nn._maybe_convert_to_channels_last(keras_nn._transpose_conv_kernel(kernel))
     assert transposed.data_ptr() != kernel.data_ptr()
@@ -138,15 +147,15 @@ def test_a_keras_that_does_not_copy_kernels_is_left_alone(monkeypatch):
 
     monkeypatch.setattr(keras_core.Variable, "_initialize", initialize)
     monkeypatch.setattr(keras_nn, "_maybe_convert_to_channels_last", lambda tensor: tensor)
-    backend.torch._lay_kernels_out_for_convolutions()
+    keras_on_torch.lay_kernels_out_for_convolutions()
     assert keras_core.Variable._initialize is initialize
     monkeypatch.delattr(keras_nn, "_maybe_convert_to_channels_last")
-    backend.torch._lay_kernels_out_for_convolutions()
+    keras_on_torch.lay_kernels_out_for_convolutions()
     assert keras_core.Variable._initialize is initialize
 
 
 def test_the_installed_keras_still_composes_batch_normalization():
-    """When this fails, `backend.torch._fuse_batch_normalization` can be deleted."""
+    """When this fails, `keras_on_torch.fuse_batch_normalization` can be deleted."""
     layer = layers.BatchNormalization()
     layer.build((None, 4, 4, 3))
     original = layers.BatchNormalization.call.__wrapped__
@@ -251,16 +260,83 @@ def test_a_keras_without_moments_of_its_own_is_left_alone(monkeypatch):
         return inputs
 
     monkeypatch.setattr(layers.BatchNormalization, "call", call)
-    backend.torch._fuse_batch_normalization()
+    keras_on_torch.fuse_batch_normalization()
     assert layers.BatchNormalization.call is call
 
 
-def test_the_installed_keras_still_crops_transposed_convolutions():
-    """When this fails, `backend.torch._crop_transposed_convolutions_inside` can be deleted."""
-    kernel = torch.rand(4, 4, 2, 3, requires_grad=True)
-    original = keras_nn.conv_transpose.__wrapped__
-    outputs = original(torch.rand(1, 5, 5, 3), kernel, 2, "same")
-    assert "SliceBackward0" in operations(outputs)
+@pytest.mark.parametrize("kind", [layers.Conv2D, layers.Conv2DTranspose])
+def test_the_installed_keras_still_adds_biases_apart(kind):
+    """When this fails, `keras_on_torch.put_all_of_a_convolution_inside` can be deleted."""
+    layer = kind(3, 4, strides=2, padding="same", activation="relu")
+    layer.build((None, 5, 5, 2))
+    found = operations(kind.call.__wrapped__(layer, torch.rand(1, 5, 5, 2)))
+    assert "AddBackward0" in found
+    assert ("SliceBackward0" in found) == (kind is layers.Conv2DTranspose)
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "silu", "tanh"])
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"padding": "same"},
+        {"padding": "same", "strides": 2},
+        {"padding": "same", "dilation_rate": 2},
+        {"groups": 2},
+    ],
+)
+def test_convolutions_are_those_of_keras(activation, use_bias, options):
+    layer = layers.Conv2D(6, (3, 4), activation=activation, use_bias=use_bias, **options)
+    images = torch.rand(2, 7, 8, 4)
+    layer.build(images.shape)
+    if use_bias:
+        layer.bias.assign(np.arange(6) / 6 - 0.5)
+
+    def outputs_and_gradients(call):
+        x = images.clone().requires_grad_(True)
+        outputs = call(layer, x)
+        weights = [weight.value for weight in layer.weights]
+        with torch.no_grad():  # where it may work in place
+            again = call(layer, images)
+        return [outputs, again, *torch.autograd.grad(outputs.square().sum(), [x, *weights])]
+
+    before = images.clone()
+    ours = outputs_and_gradients(layers.Conv2D.call)
+    assert "AddBackward0" not in operations(ours[0])
+    # In place on a view, PyTorch would copy each gradient.
+    assert "AsStridedBackward0" not in operations(ours[0])
+    torch.testing.assert_close(images, before, rtol=0, atol=0)
+    for found, expected in zip(
+        ours, outputs_and_gradients(layers.Conv2D.call.__wrapped__), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_convolution_of_ones_own_is_left_to_keras():
+    class Double(layers.Conv2D):
+        def convolution_op(self, inputs, kernel):
+            return 2 * super().convolution_op(inputs, kernel)
+
+    images = torch.rand(1, 4, 4, 2)
+    layer, plain = Double(3, 3), layers.Conv2D(3, 3)
+    for each in (layer, plain):
+        each.build(images.shape)
+    plain.kernel.assign(layer.kernel)
+    torch.testing.assert_close(layer(images), 2 * plain(images))
+
+
+def test_adapted_kernels_and_stateless_weights_are_used():
+    images = torch.rand(1, 4, 4, 2)
+    layer = layers.Conv2D(3, 3)
+    layer.build(images.shape)
+    zeros = [torch.zeros(tuple(weight.shape)) for weight in layer.weights]
+    outputs, _ = layer.stateless_call(zeros, [], images)
+    assert not outputs.any() and layer(images).any()
+    layer.enable_lora(1)
+    layer.lora_kernel_b.assign(torch.ones(layer.lora_kernel_b.shape))
+    expected = BaseConv.call.__wrapped__(layer, images)
+    torch.testing.assert_close(layer(images), expected)
 
 
 # kernel size, stride, options; and whether PyTorch can leave out what Keras cuts off.
@@ -300,19 +376,69 @@ def test_transposed_convolutions_are_those_of_keras(
         not inside
     )
     assert inside == ("SliceBackward0" not in operations(ours[0]))
-    monkeypatch.setattr(keras_nn, "conv_transpose", keras_nn.conv_transpose.__wrapped__)
+    monkeypatch.setattr(BaseConvTranspose, "call", BaseConvTranspose.call.__wrapped__)
     for found, expected in zip(ours, outputs_and_gradients(), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_keras_that_does_not_crop_is_left_alone(monkeypatch):
-    def conv_transpose(inputs, kernel):
+def test_a_keras_that_does_not_add_biases_apart_is_left_alone(monkeypatch):
+    def call(self, inputs):
         return inputs
 
-    monkeypatch.setattr(keras_nn, "conv_transpose", conv_transpose)
-    monkeypatch.delattr(keras_nn, "compute_conv_transpose_output_crops_for_torch")
-    backend.torch._crop_transposed_convolutions_inside()
-    assert keras_nn.conv_transpose is conv_transpose
+    for kind in (BaseConv, BaseConvTranspose):
+        monkeypatch.setattr(kind, "call", call)
+    keras_on_torch.put_all_of_a_convolution_inside()
+    assert BaseConv.call is BaseConvTranspose.call is call
+
+
+def test_the_installed_keras_still_updates_in_ten_passes():
+    """When this fails, `keras_on_torch.update_as_adam_in_fewer_passes` can be deleted."""
+    names = torch_adam.Adam._parallel_update_step.__wrapped__.__code__.co_names
+    assert "_foreach_addcdiv_" not in names
+
+
+@pytest.mark.parametrize(
+    "optimizer, ours",
+    [
+        (lambda: keras.optimizers.Adam(1e-2, beta_1=0.5, epsilon=1e-4), True),
+        (lambda: keras.optimizers.AdamW(1e-2, weight_decay=0.1, clipnorm=0.5), True),
+        (lambda: keras.optimizers.Adam(1e-2, amsgrad=True), False),
+    ],
+)
+def test_adam_updates_as_that_of_keras(optimizer, ours, monkeypatch):
+    generator = np.random.default_rng(0)
+    start = [generator.standard_normal(shape, "float32") for shape in [(3, 3, 4, 5), (7,)]]
+    gradients = [
+        [torch.tensor(generator.standard_normal(w.shape, "float32")) for w in start]
+        for _ in range(5)
+    ]
+    used = []
+    lerp = torch._foreach_lerp_
+    monkeypatch.setattr(torch, "_foreach_lerp_", lambda *args: used.append(0) or lerp(*args))
+
+    def after_five_steps():
+        variables = [keras.Variable(values) for values in start]
+        taken = optimizer()
+        for grads in gradients:
+            taken.apply([grad.clone() for grad in grads], variables)
+        return [v.value.detach() for v in [*variables, *taken.variables]]
+
+    found = after_five_steps()
+    assert len(used) == (5 if ours else 0)
+    original = torch_adam.Adam._parallel_update_step.__wrapped__
+    monkeypatch.setattr(torch_adam.Adam, "_parallel_update_step", original)
+    for ours, theirs in zip(found, after_five_steps(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+    assert not np.allclose(found[0], start[0], atol=1e-3)
+
+
+def test_an_adam_of_another_keras_is_left_alone(monkeypatch):
+    def update(self, grads, variables, learning_rate):
+        torch._foreach_addcdiv_(variables, grads, grads)
+
+    monkeypatch.setattr(torch_adam.Adam, "_parallel_update_step", update)
+    keras_on_torch.update_as_adam_in_fewer_passes()
+    assert torch_adam.Adam._parallel_update_step is update
 
 
 def plain_model(x, **options):
@@ -377,6 +503,9 @@ def test_what_needs_the_checks_gets_them(checked):
     model = keras.Model(inputs, Own(name="own")(layers.ReLU(name="plain")(inputs)))
     assert called_with_checks(checked, model) == ["own"]
 
+    model = keras.Model(inputs, CropLike(name="crop")([inputs, inputs]))
+    assert called_with_checks(checked, model) == []
+
     model = plain_model(inputs, dtype="mixed_bfloat16")
     assert "conv" in called_with_checks(checked, model)
     model = plain_model(inputs, activity_regularizer="l2")
@@ -408,9 +537,98 @@ def test_masks_find_their_way_past_plain_layers(checked):
     torch.testing.assert_close(model(sequence, training=False), sequence[:, :3].mean(1))
 
 
+def test_the_installed_keras_still_searches_its_graphs():
+    """When this fails, `keras_on_torch.run_graphs_by_plan` can be deleted."""
+    names = keras_function.Function._run_through_graph.__wrapped__.__code__.co_names
+    assert "fill_in" in names
+
+
+def branching_model():
+    """Two inputs and outputs, tensors in lists, by keyword and twice, and a model inside."""
+    left, right = keras.Input((6, 6, 3), name="left"), keras.Input((6, 6, 3), name="right")
+    inner = keras.Model(left, [layers.Conv2D(3, 1)(left), layers.ReLU()(left)], name="inner")
+    x, y = inner(right)
+    twice = layers.Add()([x, x, torch.ones(2, 6, 6, 3)])
+    scaled = ops.multiply(y, x2=3.0)
+    both = layers.Concatenate()([twice, scaled, left])
+    attended = layers.MultiHeadAttention(1, 2)(query=left, value=both, key=both)
+    outputs = {"all": layers.Conv2D(2, 3)(both), "left": ops.split(attended, 3, axis=-1)[1]}
+    return keras.Model([left, right], outputs, name="outer")
+
+
+@pytest.mark.parametrize("training", [True, False, None])
+def test_graphs_give_by_plan_what_keras_gives(training, monkeypatch):
+    searched = []
+    fill_in = SymbolicArguments.fill_in
+    monkeypatch.setattr(
+        SymbolicArguments, "fill_in", lambda *args: searched.append(args) or fill_in(*args)
+    )
+    images = [torch.rand(2, 6, 6, 3), torch.rand(2, 6, 6, 3)]
+    model = branching_model()
+    ks.initialize(model, seed=0)
+    searched.clear()
+
+    def results():
+        outputs = model(images, training=training)
+        variables = [weight.value for weight in model.trainable_weights]
+        loss = sum(output.square().sum() for output in outputs.values())
+        return [*outputs.values(), *torch.autograd.grad(loss, variables)]
+
+    ours = [results(), results()]
+    assert list(model(images)) == ["all", "left"]
+    assert len(searched) == 3 * 4  # the addition, the multiplication, the attention and the split
+    original = keras_function.Function._run_through_graph.__wrapped__
+    monkeypatch.setattr(keras_function.Function, "_run_through_graph", original)
+    theirs = results()
+    assert len(searched) == 3 * 4 + 9  # each call of a layer or operation
+    for found in ours:
+        for each, expected in zip(found, theirs, strict=True):
+            torch.testing.assert_close(each, expected, rtol=0, atol=0)
+
+
+def test_a_missing_tensor_is_told_by_keras():
+    with pytest.raises(ValueError, match="left"):
+        branching_model()({"right": torch.rand(2, 6, 6, 3)})
+
+
+def test_an_optional_input_may_be_none():
+    class First(layers.Layer):
+        def call(self, x, y=None):
+            return x if y is None else y
+
+        def compute_output_shape(self, x_shape, y_shape=None):
+            return x_shape
+
+    left = keras.Input((3,), name="left")
+    right = keras.Input((3,), name="right", optional=True)
+    model = keras.Model([left, right], First()(left, right))
+    x = torch.rand(2, 3)
+    torch.testing.assert_close(model([x, None]), x)
+    torch.testing.assert_close(model([x, x + 1]), x + 1)
+    torch.testing.assert_close(model([x, None]), x)
+
+
+def test_the_plan_of_a_model_goes_with_it():
+    model = branching_model()
+    model([torch.rand(2, 6, 6, 3)] * 2)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_keras_that_does_not_search_is_left_alone(monkeypatch):
+    def run(self, inputs, operation_fn=None, call_fn=None):
+        return inputs
+
+    monkeypatch.setattr(keras_function.Function, "_run_through_graph", run)
+    keras_on_torch.run_graphs_by_plan()
+    assert keras_function.Function._run_through_graph is run
+
+
 def test_a_keras_with_another_graph_is_left_alone(monkeypatch):
     monkeypatch.delattr(keras_functional, "operation_fn")
-    backend.torch._call_plain_layers_directly()
+    keras_on_torch.call_plain_layers_directly()
     assert not hasattr(keras_functional, "operation_fn")
 
 
