@@ -6,6 +6,10 @@ import os
 import numpy as np
 import tensorflow as tf
 
+from keras_segen.backend import keras_on_tensorflow
+
+keras_on_tensorflow.speed_up()
+
 
 def check(condition, message):
     """Raises if `condition`, a boolean tensor without dimensions, is false.

@@ -1,0 +1,144 @@
+"""What the seam changes in Keras on TensorFlow."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+if keras.backend.backend() != "tensorflow":
+    pytest.skip("on TensorFlow only", allow_module_level=True)
+
+import tensorflow as tf
+
+from keras_segen.backend import keras_on_tensorflow
+
+
+def operations(call, shape):
+    """The kinds of operations in the graph of a call."""
+    graph = tf.function(call).get_concrete_function(tf.TensorSpec(shape, tf.float32)).graph
+    return {operation.type for operation in graph.get_operations()}
+
+
+FUSED = "FusedBatchNormV3"
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_installed_keras_still_composes_batch_normalization(training):
+    """When this fails, `keras_on_tensorflow.fuse_batch_normalization` can be deleted."""
+    layer = normalization()
+    original = layers.BatchNormalization.call.__wrapped__
+    found = operations(lambda x: original(layer, x, training=training), (2, 5, 6, 3))
+    assert FUSED not in found
+
+
+def normalization(**options):
+    layer = layers.BatchNormalization(momentum=0.7, epsilon=1e-2, **options)
+    layer.build((None, 5, 6, 3))
+    generator = np.random.default_rng(0)
+    for weight in layer.weights:
+        weight.assign(generator.uniform(0.5, 1.5, weight.shape))
+    return layer
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("shape", [(4, 5, 6, 3), (None, None, None, 3)])
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_normalization_is_one_operation_with_keras_results(training, shape, compiled):
+    images = np.random.default_rng(1).normal(1.0, 2.0, (4, 5, 6, 3)).astype("float32")
+
+    def results(call):
+        layer = normalization()
+
+        def run(x):
+            with tf.GradientTape() as outer:
+                outer.watch(x)
+                with tf.GradientTape() as tape:
+                    tape.watch(x)
+                    outputs = call(layer, x)
+                    loss = tf.reduce_sum(outputs**3)
+                sources = [x, *(weight.value for weight in layer.trainable_weights)]
+                gradient, *found = tape.gradient(loss, sources)
+                penalty = tf.reduce_sum(gradient**2)
+            return [outputs, gradient, *found, outer.gradient(penalty, x)]
+
+        if compiled:
+            run = tf.function(run, input_signature=[tf.TensorSpec(shape, tf.float32)])
+        found = run(tf.constant(images))
+        return operations(lambda x: call(layer, x), shape), found + layer.get_weights()
+
+    original = layers.BatchNormalization.call.__wrapped__
+    names, ours = results(lambda layer, x: layer(x, training=training))
+    assert FUSED in names
+    _, theirs = results(lambda layer, x: original(layer, x, training=training))
+    for found, expected in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_frozen_batch_normalization_keeps_its_averages():
+    layer = normalization()
+    layer.trainable = False
+    before = layer.get_weights()
+    x = tf.random.stateless_uniform((4, 5, 6, 3), (0, 1))
+    np.testing.assert_allclose(layer(x, training=True), layer(x, training=False))
+    for weight, value in zip(layer.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, value)
+
+
+def test_averages_are_forgotten_in_a_stateless_scope():
+    layer = normalization()
+    before = layer.moving_mean.numpy().copy()
+    with keras.StatelessScope() as scope:
+        layer(tf.ones((4, 5, 6, 3)), training=True)
+        assert scope.get_current_value(layer.moving_mean) is not None
+    np.testing.assert_array_equal(layer.moving_mean.numpy(), before)
+
+
+def test_one_number_has_no_variance():
+    layer = layers.BatchNormalization(momentum=0.0)
+    outputs = layer(tf.fill((1, 1, 1, 3), 2.0), training=True)
+    np.testing.assert_allclose(outputs, np.zeros((1, 1, 1, 3)))
+    np.testing.assert_allclose(layer.moving_mean, [2, 2, 2])
+    np.testing.assert_allclose(layer.moving_variance, [0, 0, 0])
+
+
+def test_batch_normalization_fused_trains_under_xla():
+    model = keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(4, 3), normalization_of(4)])
+    model.compile("sgd", "mse", jit_compile=True)
+    x = np.random.default_rng(0).random((4, 8, 8, 3), "float32")
+    first, *_, last = (model.train_on_batch(x, np.zeros((4, 6, 6, 4), "float32")) for _ in range(9))
+    assert last < first
+
+
+def normalization_of(channels):
+    layer = layers.BatchNormalization()
+    layer.build((None, 6, 6, channels))
+    return layer
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "options, shape",
+    [
+        ({}, (6, 3)),
+        ({"axis": 1}, (4, 3, 5, 6)),
+        ({"scale": False}, (4, 5, 6, 3)),
+        ({"center": False}, (4, 5, 6, 3)),
+        ({"renorm": True}, (4, 5, 6, 3)),
+        ({"epsilon": 1e-6}, (4, 5, 6, 3)),
+        ({"dtype": "float64"}, (4, 5, 6, 3)),
+        ({"dtype": "mixed_float16"}, (4, 5, 6, 3)),
+    ],
+)
+def test_unusual_batch_normalization_is_left_to_keras(options, shape, training):
+    layer = layers.BatchNormalization(**options)
+    layer.build((None, *shape[1:]))
+    assert FUSED not in operations(lambda x: layer(x, training=training), shape)
+
+
+def test_a_keras_without_moments_of_its_own_is_left_alone(monkeypatch):
+    def call(self, inputs, training=None, mask=None):
+        return inputs
+
+    monkeypatch.setattr(layers.BatchNormalization, "call", call)
+    keras_on_tensorflow.fuse_batch_normalization()
+    assert layers.BatchNormalization.call is call
