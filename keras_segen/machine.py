@@ -1,10 +1,12 @@
 """The machine and this process: processor, memory, versions. No framework is imported."""
 
+import contextlib
 import ctypes
 import importlib.metadata
 import os
 import platform
 import sys
+import time
 
 import psutil
 
@@ -75,3 +77,40 @@ def peak_memory():
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+class OtherPrograms:
+    """The processors that other programs keep busy while something is measured.
+
+    Counts the processes that this one may see, without itself, those that it started and those
+    that started it. What begins and ends in between is not seen.
+
+    Example:
+
+    >>> others = OtherPrograms()
+    >>> others.busy() >= 0
+    True
+    """
+
+    def __init__(self):
+        self.began, self.before = time.monotonic(), self._seconds()
+
+    def busy(self):
+        """Returns how many processors they kept busy, on average since this object was made."""
+        used = sum(
+            seconds - self.before.get(process, 0.0) for process, seconds in self._seconds().items()
+        )
+        return used / max(time.monotonic() - self.began, 1e-3)
+
+    @staticmethod
+    def _seconds():
+        """Processor time by process."""
+        this = psutil.Process()
+        own = {this, *this.children(recursive=True), *this.parents()}
+        found = {}
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process not in own:
+                    times = process.cpu_times()
+                    found[process] = times.user + times.system
+        return found

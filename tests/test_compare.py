@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from keras_segen.compare import parity
-from keras_segen.compare.run import run
+from keras_segen.compare.run import notes, run
 from keras_segen.compare.subjects import SUBJECTS
 from keras_segen.experiment import Experiment
 from keras_segen.generators import VaeExperiment
@@ -73,6 +73,7 @@ def test_the_report_tells_what_each_backend_cost(compared):
         assert found["history"]["loss"] == [pytest.approx(np.mean(found["losses"]["loss"]))]
         assert found["milliseconds"]["step"]["median"] > 0
         assert found["memory_mib"]["peak_resident"] > 100
+        assert found["others_busy"] >= 0
         assert 0 <= found["metrics"]["mean_iou"] <= 1
         assert (folder / backend / "model.keras").exists()
     assert (folder / "predictions.png").exists()
@@ -82,6 +83,12 @@ def test_the_report_tells_what_each_backend_cost(compared):
 
 
 @ONCE
+def test_other_programs_that_were_busy_are_told():
+    assert notes({}) == notes({"torch": {"others_busy": 0.1}}) == []
+    (note,) = notes({"tensorflow": {"others_busy": 0.04}, "torch": {"others_busy": 1.26}})
+    assert "0.0 while TensorFlow trained and 1.3 while PyTorch trained" in note
+
+
 def test_the_backends_are_equal_to_rounding_layer_by_layer(compared):
     folder, _, output = compared
     parity = report(folder)["parity"]

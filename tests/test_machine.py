@@ -4,7 +4,10 @@ import os
 import subprocess
 import sys
 
+import psutil
 import pytest
+
+from keras_segen.machine import OtherPrograms
 
 # Page faults while 8 MiB are allocated, filled and freed thirty times: 2,048 pages each time
 # if the system fetches them anew.
@@ -43,3 +46,48 @@ def test_an_allocator_that_the_user_set_is_left_alone():
     memory, faults = count_faults(MALLOC_MMAP_THRESHOLD_="131072")
     assert memory == "as the environment says"
     assert faults > 30 * 2048
+
+
+@pytest.fixture
+def stranger():
+    """Another program, started by none that still runs, which keeps a processor busy."""
+    start = (
+        "import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', 'while 1: 0'], "
+        "stdout=subprocess.DEVNULL).pid)"
+    )
+    done = subprocess.run([sys.executable, "-c", start], stdout=subprocess.PIPE, text=True)
+    process = psutil.Process(int(done.stdout))
+    yield process
+    process.kill()
+
+
+def spend(process, seconds):
+    """Waits until a process has had so much of the processor."""
+    while sum(process.cpu_times()[:2]) < seconds:
+        pass
+
+
+def test_other_programs_are_seen_and_own_ones_are_not(stranger):
+    child = subprocess.Popen([sys.executable, "-c", "while 1: 0"])
+    try:
+        others = OtherPrograms()
+        spend(stranger, 0.3)
+        spend(psutil.Process(child.pid), 0.3)
+        assert others.busy() > 0.01
+        counted = others._seconds()
+        assert stranger in counted
+        assert not {psutil.Process(), psutil.Process().parent(), psutil.Process(child.pid)} & set(
+            counted
+        )
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_only_what_others_used_since_counts(stranger, monkeypatch):
+    gone, new = psutil.Process(), psutil.Process(os.getppid())  # any two
+    monkeypatch.setattr(OtherPrograms, "_seconds", lambda self: {stranger: 7.0, gone: 9.0})
+    others = OtherPrograms()
+    monkeypatch.setattr(OtherPrograms, "_seconds", lambda self: {stranger: 9.0, new: 1.0})
+    monkeypatch.setattr("time.monotonic", lambda: others.began + 6)
+    assert others.busy() == 0.5

@@ -102,7 +102,7 @@ def train(folder, started):
     recorder = speed.Recorder(
         batches, tell=lambda **values: tell("step", **values), names=experiment.losses
     )
-    mark = time.perf_counter()
+    mark, others = time.perf_counter(), machine.OtherPrograms()
     history = {}
     for phase in experiment.phases():
         if phase.first > 0:
@@ -120,6 +120,7 @@ def train(folder, started):
         for key, values in epochs.items():
             history[key] = history.get(key, []) + values
     seconds["training"] = time.perf_counter() - mark
+    busy = others.busy()
     seconds["first_step"] = recorder.seconds[0]
 
     tell("phase", phase="predicting")
@@ -160,6 +161,7 @@ def train(folder, started):
                 "peak_resident": round(machine.peak_memory() / 2**20, 1),
                 "peak_device": None if on_device is None else round(on_device / 2**20, 1),
             },
+            "others_busy": round(busy, 2),
             "losses": recorder.losses,
             "steps_per_epoch": per_epoch,
             "history": {key: [float(v) for v in values] for key, values in history.items()},

@@ -63,32 +63,33 @@ def sizes(result):
     return list(dict.fromkeys(found))
 
 
-def lines(result, work):
-    """The figures of a kind of work: list of (cell in words, one dict per process).
+def rows(result, describe):
+    """A row per size: list of (size in words, what `describe(cell)` says of each process).
 
-    The dict has `ms`, `spread`, `cpu` and `was` as text, or is None where there is none.
+    None in place of a cell that is not there or failed.
     """
-    earlier = (result["earlier"] or {}).get("ms", {})
-    rows = []
+    found = []
     for image_size, batch_size in sizes(result):
-        row = []
-        for process in result["processes"]:
-            cell = find(result, process, image_size, batch_size)
-            if cell is None or "error" in cell:
-                row.append(None)
-                continue
-            ms, cpu = cell[work]["ms"], cell[work]["cpu_ms"]
-            was = earlier.get(f"{costs.key(cell)}, {work}")
-            row.append(
-                {
-                    "ms": show(ms["median"]),
-                    "spread": f"{show(ms['p10'])} to {show(ms['p90'])}",
-                    "cpu": show(cpu["median"]),
-                    "was": f"was {show(was)} (now ×{ms['median'] / was:.2f})" if was else "",
-                }
-            )
-        rows.append((f"{image_size[0]}x{image_size[1]}, batch {batch_size}", row))
-    return rows
+        cells = [find(result, process, image_size, batch_size) for process in result["processes"]]
+        row = [describe(cell) if cell and "error" not in cell else None for cell in cells]
+        found.append((f"{image_size[0]}x{image_size[1]}, batch {batch_size}", row))
+    return found
+
+
+def lines(result, work):
+    """The figures of a kind of work: `rows` of dicts with `ms`, `spread`, `cpu` and `was`."""
+    earlier = (result["earlier"] or {}).get("ms", {})
+
+    def describe(cell):
+        ms, was = cell[work]["ms"], earlier.get(f"{costs.key(cell)}, {work}")
+        return {
+            "ms": show(ms["median"]),
+            "spread": f"{show(ms['p10'])} to {show(ms['p90'])}",
+            "cpu": show(cell[work]["cpu_ms"]["median"]),
+            "was": f"was {show(was)} (now ×{ms['median'] / was:.2f})" if was else "",
+        }
+
+    return rows(result, describe)
 
 
 def find(result, process, image_size, batch_size):
@@ -101,26 +102,19 @@ def find(result, process, image_size, batch_size):
 
 
 def once(result):
-    """What is paid once: list of (cell in words, one list of texts per process, or None)."""
-    rows = []
-    for image_size, batch_size in sizes(result):
-        row = []
-        for process in result["processes"]:
-            cell = find(result, process, image_size, batch_size)
-            if cell is None or "error" in cell:
-                row.append(None)
-                continue
-            seconds, memory = cell["seconds"], cell["memory_mib"]
-            texts = [
-                f"first step {show(seconds['first_step'])} s",
-                f"first prediction {show(seconds['first_predict'])} s",
-                f"building {show(seconds['build'])} s",
-                f"{memory['resident']:,.0f} MiB",
-            ]
-            texts += [f"device {memory['device']:,.0f} MiB"] if memory["device"] else []
-            row.append(texts)
-        rows.append((f"{image_size[0]}x{image_size[1]}, batch {batch_size}", row))
-    return rows
+    """What is paid once: `rows` of lists of texts."""
+
+    def describe(cell):
+        seconds, memory = cell["seconds"], cell["memory_mib"]
+        texts = [
+            f"first step {show(seconds['first_step'])} s",
+            f"first prediction {show(seconds['first_predict'])} s",
+            f"building {show(seconds['build'])} s",
+            f"{memory['resident']:,.0f} MiB",
+        ]
+        return texts + ([f"device {memory['device']:,.0f} MiB"] if memory["device"] else [])
+
+    return rows(result, describe)
 
 
 def imports(result):
@@ -268,7 +262,7 @@ def settings(result):
 
 def meanings(result):
     """What each process ran: list of (name, in words)."""
-    rows = []
+    found = []
     for process in result["processes"]:
         text = (
             f"{process['meaning']}: run_eagerly={process['run_eagerly']}, "
@@ -279,8 +273,8 @@ def meanings(result):
             text += f"; {count(own['threads'], 'thread')}, {own['layout']}, {own['device']}"
         if "auto" in process:
             text += f"; “auto” would be jit_compile={process['auto']}"
-        rows.append((name(process), text))
-    return rows
+        found.append((name(process), text))
+    return found
 
 
 def print_result(result, console, folder):
@@ -313,7 +307,7 @@ def print_result(result, console, folder):
             if cell is None or "error" in cell:
                 table.add_row(Text(name(process)), "failed" if cell else "–")
                 continue
-            shown = [rows[where][index] for rows in by_work]
+            shown = [by_size[where][index] for by_size in by_work]
             table.add_row(
                 Text(name(process)),
                 *(
@@ -329,15 +323,15 @@ def print_result(result, console, folder):
             )
     console.print()
     console.print(table)
-    rows = fits(result)
-    if rows:
+    growth = fits(result)
+    if growth:
         table = Table(
             title="How a step's cost grows", title_justify="left", title_style="bold", box=None
         )
         for heading in ("", "", "fixed", "per image", "per megapixel", "unit", "left over"):
             right = heading not in ("", "unit")
             table.add_column(heading, justify="right" if right else "left")
-        for row in rows:
+        for row in growth:
             parts = (row[part] for part in ("fixed", "per_image", "per_megapixel"))
             table.add_row(row["what"], Text(row["who"]), *parts, row["unit"], row["residual"])
         console.print()

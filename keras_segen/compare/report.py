@@ -130,6 +130,8 @@ def print_report(report, console, folder):
     sign, word, color = STATUS[report["status"]]
     console.print()
     console.print(Text.assemble((f"{sign} {word}  ", f"bold {color}"), verdict(report)))
+    for note in report["notes"]:
+        console.print(Text(note, "yellow"), soft_wrap=True)
 
     if report["parity"]:
         console.print()

@@ -27,6 +27,7 @@ from keras_segen.compare.subjects import SUBJECTS
 from keras_segen.experiment import is_file
 from keras_segen.files import write_json
 
+BUSY = 0.2  # processors: from here on other programs are in the way
 SECONDS_TO_DRAW = 0.5  # between two pictures of the progress in a notebook
 
 
@@ -343,5 +344,24 @@ def _conclude(experiment, folder, outcomes, interrupted, command):
             else []
         ),
         "hand_over": parity.hand_over(arrays, serving, subject) if both else [],
-        "notes": [],
+        "notes": notes(results),
     }
+
+
+def notes(results):
+    """What makes the times less worth: list of sentences.
+
+    Args:
+        results: dict by backend of what `child.py` wrote.
+    """
+    busy = {backend: result["others_busy"] for backend, result in results.items()}
+    if max(busy.values(), default=0) < BUSY:
+        return []
+    processors = " and ".join(
+        f"{value:.1f} while {report.display_name(backend)} trained"
+        for backend, value in busy.items()
+    )
+    return [
+        f"Other programs kept processors busy ({processors}, of {os.cpu_count()}): the times are "
+        "too long, and not to be compared. Close these programs and compare again."
+    ]
