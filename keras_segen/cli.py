@@ -90,8 +90,24 @@ HELP = {
 }
 
 
-def takes_experiment(command):
+# What makes no step dearer or cheaper.
+OF_A_WHOLE_TRAINING = (
+    "epochs",
+    "schedule",
+    "early_stopping",
+    "freeze_epochs",
+    "fine_tune_rate",
+    "judge",
+    "folds",
+    "fold",
+    "start_from",
+)
+
+
+def takes_experiment(command, without=()):
     """Gives a command one option for each field of an experiment, and calls it with one.
+
+    `without` names the fields that are nothing to the command.
 
     A command that takes `experiments` gets a dict of them, one for each model that is named; they
     are experiments of models that make masks.
@@ -117,7 +133,7 @@ def takes_experiment(command):
     added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, **model)]
     fields = dict.fromkeys(field.name for kind in known for field in dataclasses.fields(kind))
     for field in fields:
-        if field == "model" or field in parameters or (several and field in ("folds", "fold")):
+        if field in ("model", *parameters, *without) or (several and field in ("folds", "fold")):
             continue  # a command may take an option in another way
         added.append(
             inspect.Parameter(
@@ -680,7 +696,7 @@ def bench_native(
 
 
 @bench.command("costs")
-@takes_experiment
+@functools.partial(takes_experiment, without=OF_A_WHOLE_TRAINING)
 def bench_costs(
     experiment,
     image_size: Annotated[

@@ -167,3 +167,8 @@ def test_what_a_user_can_mend_is_one_line(arguments, message, tmp_path):
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     assert lines[-1].startswith("error: ") and message in lines[-1]
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--epochs", "--schedule", "--early-stopping", "--fold"])
+def test_bench_costs_refuses_what_makes_no_step_dearer(option):
+    assert f"No such option: {option}" in run("bench", "costs", option, "1", code=2).stderr
