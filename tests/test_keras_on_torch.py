@@ -391,6 +391,16 @@ def test_a_keras_that_does_not_add_biases_apart_is_left_alone(monkeypatch):
     assert BaseConv.call is BaseConvTranspose.call is call
 
 
+@pytest.mark.parametrize("name", keras_on_torch.PARTS_OF_CONVOLUTIONS)
+def test_a_keras_that_convolves_in_another_way_is_left_alone(name, monkeypatch):
+    original = BaseConv.call.__wrapped__
+    for kind in (BaseConv, BaseConvTranspose):
+        monkeypatch.setattr(kind, "call", kind.call.__wrapped__)
+    monkeypatch.delattr(keras_nn, name)
+    keras_on_torch.put_all_of_a_convolution_inside()
+    assert BaseConv.call is original
+
+
 def test_the_installed_keras_still_updates_in_ten_passes():
     """When this fails, `keras_on_torch.update_as_adam_in_fewer_passes` can be deleted."""
     names = torch_adam.Adam._parallel_update_step.__wrapped__.__code__.co_names

@@ -33,6 +33,14 @@ PLAIN_LAYERS = (
     "keras_segen.layers.CropLike",
 )
 
+PARTS_OF_CONVOLUTIONS = (
+    "_apply_same_padding",
+    "_maybe_convert_to_channels_last",
+    "_transpose_conv_kernel",
+    "_transpose_spatial_inputs",
+    "compute_conv_transpose_output_crops_for_torch",
+)
+
 
 def speed_up():
     """Replaces all of it, once."""
@@ -115,6 +123,8 @@ def put_all_of_a_convolution_inside():
     The values are the same. Pictures with channels first, sequences, volumes and layers with a
     `convolution_op` of their own are left to Keras, as is all of it where Keras no longer adds.
     """
+    if not all(hasattr(keras_nn, name) for name in PARTS_OF_CONVOLUTIONS):
+        return
     for layer, convolve in ((BaseConv, _convolve), (BaseConvTranspose, _convolve_transposed)):
         if "add" in layer.call.__code__.co_names:
             layer.call = _all_inside(layer.call, convolve)

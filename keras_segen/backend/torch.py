@@ -8,10 +8,12 @@ import torch
 from keras.src.backend.common import dtypes as keras_dtypes
 from keras.src.utils.module_utils import tensorflow as tensorflow_if_imported
 
-from keras_segen.backend import keras_on_torch
 from keras_segen.backend.philox import philox
 
-keras_on_torch.speed_up()
+with contextlib.suppress(ImportError):  # a Keras whose inner rooms are others stays as it is
+    from keras_segen.backend import keras_on_torch
+
+    keras_on_torch.speed_up()
 
 
 def check(condition, message):
