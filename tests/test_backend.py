@@ -71,6 +71,14 @@ def test_infer_equals_predict():
     np.testing.assert_allclose(logits, model.predict(images, verbose=0), rtol=1e-5, atol=1e-6)
 
 
+def test_infer_gives_bfloat16_as_predict_does():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, dtype="bfloat16")])
+    x = np.random.default_rng(0).random((4, 3), "float32")
+    found = backend.infer(model, x)
+    assert keras.backend.standardize_dtype(found.dtype) == "bfloat16"
+    np.testing.assert_array_equal(found, model.predict(x, verbose=0))
+
+
 def test_a_run_never_imports_the_other_framework(tmp_path, picture_folder):
     other = {"tensorflow": "torch", "torch": "tensorflow"}[keras.backend.backend()]
     code = (

@@ -313,6 +313,21 @@ def test_convolutions_are_those_of_keras(activation, use_bias, options):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_only_what_needs_no_copy_works_in_place(monkeypatch):
+    silu, in_place = torch.nn.functional.silu, []
+
+    def watched(x, inplace=False):
+        in_place.append(inplace)
+        return silu(x, inplace)
+
+    monkeypatch.setattr(torch.nn.functional, "silu", watched)
+    layer = layers.Conv2D(2, 3, activation="silu")
+    layer(torch.rand(1, 4, 4, 3))
+    with torch.no_grad():
+        layer(torch.rand(1, 4, 4, 3))
+    assert in_place == [False, True]
+
+
 def test_a_convolution_of_ones_own_is_left_to_keras():
     class Double(layers.Conv2D):
         def convolution_op(self, inputs, kernel):

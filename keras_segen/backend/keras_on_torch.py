@@ -108,11 +108,11 @@ def lay_kernels_out_for_convolutions():
 
 
 def put_all_of_a_convolution_inside():
-    """Lets PyTorch's convolutions add their biases, leave out rims and, for ReLU, work in place.
+    """Lets PyTorch's convolutions add their biases, leave out rims and apply ReLU in place.
 
     Keras 3.15 adds the bias to the output of a convolution, and takes ReLU of the sum: two more
     passes over the picture, each into new memory, where PyTorch's convolution adds the bias as it
-    goes.
+    goes. (SiLU only works in place where no gradient is asked for, which would need a copy.)
 
     Of a transposed convolution with `padding="same"` Keras computes the rim as well and cuts it
     off, because PyTorch can only leave out as much on the left as on the right, or a little less
@@ -142,7 +142,7 @@ def _all_inside(original, convolve):
         activation = self.activation
         if activation is keras.activations.relu:
             outputs, activation = torch.relu_(outputs), None
-        elif activation is keras.activations.silu:
+        elif activation is keras.activations.silu and not outputs.requires_grad:
             outputs, activation = torch.nn.functional.silu(outputs, inplace=True), None
         outputs = torch.permute(outputs, (0, 2, 3, 1))
         return outputs if activation is None else activation(outputs)

@@ -195,7 +195,14 @@ def infer(model, images):
     """Runs the model once, for inference: NumPy images in, NumPy outputs out."""
     with torch.no_grad():
         outputs = model(images, training=False)
-    return keras.tree.map_structure(keras.ops.convert_to_numpy, outputs)
+    return keras.tree.map_structure(_to_numpy, outputs)
+
+
+def _to_numpy(tensor):
+    """Without the copy that Keras makes; NumPy has no bfloat16, which is left to Keras."""
+    if tensor.dtype == torch.bfloat16:
+        return keras.ops.convert_to_numpy(tensor)
+    return tensor.numpy(force=True)
 
 
 @contextlib.contextmanager
