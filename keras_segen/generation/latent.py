@@ -132,6 +132,8 @@ class LatentModel(keras.Model):
                 )
         elif labels is not None:
             raise ValueError(f"{self.name} was built without num_classes and takes no labels.")
+        if 0 < len(codes) <= batch_size:
+            return self.decode_batch(self.join(codes, labels)).astype("float32", copy=False)
         images = np.empty((len(codes), *self.image_shape), "float32")
         for start in range(0, len(codes), batch_size):
             part = slice(start, start + batch_size)
