@@ -406,6 +406,60 @@ def test_a_keras_that_does_not_add_biases_apart_is_left_alone(monkeypatch):
     assert BaseConv.call is BaseConvTranspose.call is call
 
 
+def test_the_installed_keras_still_adds_biases_of_products_apart():
+    """When this fails, `keras_on_torch.add_biases_inside_of_products` can be deleted."""
+    layer = layers.Dense(3)
+    layer.build((None, 2))
+    assert "AddBackward0" in operations(layers.Dense.call.__wrapped__(layer, torch.rand(1, 2)))
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "silu", "tanh"])
+@pytest.mark.parametrize(
+    "options, shape, inside",
+    [
+        ({}, (5, 4), True),
+        ({"use_bias": False}, (5, 4), False),
+        ({}, (5, 6, 4), False),
+        ({"dtype": "mixed_bfloat16"}, (5, 4), False),
+    ],
+)
+def test_dense_layers_are_those_of_keras(options, shape, inside, activation):
+    layer = layers.Dense(6, activation=activation, **options)
+    layer.build(shape)
+    if layer.bias is not None:
+        layer.bias.assign(np.arange(6) / 6 - 0.5)
+    inputs = torch.rand(shape) - 0.5
+
+    def outputs_and_gradients(call):
+        before = layers.Dense.call
+        layers.Dense.call = call
+        try:
+            x = inputs.clone().requires_grad_(True)
+            outputs = layer(x)
+            with torch.no_grad():  # where it may work in place
+                again = layer(inputs)
+        finally:
+            layers.Dense.call = before
+        weights = [weight.value for weight in layer.weights]
+        return [outputs, again, *torch.autograd.grad(outputs.square().sum(), [x, *weights])]
+
+    ours = outputs_and_gradients(layers.Dense.call)
+    theirs = outputs_and_gradients(layers.Dense.call.__wrapped__)
+    assert ("AddmmBackward0" in operations(ours[0])) == inside
+    assert "AddmmBackward0" not in operations(theirs[0])
+    for found, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_keras_that_does_not_add_biases_of_products_apart_is_left_alone(monkeypatch):
+    def call(self, inputs, training=None):
+        return inputs
+
+    monkeypatch.setattr(layers.Dense, "call", call)
+    keras_on_torch.add_biases_inside_of_products()
+    assert layers.Dense.call is call
+
+
 @pytest.mark.parametrize("name", keras_on_torch.PARTS_OF_CONVOLUTIONS)
 def test_a_keras_that_convolves_in_another_way_is_left_alone(name, monkeypatch):
     original = BaseConv.call.__wrapped__
@@ -505,10 +559,10 @@ def test_plain_layers_are_called_directly_with_keras_results(training, checked, 
         return list(checked), [outputs, *gradients, *statistics]
 
     names, ours = results()
-    assert len(names) == 1  # the model itself
+    assert len(names) == training  # the model itself
     monkeypatch.setattr(keras_functional, "operation_fn", keras_functional.operation_fn.__wrapped__)
     names, theirs = results()
-    assert len(names) == 7
+    assert len(names) == 6 + training
     for found, expected in zip(ours, theirs, strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
@@ -517,7 +571,7 @@ def called_with_checks(checked, model, images=None, **options):
     images = torch.rand(2, 6, 6, 3) if images is None else images
     checked.clear()
     model(images, **{"training": False, **options})
-    return checked[1:]
+    return [name for name in checked if name != model.name]
 
 
 def test_what_needs_the_checks_gets_them(checked):
@@ -548,6 +602,63 @@ def test_what_needs_the_checks_gets_them(checked):
     assert called_with_checks(checked, model, half) == []  # the model casts it
     outer = keras.Sequential([keras.Input((6, 6, 3)), model])
     assert called_with_checks(checked, outer) == [model.name]  # and what is in it directly
+
+
+def test_a_model_is_called_directly_for_a_prediction(checked):
+    model = plain_model(keras.Input((6, 6, 3), name="images"))
+    images = torch.rand(2, 6, 6, 3)
+    expected = keras.layers.Layer.__call__(model, images, training=False)
+
+    def ways(*args, **kwargs):
+        checked.clear()
+        torch.testing.assert_close(model(*args, **kwargs), expected, rtol=0, atol=0)
+        return checked
+
+    assert ways(images, training=False) == []
+    for args, options in (
+        ((images,), {}),
+        ((images.double(),), {"training": False}),
+        ((images.numpy(),), {"training": False}),
+        ((images,), {"training": False, "mask": None}),
+        (({"images": images},), {"training": False}),
+    ):
+        assert ways(*args, **options) == [model.name]
+    with pytest.raises(ValueError, match="expected shape=.*6, 6, 3.*found shape=.*6, 5, 3"):
+        model(images[:, :, :5], training=False)
+
+    seen = []
+    handle = model.register_forward_hook(lambda *values: seen.append(values))
+    assert ways(images, training=False) == [model.name]
+    assert len(seen) == 1
+    handle.remove()
+    checked.clear()
+    model(images, training=True)
+    assert checked == [model.name]
+
+
+def test_a_layer_inside_of_a_layer_knows_that_it_predicts():
+    class Inside(layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.dropout = layers.Dropout(0.5)
+
+        def call(self, x):
+            return self.dropout(x)
+
+    inputs = keras.Input((6,))
+    model = keras.Model(inputs, Inside()(inputs))
+    x = torch.ones(2, 6)
+    torch.testing.assert_close(model(x, training=False), x)
+    assert not torch.equal(model(x, training=True), x)
+
+
+def test_a_model_of_another_keras_is_left_alone(monkeypatch):
+    def call(self, *args, **kwargs):
+        return super(keras_functional.Functional, self).__call__(*args, **kwargs)
+
+    monkeypatch.setattr(keras_functional.Functional, "__call__", call)
+    keras_on_torch.call_plain_models_directly()
+    assert keras_functional.Functional.__call__ is call
 
 
 def test_masks_find_their_way_past_plain_layers(checked):
@@ -609,6 +720,29 @@ def test_graphs_give_by_plan_what_keras_gives(training, monkeypatch):
     for found in ours:
         for each, expected in zip(found, theirs, strict=True):
             torch.testing.assert_close(each, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_tensor_that_nothing_wants_any_more_is_let_go(kept):
+    alive, outputs = [], []
+
+    class Watch(layers.Layer):
+        def call(self, x):
+            alive.append(sum(output() is not None for output in outputs))
+            result = x + 1.0
+            outputs.append(weakref.ref(result))
+            return result
+
+    inputs = x = keras.Input((3,))
+    steps = [x := Watch()(x) for _ in range(5)]
+    model = keras.Model(inputs, [steps[0], x] if kept else x)
+    alive.clear()
+    outputs.clear()
+    with torch.no_grad():
+        results = model(torch.zeros(2, 3), training=False)
+    first = [1.0] if kept else []
+    assert [float(each[0, 0]) for each in keras.tree.flatten(results)] == [*first, 5.0]
+    assert alive == ([0, 1, 2, 2, 2] if kept else [0, 1, 1, 1, 1])
 
 
 def test_a_missing_tensor_is_told_by_keras():

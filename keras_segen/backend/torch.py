@@ -193,6 +193,8 @@ def make_loader(batches):
 
 def infer(model, images):
     """Runs the model once, for inference: NumPy images in, NumPy outputs out."""
+    if isinstance(images, np.ndarray):
+        images = keras.ops.convert_to_tensor(images)
     with torch.no_grad():
         outputs = model(images, training=False)
     return keras.tree.map_structure(_to_numpy, outputs)
