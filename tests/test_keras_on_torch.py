@@ -620,7 +620,6 @@ def test_a_model_is_called_directly_for_a_prediction(checked):
         ((images.double(),), {"training": False}),
         ((images.numpy(),), {"training": False}),
         ((images,), {"training": False, "mask": None}),
-        (({"images": images},), {"training": False}),
     ):
         assert ways(*args, **options)[0] == model.name
     with pytest.raises(ValueError, match="expected shape=.*6, 6, 3.*found shape=.*6, 5, 3"):
