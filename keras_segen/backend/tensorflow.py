@@ -157,9 +157,12 @@ def make_loader(batches):
     return loader.with_options(options)
 
 
-def infer(model, images):
-    """Runs the model once, for inference: NumPy images in, NumPy outputs out."""
-    return tf.nest.map_structure(np.asarray, model.predict_on_batch(images))
+def infer(model, images, finish=lambda outputs: outputs):
+    """Runs the model once, for inference: NumPy images in, NumPy outputs out.
+
+    `finish` is applied to its outputs before they become NumPy's.
+    """
+    return tf.nest.map_structure(np.asarray, finish(model.predict_on_batch(images)))
 
 
 @contextlib.contextmanager

@@ -11,9 +11,10 @@ from keras.src.utils.module_utils import tensorflow as tensorflow_if_imported
 from keras_segen.backend.philox import philox
 
 with contextlib.suppress(ImportError):  # a Keras whose inner rooms are others stays as it is
-    from keras_segen.backend import keras_on_torch
+    from keras_segen.backend import keras_calls_on_torch, keras_on_torch
 
     keras_on_torch.speed_up()
+    keras_calls_on_torch.speed_up()
 
 
 def check(condition, message):
@@ -191,12 +192,17 @@ def make_loader(batches):
     )
 
 
-def infer(model, images):
-    """Runs the model once, for inference: NumPy images in, NumPy outputs out."""
+def infer(model, images, finish=lambda outputs: outputs):
+    """Runs the model once, for inference: NumPy images in, NumPy outputs out.
+
+    `finish` is applied to its outputs before they become NumPy's.
+    """
     if isinstance(images, np.ndarray):
         images = keras.ops.convert_to_tensor(images)
     with torch.no_grad():
-        outputs = model(images, training=False)
+        outputs = finish(model(images, training=False))
+    if type(outputs) is torch.Tensor:
+        return _to_numpy(outputs)
     return keras.tree.map_structure(_to_numpy, outputs)
 
 

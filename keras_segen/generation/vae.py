@@ -254,10 +254,9 @@ class VAE(LatentModel):
         return [x.astype("float64") for x in backend.infer(self.encoder, images)]
 
     def decode_batch(self, inputs):
-        outputs = backend.infer(self.decoder, inputs)
         if self.likelihood == "bernoulli":
-            return ops.convert_to_numpy(ops.sigmoid(outputs))
-        return np.clip((outputs + 1) / 2, 0, 1)
+            return backend.infer(self.decoder, inputs, ops.sigmoid)
+        return np.clip((backend.infer(self.decoder, inputs) + 1) / 2, 0, 1)
 
     def get_config(self):
         return {
