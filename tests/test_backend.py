@@ -71,6 +71,14 @@ def test_infer_equals_predict():
     np.testing.assert_allclose(logits, model.predict(images, verbose=0), rtol=1e-5, atol=1e-6)
 
 
+def test_infer_finishes_before_its_outputs_are_numpy():
+    model = small_unet()
+    images = np.random.default_rng(0).random((3, 16, 16, 3), dtype="float32")
+    found = backend.infer(model, images, keras.ops.sigmoid)
+    assert isinstance(found, np.ndarray)
+    np.testing.assert_allclose(found, 1 / (1 + np.exp(-backend.infer(model, images))), rtol=1e-5)
+
+
 def test_infer_gives_bfloat16_as_predict_does():
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, dtype="bfloat16")])
     x = np.random.default_rng(0).random((4, 3), "float32")

@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import pytest
@@ -14,11 +15,50 @@ if keras.backend.backend() != "torch":
     pytest.skip("on PyTorch only", allow_module_level=True)
 
 import torch
+from keras.src.backend.common.stateless_scope import in_stateless_scope
+from keras.src.backend.common.variables import AutocastScope
+from keras.src.backend.torch import core as keras_core
 from keras.src.models import functional as keras_functional
 from keras.src.ops import function as keras_function
 from keras.src.ops.symbolic_arguments import SymbolicArguments
 
 from keras_segen.backend import keras_calls_on_torch
+
+
+def test_the_installed_keras_still_asks_for_every_scope():
+    """When this fails, `keras_calls_on_torch.read_variables_at_once` can be deleted."""
+    original = keras_core.Variable.value.fget.__wrapped__
+    assert "maybe_use_symbolic_tensor" in original.__code__.co_varnames
+
+
+def test_variables_are_read_at_once_outside_of_scopes_only(monkeypatch):
+    variable = keras.Variable([1.0, 2.0])
+    asked = []
+    monkeypatch.setattr(
+        keras_core, "in_stateless_scope", lambda: asked.append(1) or in_stateless_scope()
+    )
+    assert variable.value is variable._value
+    assert not asked
+    with keras.StatelessScope() as scope:
+        scope.add_update((variable, torch.tensor([3.0, 4.0])))
+        assert variable.value.tolist() == [3.0, 4.0]
+    with AutocastScope("float16"):
+        assert variable.value.dtype == torch.float16
+    with keras.device("meta"):
+        assert variable.value.device.type == "meta"
+    assert len(asked) == 3
+    with keras.StatelessScope():
+        later = keras.Variable(lambda shape, dtype: torch.ones(shape), shape=(2,))
+        with ThreadPoolExecutor() as threads:  # where there is no scope
+            found = threads.submit(lambda: later.value.tolist()).result()
+        assert found == later.value.tolist() == [1.0, 1.0]
+
+
+def test_variables_of_another_keras_are_left_alone(monkeypatch):
+    value = property(lambda self: self._value)
+    monkeypatch.setattr(keras_core.Variable, "value", value)
+    keras_calls_on_torch.read_variables_at_once()
+    assert keras_core.Variable.value is value
 
 
 def plain_model(x, **options):
@@ -134,6 +174,36 @@ def test_a_model_is_called_directly_for_a_prediction(checked):
     checked.clear()
     model(images, training=True)
     assert checked == [model.name]
+
+
+def test_what_a_model_converts_is_converted():
+    """Its input goes straight into the graph only as what the first layer takes."""
+
+    def prediction(inputs, outputs, x):
+        return keras.Model(inputs, outputs)(x, training=False)
+
+    inputs = keras.Input((4, 4), name="images")
+    images = torch.rand(2, 4, 4)
+    doubled = 2 * images
+    outputs = layers.Add()([inputs, inputs])
+    for inside in (inputs, [inputs]):
+        torch.testing.assert_close(prediction(inside, outputs, images), doubled)
+    with pytest.warns(UserWarning, match="doesn't match the expected structure"):
+        torch.testing.assert_close(prediction((inputs,), outputs, images), doubled)
+    torch.testing.assert_close(prediction(inputs, outputs, images[..., None]), doubled)
+    torch.testing.assert_close(prediction(inputs, [outputs], images), doubled)
+    found = prediction(inputs, {"twice": outputs}, images)
+    assert list(found) == ["twice"]
+    found = prediction(inputs, [outputs, inputs], images)
+    assert isinstance(found, list) and len(found) == 2
+
+    labels = keras.Input((4,), dtype="int32")
+    found = prediction(labels, ops.add(labels, labels), torch.full((2, 4), 1.5))
+    assert found.dtype == torch.int32 and torch.all(found == 2)
+
+    right = keras.Input((4, 4), name="right")
+    with pytest.raises(ValueError, match="expects 2 named input"):
+        prediction([inputs, right], layers.Add()([inputs, right]), images)
 
 
 def test_a_layer_inside_of_a_layer_knows_that_it_predicts():

@@ -200,7 +200,7 @@ def call_plain_models_directly():
             return super(model, self).__call__(*args, **kwargs)
         (x,) = args
         self._assert_input_compatibility(x)
-        if type(x) is not torch.Tensor or not _is_the_only_input(x, self):
+        if type(x) is not torch.Tensor or not _stays_as_it_is(x, self):
             return self.call(x, training=False)
         outputs = self._run_through_graph(
             [x], lambda operation: keras_functional.operation_fn(operation, training=False)
@@ -210,11 +210,10 @@ def call_plain_models_directly():
     model.__call__ = call
 
 
-def _is_the_only_input(x, model):
-    """Whether `x`, a float32 tensor, is what the layers of the model see, as it is."""
+def _stays_as_it_is(x, model):
+    """Whether `x`, the only input and of float32, is what the layers of the model see."""
     return (
-        len(model.inputs) == 1
-        and isinstance(model._inputs_struct, (keras.KerasTensor, list))
+        isinstance(model._inputs_struct, (keras.KerasTensor, list))
         and x.ndim == len(model.inputs[0].shape)
         and model.inputs[0].dtype == "float32"
     )
