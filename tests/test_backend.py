@@ -1,7 +1,9 @@
 """The seam: the same functions on each framework."""
 
+import gc
 import subprocess
 import sys
+import weakref
 
 import keras
 import numpy as np
@@ -71,12 +73,25 @@ def test_infer_equals_predict():
     np.testing.assert_allclose(logits, model.predict(images, verbose=0), rtol=1e-5, atol=1e-6)
 
 
-def test_infer_finishes_before_its_outputs_are_numpy():
-    model = small_unet()
+def test_infer_runs_a_method_of_a_model():
+    class Twice(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.inner = small_unet()
+
+        def doubled(self, x, training):
+            return {"twice": 2 * self.inner(x, training=training)}
+
+    model = Twice()
     images = np.random.default_rng(0).random((3, 16, 16, 3), dtype="float32")
-    found = backend.infer(model, images, keras.ops.sigmoid)
-    assert isinstance(found, np.ndarray)
-    np.testing.assert_allclose(found, 1 / (1 + np.exp(-backend.infer(model, images))), rtol=1e-5)
+    for count in (3, 2):
+        found = backend.infer(model, images[:count], "doubled")["twice"]
+        np.testing.assert_allclose(found, 2 * backend.infer(model.inner, images[:count]), rtol=1e-5)
+        found += 1  # nobody else's memory
+    gone = weakref.ref(model.inner)
+    del model
+    gc.collect()
+    assert gone() is None
 
 
 def test_infer_gives_bfloat16_as_predict_does():

@@ -181,6 +181,7 @@ def results():
         "parameters": 10,
         "batches_crc32": {"epoch 0, step 0": 1, "epoch 0, step 1": 2},
         "losses": {"loss": [2.0, 1.5, 1.0]},
+        "rounding": [1e-7, 1e-7, 1e-7],
     }
     logits = np.zeros((2, 4, 4, 3), "float32")
     logits[..., 0] = 2
@@ -220,6 +221,9 @@ def test_each_planted_difference_fails_its_check():
     assert check["measured"] == pytest.approx(0.002, rel=0.01)
     assert check["tolerance"] == 1e-3
     assert "step 3 is the first beyond it" in check["note"]
+    for rounding in values[0].values():
+        rounding["rounding"] = [1e-7, 2e-4, 1e-7]  # what one of them does by itself
+    assert failed(*values) == []
 
     values = results()
     values[2]["a", "b"]["ids"] = values[2]["a", "b"]["ids"].copy()

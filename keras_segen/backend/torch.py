@@ -192,15 +192,14 @@ def make_loader(batches):
     )
 
 
-def infer(model, images, finish=lambda outputs: outputs):
-    """Runs the model once, for inference: NumPy images in, NumPy outputs out.
+def infer(model, images, method="__call__"):
+    """Runs a model, or a method of it, once, for inference: NumPy images in, NumPy outputs out.
 
-    `finish` is applied to its outputs before they become NumPy's.
+    The method takes `training`, and makes tensors out of tensors.
     """
-    if isinstance(images, np.ndarray):
-        images = keras.ops.convert_to_tensor(images)
+    images = keras.tree.map_structure(keras.ops.convert_to_tensor, images)
     with torch.no_grad():
-        outputs = finish(model(images, training=False))
+        outputs = getattr(model, method)(images, training=False)
     if type(outputs) is torch.Tensor:
         return _to_numpy(outputs)
     return keras.tree.map_structure(_to_numpy, outputs)

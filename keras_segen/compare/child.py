@@ -77,7 +77,7 @@ def train(folder, started):
 
     from keras_segen import backend, machine
     from keras_segen.compare import speed
-    from keras_segen.compare.parity import loss_difference
+    from keras_segen.compare.parity import LOSS_STEPS, loss_difference
     from keras_segen.page import plain
 
     experiment = read_json(folder / "experiment.json")
@@ -168,13 +168,11 @@ def train(folder, started):
             "metrics": figures,
         }
     )
-    if subject.nudged_steps:
-        tell("phase", phase="measuring what a rounding does")
-        # The steps whose batches are known: those of whole epochs, or of the first one's begin.
-        steps = subject.nudged_steps if per_epoch == len(batches) else per_epoch
-        steps = min(steps, subject.nudged_steps, len(recorder.seconds))
-        nudged = nudged_losses(experiment, train_data, steps)
-        result["rounding"] = plain(loss_difference(recorder.losses, nudged))
+    tell("phase", phase="measuring what a rounding does")
+    # The steps whose batches are known: those of whole epochs, or of the first one's begin.
+    steps = LOSS_STEPS if per_epoch == len(batches) else per_epoch
+    nudged = nudged_losses(experiment, train_data, min(steps, LOSS_STEPS, len(recorder.seconds)))
+    result["rounding"] = plain(loss_difference(recorder.losses, nudged))
     write_json(folder / "result.json", result)
 
 

@@ -48,7 +48,7 @@ def checks(results, arrays, serving, subject):
             "largest difference",
             f"{len(arrays[first]['first_outputs'])} inputs, the same weights",
         ),
-        loss_check(a["losses"], b["losses"], subject.loss_tolerance(a, b)),
+        loss_check(a["losses"], b["losses"], loss_tolerance(subject, a, b)),
     ]
     rows = hand_over(arrays, serving, subject)
     return found + [subject.hand_over_check(row) for row in rows]
@@ -87,6 +87,21 @@ def hand_over(arrays, serving, subject):
         }
         for (trained_on, run_on), served in serving.items()
     ]
+
+
+def loss_tolerance(subject, a, b):
+    """How far the losses of the first steps may differ, relatively: list, one number per step.
+
+    Two trainings part by themselves, on one backend as on two: where gradients are small, Adam,
+    which divides them by their size, makes as much of their rounding as of themselves. How fast
+    depends on the network, the data and the seed. So it is measured: each backend trains once
+    more from weights that are nudged by one rounding, and notes how far its own losses move. The
+    tolerance is the subject's least, or ten times what that did on both together up to the step;
+    ten, since the nudge is one rounding and a training rounds in each operation.
+    """
+    steps = min(len(a["rounding"]), len(b["rounding"]))
+    moved = sum(np.array(each["rounding"][:steps], "float64") for each in (a, b))
+    return np.maximum(subject.least_loss_tolerance, 10 * np.fmax.accumulate(moved)).tolist()
 
 
 def loss_check(a, b, tolerance):

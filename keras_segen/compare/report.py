@@ -68,11 +68,13 @@ WORDS = {
         "result": "both came to the same result",
         "section": "Predictions",
         "outputs": "logits",
+        "loss": "10⁻³",
     },
     "pictures": {
         "result": "both went the same way",
         "section": "Pictures",
         "outputs": "pictures",
+        "loss": "10⁻⁴",
     },
 }
 LOSSES = {"d_loss": "loss of the discriminator", "g_loss": "loss of the generator"}
@@ -465,11 +467,10 @@ def charts(report):
                 label="tolerance",
             )
             note += f" The tolerance holds for the first {len(tolerance)} steps."
-            if words(report) is WORDS["pictures"]:
-                note += (
-                    " It is 10⁻⁴, or ten times what one rounding of the first weights does to the "
-                    "losses of each backend, if that is more."
-                )
+            note += (
+                f" It is {words(report)['loss']}, or ten times what one rounding of the first "
+                "weights does to the losses of each backend, if that is more."
+            )
         found.append(("Relative difference of the losses", note, chart.svg()))
 
     for key, quantity in HISTORY.items():

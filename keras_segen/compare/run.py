@@ -315,6 +315,7 @@ def _conclude(experiment, folder, outcomes, interrupted, command):
     subject = SUBJECTS[experiment.makes]
     both = len(results) == 2
     checks = parity.checks(results, arrays, serving, subject) if both else []
+    tolerance = parity.loss_tolerance(subject, *results.values()) if both else None
     checks[2:2] = divergence.checks(parted) if parted else []  # after weights and batches
     failed = any(outcome["status"] == "failed" for outcome in outcomes.values())
     status = "interrupted" if interrupted else "failed" if failed else "passed"
@@ -337,7 +338,7 @@ def _conclude(experiment, folder, outcomes, interrupted, command):
         },
         "checks": checks,
         "parity": parted,
-        "loss_tolerance": {"relative": subject.loss_tolerance(*results.values())} if both else None,
+        "loss_tolerance": {"relative": tolerance} if both else None,
         "loss_difference": (
             parity.loss_difference(*(result["losses"] for result in results.values()))
             if both

@@ -23,11 +23,7 @@ class Masks:
     """Logits of some validation images, and the class of every pixel of the split."""
 
     outputs_are = "logits"
-    nudged_steps = 0
-
-    def loss_tolerance(self, a, b):
-        """How far the losses of two `result.json` may differ, relatively: list, one per step."""
-        return [1e-3] * parity.LOSS_STEPS
+    least_loss_tolerance = 1e-3
 
     def outputs(self, model, dataset):
         """What a model makes of fixed inputs: float32 array, the first axis counts them."""
@@ -121,25 +117,10 @@ class Masks:
 
 
 class Pictures:
-    """Pictures that a generator makes of fixed codes.
-
-    Two trainings of a GAN part fast, on one backend as on two: first gradients are so small that
-    Adam, which divides them by their size, makes as much of their rounding as of themselves. So
-    the tolerance of a step is measured: each backend trains once more from weights that are
-    nudged by one rounding, and notes how far its own losses move.
-    """
+    """Pictures that a generator makes of fixed codes."""
 
     outputs_are = "pictures of the same codes"
-    nudged_steps = parity.LOSS_STEPS
-
-    def loss_tolerance(self, a, b):
-        """1e-4, or ten times what one rounding did on both together up to that step.
-
-        Ten, since the nudge is one rounding and a training rounds in each operation.
-        """
-        steps = min(len(a["rounding"]), len(b["rounding"]))
-        moved = sum(np.array(each["rounding"][:steps], "float64") for each in (a, b))
-        return np.maximum(1e-4, 10 * np.fmax.accumulate(moved)).tolist()
+    least_loss_tolerance = 1e-4
 
     def outputs(self, model, dataset):
         return model.generate(NUM_PROBES, seed=0)

@@ -163,8 +163,8 @@ class GAN(LatentModel):
         """Makes images in [0, 1] out of codes, or `[codes, labels]`: tensors to tensor."""
         return (self.ema_generator(inputs, training=training) + 1) / 2
 
-    def decode_batch(self, inputs):
-        return (backend.infer(self.ema_generator, inputs) + 1) / 2
+    def decoded(self, inputs, training=False):
+        return ops.cast(self.call(inputs, training), "float32")
 
     def train_step(self, data):
         images, labels, _ = keras.utils.unpack_x_y_sample_weight(data)

@@ -132,7 +132,10 @@ class VAE(LatentModel):
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """The negative bound of a batch; `y_pred` is what `call` returned."""
-        images, labels = self.check_images(x), self.check_labels(y)
+        images, labels = (
+            self.as_floats(x),
+            self.check_labels(y),
+        )  # `call` saw that they are in [0, 1]
         mean, log_variance = y_pred
         shape = (ops.shape(images)[0], self.latent_dim)
         if training:
@@ -162,13 +165,13 @@ class VAE(LatentModel):
         """Log of the probability of images, given what the decoder said: nats `(batch,)`.
 
         Args:
-            images: float32 `(batch, …)` in [-1, 1].
+            images: float32 `(batch, …)` in [0, 1].
             outputs: what the decoder gave for them, `(batch, …)`.
         """
-        x = (ops.reshape(images, (-1, math.prod(self.image_shape))) + 1) / 2
+        x = ops.reshape(images, (-1, math.prod(self.image_shape)))
         outputs = ops.cast(ops.reshape(outputs, (-1, math.prod(self.image_shape))), "float32")
         if self.likelihood == "bernoulli":
-            return ops.sum(x * outputs - ops.softplus(outputs), axis=1)
+            return -ops.sum(ops.binary_crossentropy(x, outputs, from_logits=True), axis=1)
         log_deviation = ops.maximum(self.log_deviation, -math.log(LEVELS))
         distance = (x - (outputs + 1) / 2) / ops.exp(log_deviation)
         constant = log_deviation + math.log(2 * math.pi) / 2
@@ -201,18 +204,18 @@ class VAE(LatentModel):
         bounds = np.empty(len(images))
         for start in range(0, len(images), batch_size):
             part = slice(start, start + batch_size)
-            inside = self.check_images(images[part])
+            floats = self.as_floats(images[part])
             given = self.check_labels(None if labels is None else labels[part])
             if given is not None:
                 given = ops.convert_to_numpy(given)
-            mean, log_variance = self._encode(inside)
+            mean, log_variance = self._encode(self.check_images(floats))
             weights = []
             generator = rng("importance weights", seed, start)
             for _ in range(num_samples):
                 normal = generator.standard_normal(mean.shape)
                 codes = (mean + np.exp(log_variance / 2) * normal).astype("float32")
                 outputs = backend.infer(self.decoder, self.join(codes, given))
-                log_p = ops.convert_to_numpy(self.log_likelihood(inside, outputs))
+                log_p = ops.convert_to_numpy(self.log_likelihood(floats, outputs))
                 # log p(z) - log q(z | x); the constants cancel.
                 log_ratio = (normal**2 + log_variance - codes.astype("float64") ** 2).sum(1) / 2
                 weights.append(log_p.astype("float64") + log_ratio)
@@ -247,16 +250,25 @@ class VAE(LatentModel):
 
     def reconstruct(self, images, labels=None, batch_size=64):
         """Encodes images and decodes them again: float32 array `(count, …)` in [0, 1]."""
-        return self.decode(self.encode(images, batch_size), labels, batch_size)
+        return self.in_batches(
+            "reconstructed", np.asarray(images), labels, batch_size, prepare=self.check_images
+        )
+
+    def reconstructed(self, inputs, training=False):
+        """`reconstruct` for tensors: images in [-1, 1], or `[images, labels]`, to [0, 1]."""
+        images, labels = (inputs, None) if self.num_classes is None else inputs
+        mean, _ = self.encoder(images, training=training)
+        return self.decoded(self.join(mean, labels), training)
 
     def _encode(self, images):
         """Mean and log variance of the codes, float64 `(batch, latent_dim)`, in NumPy."""
         return [x.astype("float64") for x in backend.infer(self.encoder, images)]
 
-    def decode_batch(self, inputs):
+    def decoded(self, inputs, training=False):
+        outputs = ops.cast(self.decoder(inputs, training=training), "float32")
         if self.likelihood == "bernoulli":
-            return backend.infer(self.decoder, inputs, ops.sigmoid)
-        return np.clip((backend.infer(self.decoder, inputs) + 1) / 2, 0, 1)
+            return ops.sigmoid(outputs)
+        return ops.clip((outputs + 1) / 2, 0, 1)
 
     def get_config(self):
         return {
