@@ -47,10 +47,10 @@ def read_variables_at_once():
     original = keras_core.Variable.value
     if "maybe_use_symbolic_tensor" not in original.fget.__code__.co_varnames:
         return
-    here = keras_state.GLOBAL_STATE_TRACKER
 
     @functools.wraps(original.fget)
     def value(self):
+        here = keras_state.GLOBAL_STATE_TRACKER  # `clear_session` makes another one
         if (
             self._value is None
             or getattr(here, "stateless_scope", None) is not None
