@@ -179,9 +179,9 @@ def call_plain_models_directly():
 
     As with its layers, what `Layer.__call__` looks for is mostly not there, and looking takes
     0.2 ms. The shape of the input is checked as before; a single one that needs no conversion goes
-    straight into the graph. Training is left to Keras, which tells the
-    layers inside of other layers that it is training; that they predict is what they take for
-    granted. Where Keras' functional models have a call of their own, nothing is replaced.
+    straight into the graph. Training is left to Keras, which tells the layers inside of other
+    layers that it is training; that they predict is what they take for granted. Where Keras'
+    functional models have a call of their own, nothing is replaced.
     """
     model = keras_functional.Functional
     if "__call__" in vars(model):
