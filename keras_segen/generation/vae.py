@@ -132,10 +132,8 @@ class VAE(LatentModel):
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """The negative bound of a batch; `y_pred` is what `call` returned."""
-        images, labels = (
-            self.as_floats(x),
-            self.check_labels(y),
-        )  # `call` saw that they are in [0, 1]
+        images = self.as_floats(x)  # `call` saw that they are in [0, 1]
+        labels = self.check_labels(y)
         mean, log_variance = y_pred
         shape = (ops.shape(images)[0], self.latent_dim)
         if training:
