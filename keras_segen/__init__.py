@@ -12,36 +12,20 @@ __version__ = "0.1.0"
 
 __all__ = [
     "compare",
-    "crossval",
     "data",
     "determinism",
-    "evaluation",
-    "experiment",
     "generation",
-    "generators",
     "initialize",
-    "judging",
-    "looking",
     "losses",
     "metrics",
     "plot",
+    "runs",
     "segmentation",
-    "training",
+    "tasks",
 ]
 
 # Those that import Keras: if its framework is missing, they say so in one line.
-_ON_KERAS = (
-    "crossval",
-    "evaluation",
-    "generation",
-    "initialize",
-    "judging",
-    "looking",
-    "losses",
-    "metrics",
-    "segmentation",
-    "training",
-)
+_ON_KERAS = ("generation", "initialize", "losses", "metrics", "runs", "segmentation")
 
 frameworks.choose()
 

@@ -41,7 +41,7 @@ Backend = Annotated[
     typer.Option(help="tensorflow or torch; without it, KERAS_BACKEND decides."),
 ]
 
-# What the command line says of each field of an experiment.
+# What the command line says of each field of a task.
 HELP = {
     "data": "Data set: a name that `keras-segen datasets` lists, such as folder:PATH.",
     "filters": "Channels per level, such as 16,32,64; without it, what suits a laptop.",
@@ -104,15 +104,15 @@ OF_A_WHOLE_TRAINING = (
 )
 
 
-def takes_experiment(command, without=()):
-    """Gives a command one option for each field of an experiment, and calls it with one.
+def takes_task(command, without=()):
+    """Gives a command one option for each field of a task, and calls it with one.
 
     `without` names the fields that are nothing to the command.
 
-    A command that takes `experiments` gets a dict of them, one for each model that is named; they
-    are experiments of models that make masks.
+    A command that takes `tasks` gets a dict of them, one for each model that is named; they
+    are tasks of models that make masks.
     """
-    from keras_segen import experiment as kinds
+    from keras_segen.tasks import registry as kinds
 
     parameters = inspect.signature(command).parameters
     own = [p for p in parameters.values() if p.name not in ("experiment", "experiments")]
@@ -155,19 +155,15 @@ def takes_experiment(command, without=()):
             size = _numbers("--image-size", given["image_size"], r"\d+x\d+", "x")
             given["image_size"] = size
         if not several:
-            return command(experiment=_make_experiment(names, given), **values)
-        experiments = {}
+            return command(task=_make_task(names, given), **values)
+        tasks = {}
         for model in names:
             is_file = model.endswith(".json")
             name_of = Path(model).stem if is_file or kinds.is_file(model) else model
-            if name_of in experiments:
-                raise ValueError(
-                    f"{name_of} is named twice: give each experiment a name of its own."
-                )
-            experiments[name_of] = (
-                kinds.read_json(model) if is_file else _make_experiment(model, given)
-            )
-        return command(experiments=experiments, **values)
+            if name_of in tasks:
+                raise ValueError(f"{name_of} is named twice: give each task a name of its own.")
+            tasks[name_of] = kinds.read_json(model) if is_file else _make_task(model, given)
+        return command(tasks=tasks, **values)
 
     parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in [*added, *own]]
     wrapper.__signature__ = inspect.Signature(parameters)
@@ -199,9 +195,9 @@ def _option(field, known):
     return Annotated[kind_of_value | None, option]
 
 
-def _make_experiment(model, given):
-    """Makes the experiment of a model out of the options that were given."""
-    from keras_segen import experiment as kinds
+def _make_task(model, given):
+    """Makes the task of a model out of the options that were given."""
+    from keras_segen.tasks import registry as kinds
 
     kind = kinds.kind_of(model)
     for field in given:
@@ -302,9 +298,9 @@ def models():
 
 
 @app.command()
-@takes_experiment
+@takes_task
 def train(
-    experiment,
+    task,
     run: Annotated[Path, typer.Option(help="The run folder to write.")] = Path("runs/train"),
     resume: Annotated[
         Path | None, typer.Option(help="Go on with this run folder; other options are ignored.")
@@ -314,15 +310,15 @@ def train(
 ):
     """Train a model into a run folder, or go on with one: --resume RUN."""
     _use(backend)
-    from keras_segen import training
-    from keras_segen.experiment import read
+    from keras_segen.runs import training
+    from keras_segen.tasks.registry import read
 
     folder = resume or run
     try:
         if resume:
             history = training.resume(resume, tensorboard=tensorboard)
         else:
-            history = training.train(experiment, run, tensorboard=tensorboard)
+            history = training.train(task, run, tensorboard=tensorboard)
     except KeyboardInterrupt:
         errors.print(
             f"Interrupted. Go on with: keras-segen train --resume {folder}", soft_wrap=True
@@ -355,18 +351,21 @@ def evaluate(
     real ones, and a VAE's bounds.
     """
     _use(backend)
-    from keras_segen import evaluation, experiment, training
+    from keras_segen import runs
+    from keras_segen.runs import training
+    from keras_segen.runs.evaluate import CLASS_FIGURES
+    from keras_segen.tasks.registry import read
 
-    if experiment.read(training.load_run(run)["experiment"]).makes == "pictures":
-        from keras_segen import judging
+    if read(training.load_run(run)["experiment"]).makes == "pictures":
+        from keras_segen.runs import judge
 
         given = {} if extractor is None else {"extractor": extractor}
-        _print_judgement(judging.evaluate(run, split, count=count, **given), run, split)
+        _print_judgement(judge.evaluate(run, split, count=count, **given), run, split)
         return
     if extractor is not None or count is not None:
         raise ValueError(f"--extractor and --count are for pictures, and {run} makes masks.")
-    result = evaluation.evaluate(run, split)
-    columns = evaluation.CLASS_FIGURES
+    result = runs.evaluate(run, split)
+    columns = CLASS_FIGURES
     table = rich.table.Table("class", *columns.values())
     for name in result["class_iou"]:
         values = [result[f"class_{key}"][name] for key in columns]
@@ -450,7 +449,7 @@ def predict(
     --full-size it is predicted at its own size.
     """
     _use(backend)
-    from keras_segen import evaluation
+    from keras_segen import runs
 
     options = {
         "output": output,
@@ -463,9 +462,7 @@ def predict(
     }
     with rich.progress.Progress(console=errors) as progress:
         bar = progress.add_task("predicting", total=None)
-        written = evaluation.predict(
-            run, source, out, tell=lambda path: progress.advance(bar), **options
-        )
+        written = runs.predict(run, source, out, tell=lambda path: progress.advance(bar), **options)
     what = "masks" if output == "classes" else f"arrays of {output}"
     console.print(f"{len(written)} {what} in {out}, overlays in {out / 'overlays'}")
 
@@ -502,9 +499,9 @@ def generate(
 ):
     """Make images with the model of a run: samples, ways between them, what is near to them."""
     _use(backend)
-    from keras_segen import looking
+    from keras_segen import runs
 
-    done = looking.generate(
+    done = runs.generate(
         run,
         out,
         count=count,
@@ -521,9 +518,9 @@ def generate(
 
 
 @app.command()
-@takes_experiment
+@takes_task
 def crossval(
-    experiments,
+    tasks,
     folds: Annotated[int, typer.Option(help="Parts that the training split is cut into.")] = 5,
     out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("runs/crossval"),
     backend: Backend = None,
@@ -534,10 +531,10 @@ def crossval(
     change it.
     """
     _use(backend)
-    from keras_segen import crossval
+    from keras_segen.runs import crossval
 
     try:
-        result = crossval.cross_validate(experiments, out, folds, tell=console.print)
+        result = crossval.cross_validate(tasks, out, folds, tell=console.print)
     except KeyboardInterrupt:
         errors.print(f"Interrupted. The same command goes on in {out}.", soft_wrap=True)
         raise typer.Exit(130) from None
@@ -563,9 +560,9 @@ def crossval(
 
 
 @app.command()
-@takes_experiment
+@takes_task
 def compare(
-    experiment,
+    task,
     out: Annotated[Path, typer.Option(help="The folder for the report.")] = Path("runs/compare"),
     backends: Annotated[str, typer.Option(help="Which to compare.")] = "tensorflow,torch",
     threads: Annotated[int | None, typer.Option(help="Threads of each; default all.")] = None,
@@ -579,22 +576,22 @@ def compare(
     from keras_segen.compare.run import run
 
     steps = parity_steps if parity else 0
-    result = run(experiment, out, tuple(backends.split(",")), threads, parity_steps=steps)
+    result = run(task, out, tuple(backends.split(",")), threads, parity_steps=steps)
     report.print_report(result, console, out)
     raise typer.Exit({"passed": 0, "interrupted": 130}.get(result["status"], 1))
 
 
 @bench.command()
-@takes_experiment
-def loader(experiment, backend: Backend = None):
+@takes_task
+def loader(task, backend: Backend = None):
     """Measure what feeding costs: epochs from the loader against the same batches in memory.
 
     --epochs epochs of each kind are measured, in pairs, after one that warms up.
     """
     _use(backend)
-    from keras_segen.compare import speed
+    from keras_segen.bench.loader import loader_ratio
 
-    result = speed.loader_ratio(experiment, experiment.epochs, tell=console.print)
+    result = loader_ratio(task, task.epochs, tell=console.print)
     console.print(
         f"loader / memory = {result['ratio']:.3f} (median of {len(result['ratios'])} pairs, "
         f"{min(result['ratios']):.3f} to {max(result['ratios']):.3f})"
@@ -614,17 +611,17 @@ def bench_predict(
 ):
     """Measure the memory that large images take, and what folding batch normalization saves."""
     _use(backend)
-    from keras_segen.compare import speed
+    from keras_segen.bench import prediction
 
     sides = _numbers("--sizes", sizes, r"\d+(,\d+)*", ",")
-    model = speed.model_to_predict(run)
-    folding = speed.folding_ratio(model, tile)
+    model = prediction.model_to_predict(run)
+    folding = prediction.folding_ratio(model, tile)
     console.print(
         f"tile {tile}: {folding['plain_ms']:.0f} ms, folded {folding['folded_ms']:.0f} ms; "
         f"folded / plain = {folding['ratio']:.3f}"
     )
     table = rich.table.Table("image", "seconds", "image + result", "peak growth", "beyond them")
-    for row in speed.prediction_memory(model, sides, tile, tell=errors.print):
+    for row in prediction.prediction_memory(model, sides, tile, tell=errors.print):
         mib = [f"{row[key] / 2**20:.0f} MiB" for key in ("arrays", "growth", "beyond")]
         table.add_row(f"{row['side']} x {row['side']}", f"{row['seconds']:.1f}", *mib)
     console.print(table)
@@ -653,9 +650,9 @@ def bench_native(
     The result is written into --out, and compared with the latest one there of the same settings.
     """
     _use(backend)
-    from keras_segen.compare import overhead
+    from keras_segen.bench import native
 
-    contest = overhead.contest(
+    contest = native.contest(
         network,
         data=data,
         image_size=image_size and _numbers("--image-size", image_size, r"\d+x\d+", "x"),
@@ -664,15 +661,15 @@ def bench_native(
         filters=filters and _numbers("--filters", filters, r"\d+(,\d+)*", ","),
         seed=seed,
     )
-    result = overhead.run(contest, out, steps, rounds, tell=errors.print)
+    result = native.run(contest, out, steps, rounds, tell=errors.print)
     settings, versions, proof = (result[key] for key in ("settings", "versions", "proof"))
     for values in (settings, {key: value for key, value in versions.items() if value}):
         text = ", ".join(f"{key} {value}" for key, value in values.items())
         console.print(text, markup=False, highlight=False, soft_wrap=True)
     console.print(
         f"Equal over {proof['steps']} steps: losses to {proof['losses']:.1e} (tolerance "
-        f"{overhead.LOSSES:.0e}), predictions to {proof['predictions']:.1e} (tolerance "
-        f"{overhead.PREDICTIONS:.0e}).",
+        f"{native.LOSSES:.0e}), predictions to {proof['predictions']:.1e} (tolerance "
+        f"{native.PREDICTIONS:.0e}).",
         soft_wrap=True,
     )
     table = rich.table.Table("", "ms, Keras", "ms, native", "ratio", "p10 to p90")
@@ -696,9 +693,9 @@ def bench_native(
 
 
 @bench.command("costs")
-@functools.partial(takes_experiment, without=OF_A_WHOLE_TRAINING)
+@functools.partial(takes_task, without=OF_A_WHOLE_TRAINING)
 def bench_costs(
-    experiment,
+    task,
     image_size: Annotated[
         str | None,
         typer.Option(
@@ -724,13 +721,13 @@ def bench_costs(
     Training, prediction and loading; time, CPU time, start-up, compilation and memory. The result
     is written into --out, and compared with the latest one there of the same settings.
     """
-    from keras_segen.compare import costs, costs_report
+    from keras_segen.bench import costs, costs_report
 
     if image_size is None:
-        image_size = "64x64,128x128" if experiment.makes == "masks" else "32x32,64x64"
+        image_size = "64x64,128x128" if task.makes == "masks" else "32x32,64x64"
     sizes = [_numbers("--image-size", each, r"\d+x\d+", "x") for each in image_size.split(",")]
     result = costs.run(
-        experiment,
+        task,
         out,
         sizes,
         _numbers("--batch-size", batch_size, r"\d+(,\d+)*", ","),

@@ -106,12 +106,12 @@ def test_a_run_never_imports_the_other_framework(tmp_path, picture_folder):
     other = {"tensorflow": "torch", "torch": "tensorflow"}[keras.backend.backend()]
     code = (
         "import sys\n"
-        "from keras_segen import evaluation, training\n"
-        "from keras_segen.experiment import Experiment\n"
-        f"plan = Experiment(data='folder:{picture_folder}', image_size=(16, 16),"
+        "from keras_segen import runs\nfrom keras_segen.runs import training\n"
+        "from keras_segen.tasks.segmentation import SegmentationTask\n"
+        f"plan = SegmentationTask(data='folder:{picture_folder}', image_size=(16, 16),"
         " filters=(4, 8), batch_size=4, epochs=1)\n"
         f"training.train(plan, '{tmp_path}/run', verbose=0)\n"
-        f"evaluation.evaluate('{tmp_path}/run', 'val')\n"
+        f"runs.evaluate('{tmp_path}/run', 'val')\n"
         f"print({other!r} in sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

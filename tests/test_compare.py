@@ -12,11 +12,11 @@ import numpy as np
 import psutil
 import pytest
 
-from keras_segen.compare import parity
+from keras_segen.compare import checks as parity
 from keras_segen.compare.run import notes, run
 from keras_segen.compare.subjects import SUBJECTS
-from keras_segen.experiment import Experiment
-from keras_segen.generators import VaeExperiment
+from keras_segen.tasks.segmentation import SegmentationTask
+from keras_segen.tasks.vae import VaeTask
 
 ONCE = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="runs both backends itself, once is enough"
@@ -114,14 +114,14 @@ def test_the_backends_are_equal_to_rounding_layer_by_layer(compared):
 )
 def test_what_cannot_be_compared_layer_by_layer_is_an_error(tmp_path, fields, steps, message):
     with pytest.raises(ValueError, match=message):
-        run(Experiment(**fields), tmp_path / "out", parity_steps=steps)
+        run(SegmentationTask(**fields), tmp_path / "out", parity_steps=steps)
     assert not (tmp_path / "out").exists()
 
 
 def test_no_training_takes_float64():
-    experiment = Experiment(precision="float64")
+    task = SegmentationTask(precision="float64")
     with pytest.raises(ValueError, match="for `compare --parity`"):
-        experiment.build_model(experiment.load_data("train"))
+        task.build_model(task.load_data("train"))
 
 
 @ONCE
@@ -170,7 +170,7 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path):
 
 def test_a_comparison_refuses_early_stopping(tmp_path):
     with pytest.raises(ValueError, match="early_stopping is 2.*use early_stopping=0"):
-        run(Experiment(early_stopping=2), tmp_path / "out")
+        run(SegmentationTask(early_stopping=2), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -296,7 +296,7 @@ def test_both_backends_train_the_same_gan(compared_gans):
 
 def test_layer_by_layer_is_for_masks(tmp_path):
     with pytest.raises(ValueError, match="vae makes pictures.*leave out --parity"):
-        run(VaeExperiment(), tmp_path / "out", parity_steps=2)
+        run(VaeTask(), tmp_path / "out", parity_steps=2)
 
 
 def test_a_missing_batch_is_a_difference():

@@ -15,15 +15,16 @@ import pytest
 import rich.console
 from browser import BROWSER, brightness, browse
 
-from keras_segen.compare import costs, costs_child, costs_report
-from keras_segen.experiment import Experiment
-from keras_segen.generators import GanExperiment, VaeExperiment
+from keras_segen.bench import costs, costs_child, costs_report
+from keras_segen.tasks.gan import GanTask
+from keras_segen.tasks.segmentation import SegmentationTask
+from keras_segen.tasks.vae import VaeTask
 
 HERE = keras.backend.backend()
 TINY = {
-    "unet": Experiment(filters=(4, 8), image_size=(16, 16), batch_size=2),
-    "vae": VaeExperiment(filters=(4, 8), image_size=(16, 16), batch_size=4, latent_dim=3),
-    "dcgan": GanExperiment(filters=(8, 16), image_size=(16, 16), batch_size=4),
+    "unet": SegmentationTask(filters=(4, 8), image_size=(16, 16), batch_size=2),
+    "vae": VaeTask(filters=(4, 8), image_size=(16, 16), batch_size=4, latent_dim=3),
+    "dcgan": GanTask(filters=(8, 16), image_size=(16, 16), batch_size=4),
 }
 COMMAND = [sys.executable, "-m", "keras_segen", "bench", "costs", "unet", "--filters", "4,8"]
 
@@ -94,10 +95,10 @@ def test_a_mode_that_nobody_has_is_an_error(modes, message):
         ({"backends": ["jax"]}, "'jax'"),
         ({"threads": 0}, "threads is 0, expected 1 or more"),
         (
-            {"experiment": Experiment(model="my.keras"), "modes": ["eager+bfloat16"]},
+            {"experiment": SegmentationTask(model="my.keras"), "modes": ["eager+bfloat16"]},
             "precision is 'mixed_bfloat16', but my.keras is a whole network",
         ),
-        ({"experiment": Experiment(precision="float64")}, "precision is 'float64'"),
+        ({"experiment": SegmentationTask(precision="float64")}, "precision is 'float64'"),
     ],
 )
 def test_what_is_asked_wrongly_is_said_before_a_process_starts(options, message, tmp_path):
@@ -166,8 +167,8 @@ def test_the_first_step_and_what_comes_after_the_last_are_not_counted():
 
 
 def test_one_batch_is_repeated_and_a_portion_ends_early():
-    experiment = TINY["unet"]
-    dataset = experiment.load_data("train")
+    task = TINY["unet"]
+    dataset = task.load_data("train")
     repeated = costs_child.Repeated(dataset, 2, seed=0, steps=5)
     batches = list(repeated.read(0))
     assert len(repeated) == len(batches) == len(repeated.moments) == 5
@@ -228,13 +229,13 @@ def times(median):
 
 def made_up(status="failed"):
     """A result of three processes and four cells, one of which failed."""
-    experiment = TINY["unet"]
+    task = TINY["unet"]
     chosen = [("tensorflow", "graph"), ("torch", "eager"), ("torch", "compile")]
     processes, cells = [], []
     for factor, (backend, mode) in enumerate(chosen, 1):
         processes.append(
             {
-                **costs.process(experiment, backend, mode),
+                **costs.process(task, backend, mode),
                 "imports_seconds": 2.5 * factor,
                 "parameters": 1838,
                 "settings": {"threads": 2, "layout": "channels_last", "device": "CPU"},
@@ -253,7 +254,7 @@ def made_up(status="failed"):
                 cell["seconds"] = {"build": 0.5, "first_predict": 1.0, "first_step": 12.25}
                 cell["memory_mib"] = {"resident": 600.0 + ms, "device": None}
             cells.append(cell)
-    settings = costs.describe(experiment, [(16, 16), (32, 32)], [2, 4], chosen, 2, 8)
+    settings = costs.describe(task, [(16, 16), (32, 32)], [2, 4], chosen, 2, 8)
     return {
         "name": "costs-unet-20261122T000000Z",
         "time": "2026-11-22T00:00:00+00:00",

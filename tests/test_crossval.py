@@ -17,10 +17,11 @@ from browser import BROWSER, brightness, browse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_segen import crossval, evaluation, training
+from keras_segen import runs
 from keras_segen.data import Shapes, Subset, assign_folds
-from keras_segen.experiment import Experiment
 from keras_segen.files import write_json
+from keras_segen.runs import crossval, training
+from keras_segen.tasks.segmentation import SegmentationTask
 
 # --- the folds
 
@@ -102,7 +103,7 @@ def test_a_subset_of_wrong_indices_says_so(indices, message):
         Subset(Shapes("train", size=16, length=6), indices, "train")
 
 
-def experiment(folder, **options):
+def task(folder, **options):
     values = {
         "data": f"folder:{folder}",
         "image_size": (16, 16),
@@ -112,21 +113,21 @@ def experiment(folder, **options):
         "learning_rate": 0.01,
         **options,
     }
-    return Experiment(**values)
+    return SegmentationTask(**values)
 
 
 def test_a_fold_is_held_out_of_the_training_split(picture_folder):
-    whole = experiment(picture_folder).load_data("train")
+    whole = task(picture_folder).load_data("train")
     names = {whole.item_name(index) for index in range(len(whole))}
     seen = []
     for fold in (1, 2, 3):
-        plan = experiment(picture_folder, folds=3, fold=fold)
+        plan = task(picture_folder, folds=3, fold=fold)
         train, val = plan.load_data("train"), plan.load_data("val")
         trained = {train.item_name(index) for index in range(len(train))}
         held_out = {val.item_name(index) for index in range(len(val))}
         assert trained | held_out == names and not trained & held_out
         seen += held_out
-        other = experiment(picture_folder, model="plain_unet", folds=3, fold=fold, filters=(4, 4))
+        other = task(picture_folder, model="plain_unet", folds=3, fold=fold, filters=(4, 4))
         np.testing.assert_array_equal(other.load_data("val").indices, val.indices)
         assert len(plan.load_data("test")) == 4 and plan.load_data("test").split == "test"
     assert sorted(seen) == sorted(names)
@@ -143,7 +144,7 @@ def test_a_fold_is_held_out_of_the_training_split(picture_folder):
 )
 def test_wrong_folds_are_named(options, message):
     with pytest.raises(ValueError, match=message):
-        Experiment(**options)
+        SegmentationTask(**options)
 
 
 # --- the trainings
@@ -152,8 +153,8 @@ def test_wrong_folds_are_named(options, message):
 @pytest.fixture(scope="module")
 def plans(picture_folder):
     return {
-        "unet": experiment(picture_folder),
-        "slow": experiment(picture_folder, learning_rate=0.001),
+        "unet": task(picture_folder),
+        "slow": task(picture_folder, learning_rate=0.001),
     }
 
 
@@ -170,14 +171,14 @@ def test_every_fold_is_a_run_that_was_measured_on_what_it_held_out(validated, pl
         figures = []
         for fold in (1, 2):
             run = folder / name / f"fold-{fold}"
-            plan = Experiment.from_json(run / "run.json")
+            plan = SegmentationTask.from_json(run / "run.json")
             assert plan == dataclasses.replace(plans[name], folds=2, fold=fold)
             history = training.read_history(run)
             assert history["epoch"] == [1, 2]
-            measured = evaluation.evaluate(run, "val")
+            measured = runs.evaluate(run, "val")
             figures.append(measured["mean_iou"])
             assert measured["mean_iou"] == pytest.approx(history["val_mean_iou"][-1], abs=1e-6)
-            assert evaluation.evaluate(run, "test")["images"] == 4
+            assert runs.evaluate(run, "test")["images"] == 4
         assert result["models"][name]["mean_iou"]["by_fold"] == figures
         assert result["models"][name]["mean_iou"]["mean"] == pytest.approx(np.mean(figures))
         deviation = result["models"][name]["mean_iou"]["standard_deviation"]
@@ -195,11 +196,11 @@ def test_a_fold_keeps_its_last_epoch_also_if_an_earlier_one_was_better(picture_f
 
     for folds, fold, kept in ((0, 0, 0), (2, 1, 1)):
         run = tmp_path / f"{folds}"
-        plan = experiment(picture_folder, folds=folds, fold=fold)
+        plan = task(picture_folder, folds=folds, fold=fold)
         training.train(plan, run, callbacks=[Spoil()], verbose=0)
         history = training.read_history(run)["val_mean_iou"]
         assert history[0] > history[1]
-        assert evaluation.evaluate(run, "val")["mean_iou"] == pytest.approx(history[kept], abs=1e-6)
+        assert runs.evaluate(run, "val")["mean_iou"] == pytest.approx(history[kept], abs=1e-6)
 
 
 def test_differences_are_taken_fold_by_fold(validated, read_json):
@@ -257,7 +258,7 @@ def test_an_evaluation_of_another_model_is_not_taken_for_the_folds(validated, re
     run = validated[0] / "unet" / "fold-1"
     right = read_json(run / "evaluation-val.json")
     write_json(run / "evaluation-val.json", {**right, "model_sha256": "0", "mean_iou": 2.0})
-    plan = Experiment.from_json(run / "run.json")
+    plan = SegmentationTask.from_json(run / "run.json")
     assert crossval.run_fold(plan, run, verbose=0)["mean_iou"] == right["mean_iou"]
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from keras_segen import data
 from keras_segen.data.dataset import carve
 from keras_segen.data.loader import Batches
-from keras_segen.experiment import Experiment
+from keras_segen.tasks.segmentation import SegmentationTask
 
 
 @pytest.fixture(autouse=True)
@@ -335,6 +335,6 @@ def test_any_data_set_serves_as_pictures(tmp_path):
 
 def test_a_segmentation_model_refuses_pictures(tmp_path):
     name = f"cifar10:{write_npz(tmp_path / 'c.npz', arrays())}"
-    experiment = Experiment(model="unet", data=name, filters=(2, 4))
+    task = SegmentationTask(model="unet", data=name, filters=(2, 4))
     with pytest.raises(ValueError, match="has pictures without masks, and unet learns masks: use"):
-        experiment.build_model(data.load(name))
+        task.build_model(data.load(name))

@@ -11,9 +11,9 @@ from keras import applications, ops
 
 import keras_segen as ks
 from keras_segen import backend
-from keras_segen.experiment import ENCODERS as NAMES
 from keras_segen.segmentation import ENCODERS, efficientnet_lite0, fcn, unet
 from keras_segen.segmentation.efficientnet_lite0 import efficientnet_lite0_classifier
+from keras_segen.tasks.segmentation import ENCODERS as NAMES
 
 CHANNELS = {
     "vgg16": (64, 128, 256, 512, 512),

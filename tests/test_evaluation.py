@@ -12,17 +12,20 @@ import pytest
 from browser import BROWSER, brightness, browse
 from PIL import Image
 
-from keras_segen import backend, evaluation, metrics, training
+from keras_segen import backend, metrics, runs
 from keras_segen.data import arrays
 from keras_segen.data.dataset import Dataset
-from keras_segen.experiment import Experiment
-from keras_segen.page import image_source
+from keras_segen.report.html import image_source
+from keras_segen.runs import training
+from keras_segen.runs.evaluate import draw_page
+from keras_segen.segmentation import evaluate as evaluation
+from keras_segen.tasks.segmentation import SegmentationTask
 
 
 @pytest.fixture(scope="module")
 def run(picture_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluated") / "run"
-    plan = Experiment(
+    plan = SegmentationTask(
         data=f"folder:{picture_folder}",
         image_size=(16, 16),
         filters=(4, 8),
@@ -36,12 +39,12 @@ def run(picture_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def result(run):
-    return evaluation.evaluate(run, "test", batch_size=3)
+    return runs.evaluate(run, "test", batch_size=3)
 
 
 @pytest.fixture(scope="module")
 def dataset(run):
-    return Experiment.from_json(run / "run.json").load_data("test")
+    return SegmentationTask.from_json(run / "run.json").load_data("test")
 
 
 def lookup(scores):
@@ -236,7 +239,7 @@ def hostile_page(tmp_path_factory):
     }
     run = {"experiment": {"model": "<i>unet", "data": "folder:<u>"}}
     path = tmp_path_factory.mktemp("hostile") / "evaluation-test.html"
-    path.write_text(evaluation.draw_page(result, run, dataset, measured.worst), "utf-8")
+    path.write_text(draw_page(result, run, dataset, measured.worst), "utf-8")
     return path
 
 

@@ -9,22 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_segen import (
-    crossval,
-    data,
-    determinism,
-    evaluation,
-    experiment,
-    frameworks,
-    generation,
-    generators,
-    judging,
-    segmentation,
-    training,
-)
+from keras_segen import data, determinism, frameworks, generation, runs, segmentation
 from keras_segen.files import write_json
 from keras_segen.generation import adversarial, vae
-from keras_segen.generators import GanExperiment, VaeExperiment
+from keras_segen.runs import crossval, judge, training
+from keras_segen.tasks import SegmentationTask, registry
+from keras_segen.tasks import gan as task_gan
+from keras_segen.tasks import vae as task_vae
+from keras_segen.tasks.gan import GanTask
+from keras_segen.tasks.vae import VaeTask
 
 OTHER = {"tensorflow": "torch", "torch": "tensorflow"}[keras.backend.backend()]
 
@@ -42,7 +35,7 @@ def pictures(tmp_path_factory):
 
 
 def plan(model, pictures, **options):
-    kind = experiment.kind_of(model)
+    kind = registry.kind_of(model)
     values = {
         "data": pictures,
         "image_size": (8, 8),
@@ -121,7 +114,7 @@ def test_a_gans_run_folder_holds_what_it_promises(gan_run, read_json):
     run = read_json(gan_run / "run.json")
     assert run["kept"] == "the last epoch's model"
     assert run["data"]["class_names"] == ["bright", "dark"] and run["data"]["train"] == 16
-    assert experiment.read(run["experiment"]) == gan(run["experiment"]["data"])
+    assert registry.read(run["experiment"]) == gan(run["experiment"]["data"])
     history = training.read_history(gan_run)
     assert history["epoch"] == [1, 2, 3] and history["learning_rate"][-1] < 1e-6
     assert {"d_loss", "g_loss", "val_d_loss", "val_d_real_accuracy"} <= history.keys()
@@ -149,7 +142,7 @@ def test_a_vae_keeps_the_epoch_with_the_best_bound(vae_run, pictures, read_json)
     history = training.read_history(vae_run)
     assert history["loss"][-1] < history["loss"][0]
     model = training.load_model(vae_run)
-    found = judging.bounds(model, plan("vae", pictures).load_data("val"), batch_size=4)
+    found = judge.bounds(model, plan("vae", pictures).load_data("val"), batch_size=4)
     assert found["elbo"] == pytest.approx(max(history["val_elbo"]), rel=1e-5)
     assert (vae_run / "previews" / "reconstruction-0001.png").exists()
     assert (vae_run / "animation.gif").exists()
@@ -186,7 +179,7 @@ def test_runs_go_on_on_the_other_backend(gan_run, vae_run, pictures, tmp_path):
             training.train(trained, tmp_path / name, callbacks=[StopInEpoch(2)], verbose=0)
     code = (
         "import sys\n"
-        "from keras_segen import training\n"
+        "from keras_segen.runs import training\n"
         "for run in sys.argv[1:]: training.resume(run, verbose=0)"
     )
     done = subprocess.run(
@@ -258,7 +251,7 @@ def test_options_reach_the_model(pictures):
 
 
 def test_defaults_are_the_papers():
-    dcgan, sngan = GanExperiment(), GanExperiment(model="sngan")
+    dcgan, sngan = GanTask(), GanTask(model="sngan")
     assert (dcgan.loss, dcgan.latent_dim, dcgan.discriminator_steps) == ("non_saturating", 100, 1)
     assert (dcgan.learning_rate, dcgan.beta_1, dcgan.beta_2) == (2e-4, 0.5, 0.999)
     assert (sngan.loss, sngan.latent_dim, sngan.discriminator_steps) == ("hinge", 128, 5)
@@ -267,7 +260,7 @@ def test_defaults_are_the_papers():
 
 @pytest.mark.parametrize("size, halvings", [(8, 1), (28, 2), (32, 3), (64, 4)])
 def test_the_size_of_the_image_decides_the_depth(size, halvings):
-    assert VaeExperiment().halvings((size, size + 4, 3)) == halvings
+    assert VaeTask().halvings((size, size + 4, 3)) == halvings
 
 
 def test_flips_are_for_what_may_be_mirrored(pictures):
@@ -288,42 +281,42 @@ def test_a_gan_sees_full_batches_only(pictures):
 
 
 def test_names_and_choices_are_those_of_the_models():
-    """The experiments know them without importing Keras."""
-    assert tuple(segmentation.MODELS) == experiment.Experiment.MODELS
-    assert tuple(generation.NETWORKS) == GanExperiment.MODELS + VaeExperiment.MODELS
-    assert tuple(adversarial.LOSSES) == generators.GAN_LOSSES
-    assert generators.SMOOTHED_LOSSES == adversarial.SMOOTHED
-    assert set(generators.LIKELIHOODS) == set(vae.LIKELIHOODS)
+    """The tasks know them without importing Keras."""
+    assert tuple(segmentation.MODELS) == SegmentationTask.MODELS
+    assert tuple(generation.NETWORKS) == GanTask.MODELS + VaeTask.MODELS
+    assert tuple(adversarial.LOSSES) == task_gan.GAN_LOSSES
+    assert task_gan.SMOOTHED_LOSSES == adversarial.SMOOTHED
+    assert set(task_vae.LIKELIHOODS) == set(vae.LIKELIHOODS)
 
 
 @pytest.mark.parametrize("model", ["dcgan", "sngan", "vae"])
 def test_an_experiment_goes_to_plain_values_and_back(model):
-    trained = experiment.kind_of(model)(model=model, filters=(8, 16), image_size=(32, 48))
-    assert experiment.read(trained.to_dict()) == trained
+    trained = registry.kind_of(model)(model=model, filters=(8, 16), image_size=(32, 48))
+    assert registry.read(trained.to_dict()) == trained
 
 
 @pytest.mark.parametrize(
     "kind, options, message",
     [
-        (GanExperiment, {"model": "unet"}, "model is 'unet', expected one of 'dcgan', 'sngan'"),
-        (GanExperiment, {"loss": "dice"}, "loss is 'dice', expected one of 'non_saturating'"),
-        (GanExperiment, {"r1": -1.0}, "r1 is -1.0, expected 0 or more"),
-        (GanExperiment, {"gradient_penalty": float("nan")}, "gradient_penalty is nan"),
-        (GanExperiment, {"discriminator_steps": 0}, "discriminator_steps is 0, expected 1"),
-        (GanExperiment, {"discriminator_learning_rate": 0.0}, "discriminator_learning_rate is 0.0"),
-        (GanExperiment, {"ema": 1.0}, "ema is 1.0, expected at least 0 and below 1"),
-        (GanExperiment, {"beta_1": -0.5}, "beta_1 is -0.5"),
-        (GanExperiment, {"label_smoothing": 0.5}, "label_smoothing is 0.5, .* below 0.5"),
-        (GanExperiment, {"label_smoothing": 0.1, "loss": "hinge"}, "the loss is 'hinge'"),
-        (GanExperiment, {"early_stopping": 3}, "early_stopping is 3.*use judge=1000"),
-        (GanExperiment, {"latent_dim": 0}, "latent_dim is 0, expected 1 or more"),
-        (GanExperiment, {"augment": "flip=0.5"}, "augment is 'flip=0.5', expected one of"),
-        (GanExperiment, {"channels": 4}, "channels is 4"),
-        (VaeExperiment, {"judge": 10}, "judge is 10, expected 40 images or more"),
-        (VaeExperiment, {"likelihood": "laplace"}, "likelihood is 'laplace'"),
-        (VaeExperiment, {"beta": -1.0}, "beta is -1.0"),
-        (VaeExperiment, {"schedule": "linear"}, "schedule is 'linear'"),
-        (VaeExperiment, {"batch_size": 0}, "batch_size is 0"),
+        (GanTask, {"model": "unet"}, "model is 'unet', expected one of 'dcgan', 'sngan'"),
+        (GanTask, {"loss": "dice"}, "loss is 'dice', expected one of 'non_saturating'"),
+        (GanTask, {"r1": -1.0}, "r1 is -1.0, expected 0 or more"),
+        (GanTask, {"gradient_penalty": float("nan")}, "gradient_penalty is nan"),
+        (GanTask, {"discriminator_steps": 0}, "discriminator_steps is 0, expected 1"),
+        (GanTask, {"discriminator_learning_rate": 0.0}, "discriminator_learning_rate is 0.0"),
+        (GanTask, {"ema": 1.0}, "ema is 1.0, expected at least 0 and below 1"),
+        (GanTask, {"beta_1": -0.5}, "beta_1 is -0.5"),
+        (GanTask, {"label_smoothing": 0.5}, "label_smoothing is 0.5, .* below 0.5"),
+        (GanTask, {"label_smoothing": 0.1, "loss": "hinge"}, "the loss is 'hinge'"),
+        (GanTask, {"early_stopping": 3}, "early_stopping is 3.*use judge=1000"),
+        (GanTask, {"latent_dim": 0}, "latent_dim is 0, expected 1 or more"),
+        (GanTask, {"augment": "flip=0.5"}, "augment is 'flip=0.5', expected one of"),
+        (GanTask, {"channels": 4}, "channels is 4"),
+        (VaeTask, {"judge": 10}, "judge is 10, expected 40 images or more"),
+        (VaeTask, {"likelihood": "laplace"}, "likelihood is 'laplace'"),
+        (VaeTask, {"beta": -1.0}, "beta is -1.0"),
+        (VaeTask, {"schedule": "linear"}, "schedule is 'linear'"),
+        (VaeTask, {"batch_size": 0}, "batch_size is 0"),
     ],
 )
 def test_bad_options_are_named(kind, options, message):
@@ -348,9 +341,9 @@ def test_early_stopping_goes_by_what_is_watched():
         name, _ = trained.monitor
         return training._stops_early(trained, [{name: str(value)} for value in values])
 
-    bound = VaeExperiment(early_stopping=2)
+    bound = VaeTask(early_stopping=2)
     assert stops(bound, -5.0, -6.0, -7.0) and not stops(bound, -5.0, -6.0, -4.0)
-    distance = GanExperiment(early_stopping=2, judge=40)
+    distance = GanTask(early_stopping=2, judge=40)
     assert stops(distance, 0.1, 0.2, 0.3) and not stops(distance, 0.3, 0.2, 0.1)
 
 
@@ -379,7 +372,7 @@ def test_a_judged_run_keeps_the_epoch_that_comes_closest(judged_run, monkeypatch
     history = training.read_history(judged_run)
     first, second = history["val_kernel_distance"]
     assert first < second and len(history["val_frechet_distance"]) == 2
-    val_data = experiment.read(run["experiment"]).load_data("val")
+    val_data = registry.read(run["experiment"]).load_data("val")
     found = generation.evaluate(training.load_model(judged_run), val_data, count=40)
     assert found["kernel_distance"] == pytest.approx(first, rel=1e-4)
 
@@ -396,7 +389,7 @@ def small_extractor(tmp_path_factory):
 
 def test_a_run_is_judged_on_a_split(judged_run, small_extractor, tmp_path, monkeypatch, read_json):
     monkeypatch.setenv("KERAS_SEGEN_CACHE", str(tmp_path))
-    result = judging.evaluate(judged_run, "test", extractor=small_extractor, count=50)
+    result = judge.evaluate(judged_run, "test", extractor=small_extractor, count=50)
     assert result == read_json(judged_run / "evaluation-test.json")
     assert (result["split"], result["real_images"], result["fake_images"]) == ("test", 50, 50)
     assert result["extractor"] == "small.keras"
@@ -418,22 +411,22 @@ def test_a_run_is_judged_on_a_split(judged_run, small_extractor, tmp_path, monke
 def test_the_bounds_of_a_vae_with_classes_are_told_them(pictures):
     trained = plan("vae", pictures, conditional=True)
     val_data = trained.load_data("train")
-    found = judging.bounds(trained.build_model(val_data), val_data, batch_size=4)
+    found = judge.bounds(trained.build_model(val_data), val_data, batch_size=4)
     assert found["importance_weighted"]["images"] == 16
     assert found["importance_weighted"]["bound"] > found["elbo"]
 
 
 def test_evaluating_a_run_knows_what_its_model_makes(gan_run, tmp_path):
     with pytest.raises(ValueError, match="2 reals; expected 40 or more"):
-        evaluation.evaluate(gan_run, "test")
+        runs.evaluate(gan_run, "test")
     run = training.load_run(gan_run)
     write_json(tmp_path / "run.json", {**run, "experiment": {"model": "unet"}})
     with pytest.raises(ValueError, match="a run of unet, which makes masks: use .*evaluation"):
-        judging.evaluate(tmp_path)
+        judge.evaluate(tmp_path)
 
 
 def test_what_is_for_masks_says_so(gan_run, pictures, tmp_path):
     with pytest.raises(ValueError, match="makes pictures and no masks: use keras-segen generate"):
-        evaluation.predict(gan_run, tmp_path, tmp_path / "out")
+        runs.predict(gan_run, tmp_path, tmp_path / "out")
     with pytest.raises(ValueError, match="vae makes pictures.*unet, plain_unet, fcn"):
         crossval.cross_validate({"vae": plan("vae", pictures)}, tmp_path / "out")

@@ -6,8 +6,9 @@ import pytest
 
 import keras_segen as ks
 from keras_segen.data import ArrayFiles, write_arrays
-from keras_segen.experiment import Experiment, kind_of, read
 from keras_segen.segmentation import check_network, load_network
+from keras_segen.tasks.registry import kind_of, read
+from keras_segen.tasks.segmentation import SegmentationTask
 
 
 def network(num_classes=6, shape=(None, None, 3), activation=None, size=1):
@@ -30,14 +31,14 @@ def saved(tmp_path_factory):
 
 def test_an_experiment_starts_from_the_weights_of_a_file(saved):
     path, weights = saved
-    experiment = Experiment(model=str(path), seed=5)
-    assert kind_of(str(path)) is Experiment and read(experiment.to_dict()) == experiment
-    model = experiment.build_model(shapes())
+    task = SegmentationTask(model=str(path), seed=5)
+    assert kind_of(str(path)) is SegmentationTask and read(task.to_dict()) == task
+    model = task.build_model(shapes())
     for found, expected in zip(model.get_weights(), weights, strict=True):
         np.testing.assert_array_equal(found, expected)
-    experiment.compile(model, shapes(), 1)
+    task.compile(model, shapes(), 1)
     before = [w.copy() for w in model.get_weights()]
-    model.train_on_batch(*experiment.training_batches(shapes()).batch(0, 0))
+    model.train_on_batch(*task.training_batches(shapes()).batch(0, 0))
     assert all((a != b).any() for a, b in zip(model.get_weights(), before, strict=True))
 
 
@@ -46,7 +47,7 @@ def test_an_experiment_starts_from_the_weights_of_a_file(saved):
 )
 def test_what_only_a_builder_can_give_is_refused(saved, fields):
     with pytest.raises(ValueError, match="mine.keras is a whole network.*leave it out"):
-        Experiment(model=str(saved[0]), **fields)
+        SegmentationTask(model=str(saved[0]), **fields)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from keras_segen import data
-from keras_segen.compare import native, overhead
+from keras_segen.bench import handwritten
+from keras_segen.bench import native as overhead
 from keras_segen.data.loader import Batches
 
 TINY = {
@@ -195,7 +196,7 @@ def test_what_is_asked_wrongly_is_said():
 
 
 def test_each_file_imports_its_framework_alone():
-    for path in Path(native.__file__).parent.glob("t*_*.py"):
+    for path in Path(handwritten.__file__).parent.glob("t*_*.py"):
         framework = path.stem.split("_")[0]
         tree = ast.parse(path.read_text(encoding="utf-8"))
         modules = set()
@@ -205,7 +206,7 @@ def test_each_file_imports_its_framework_alone():
             elif isinstance(node, ast.ImportFrom):
                 modules.add(node.module.split(".")[0])
                 if node.module.startswith("keras_segen"):
-                    assert node.module.startswith("keras_segen.compare.native")
+                    assert node.module.startswith("keras_segen.bench.handwritten")
                     names = {node.module.split(".")[-1], *(alias.name for alias in node.names)}
                     other = {"tensorflow": "torch_", "torch": "tensorflow_"}[framework]
                     assert not any(name.startswith(other) for name in names)

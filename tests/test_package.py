@@ -52,7 +52,7 @@ def test_everything_imports_with_the_other_framework_missing():
     done = python(
         "import keras_segen as ks\n"
         "[getattr(ks, name) for name in dir(ks)]\n"
-        "import keras_segen.cli, keras_segen.evaluation\n"
+        "import keras_segen.cli, keras_segen.runs.evaluate\n"
         "train = ks.data.Shapes('train', size=16, length=4)\n"
         "model = ks.segmentation.unet((16, 16, 3), 6, filters=(4, 8))\n"
         "ks.initialize(model, 0)\n"
@@ -69,7 +69,7 @@ def test_everything_imports_with_the_other_framework_missing():
     "code",
     [
         "from keras_segen import backend",
-        "from keras_segen import training",
+        "from keras_segen.runs import training",
         "import keras_segen as ks; ks.losses",
         "import keras_segen as ks; ks.initialize",
     ],

@@ -11,9 +11,10 @@ from keras import layers
 from PIL import Image
 
 import keras_segen as ks
-from keras_segen import backend, evaluation, metrics, training
-from keras_segen.experiment import Experiment
+from keras_segen import backend, metrics, runs
+from keras_segen.runs import training
 from keras_segen.segmentation import Predictor, plain_unet, unet
+from keras_segen.tasks.segmentation import SegmentationTask
 
 FREE = (None, None, 3)
 
@@ -548,7 +549,7 @@ def test_other_models_are_refused(build, message):
 def finished(picture_folder, tmp_path_factory):
     """A run folder of a network for images of 16 x 24, and its model."""
     folder = tmp_path_factory.mktemp("predict") / "run"
-    plan = Experiment(
+    plan = SegmentationTask(
         data=f"folder:{picture_folder}",
         image_size=(16, 24),
         filters=(4, 8),
@@ -586,11 +587,11 @@ def test_a_run_predicts_photos_at_the_size_of_the_training_or_their_own(
         of_predictor["tile"] = 512
     predictor = Predictor(model, **of_predictor)
 
-    (mask,) = evaluation.predict(folder, path, out, **options)
+    (mask,) = runs.predict(folder, path, out, **options)
     classes = predictor.predict(pixels, **expected)
     with Image.open(mask) as image:
         np.testing.assert_array_equal(np.array(image), classes + 1)  # void has label id 0
-    (file,) = evaluation.predict(folder, path, out, output="probabilities", **options)
+    (file,) = runs.predict(folder, path, out, output="probabilities", **options)
     probabilities = np.load(file)
     assert file == out / "photo.npy" and probabilities.dtype == np.float32
     np.testing.assert_allclose(
@@ -602,9 +603,7 @@ def test_a_run_predicts_photos_at_the_size_of_the_training_or_their_own(
 
 def test_a_run_writes_the_entropy_and_its_picture(finished, photo, tmp_path):
     told = []
-    (file,) = evaluation.predict(
-        finished[0], photo[0], tmp_path / "out", told.append, output="entropy"
-    )
+    (file,) = runs.predict(finished[0], photo[0], tmp_path / "out", told.append, output="entropy")
     assert told == [file]
     entropy = np.load(file)
     assert entropy.shape == (40, 52) and entropy.dtype == np.float32
@@ -617,4 +616,4 @@ def test_a_run_writes_the_entropy_and_its_picture(finished, photo, tmp_path):
 def test_tiles_need_the_full_size(finished, photo, tmp_path):
     for options in ({"tile": 16}, {"overlap": 0}):
         with pytest.raises(ValueError, match="add full_size"):
-            evaluation.predict(finished[0], photo[0], tmp_path / "out", **options)
+            runs.predict(finished[0], photo[0], tmp_path / "out", **options)

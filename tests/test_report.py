@@ -13,8 +13,8 @@ from browser import BROWSER, brightness, browse
 from rich.console import Console
 
 from keras_segen import plot
-from keras_segen.compare import divergence
 from keras_segen.compare import report as reports
+from keras_segen.compare.layerwise import divergence
 
 NAMES = ("background", "disc", "box", "triangle", "star", "ring")
 PALETTE = (

@@ -1,4 +1,4 @@
-"""A run folder: what it holds, how it resumes, and every option of an experiment."""
+"""A run folder: what it holds, how it resumes, and every option of a task."""
 
 import os
 import shutil
@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_segen import backend, data, determinism, evaluation, losses, segmentation, training
-from keras_segen.experiment import Experiment, Phase
+from keras_segen import backend, data, determinism, losses, runs, segmentation
 from keras_segen.files import write_json
 from keras_segen.machine import peak_memory
+from keras_segen.runs import training
+from keras_segen.tasks.segmentation import SegmentationTask
+from keras_segen.tasks.task import Phase
 
 
-def experiment(folder, **options):
+def task(folder, **options):
     values = {
         "data": f"folder:{folder}",
         "image_size": (16, 16),
@@ -27,7 +29,7 @@ def experiment(folder, **options):
         "epochs": 3,
         **options,
     }
-    return Experiment(**values)
+    return SegmentationTask(**values)
 
 
 def weights(path):
@@ -64,7 +66,7 @@ class StopInEpoch(keras.callbacks.Callback):
 def finished(picture_folder, tmp_path_factory):
     """An uninterrupted run of three epochs."""
     run = tmp_path_factory.mktemp("runs") / "finished"
-    training.train(experiment(picture_folder, schedule="cosine"), run, verbose=0)
+    training.train(task(picture_folder, schedule="cosine"), run, verbose=0)
     return run
 
 
@@ -99,13 +101,13 @@ def test_history_has_a_row_per_epoch(finished):
 def test_model_is_that_of_the_best_epoch(finished):
     history = training.read_history(finished)
     best = int(np.argmax(history["val_mean_iou"]))
-    result = evaluation.evaluate(finished, "val")
+    result = runs.evaluate(finished, "val")
     assert result["mean_iou"] == pytest.approx(history["val_mean_iou"][best], abs=1e-6)
 
 
 @pytest.mark.parametrize("epoch", [0, 2])
 def test_an_interrupted_run_resumes_to_the_same_weights(finished, picture_folder, tmp_path, epoch):
-    plan = experiment(picture_folder, schedule="cosine")
+    plan = task(picture_folder, schedule="cosine")
     with pytest.raises(KeyboardInterrupt):
         training.train(plan, tmp_path / "run", callbacks=[StopInEpoch(epoch)], verbose=0)
     training.resume(tmp_path / "run", verbose=0)
@@ -116,9 +118,9 @@ def test_a_killed_run_resumes_to_the_same_weights(finished, picture_folder, tmp_
     run = tmp_path / "run"
     code = (
         "import sys\n"
-        "from keras_segen import training\n"
-        "from keras_segen.experiment import Experiment\n"
-        "training.train(Experiment.from_json(sys.argv[1]), sys.argv[2], verbose=0)\n"
+        "from keras_segen.runs import training\n"
+        "from keras_segen.tasks.segmentation import SegmentationTask\n"
+        "training.train(SegmentationTask.from_json(sys.argv[1]), sys.argv[2], verbose=0)\n"
     )
     child = subprocess.Popen([sys.executable, "-c", code, str(finished / "run.json"), str(run)])
     deadline = time.monotonic() + 120
@@ -153,9 +155,7 @@ class Poison(keras.callbacks.Callback):
 
 def test_a_training_that_diverges_says_so_and_keeps_what_was_good(picture_folder, tmp_path):
     with pytest.raises(ValueError, match=r"loss is nan in epoch 2: .*smaller --learning-rate"):
-        training.train(
-            experiment(picture_folder), tmp_path / "run", callbacks=[Poison(1)], verbose=0
-        )
+        training.train(task(picture_folder), tmp_path / "run", callbacks=[Poison(1)], verbose=0)
     assert len(training.read_history(tmp_path / "run")["loss"]) == 1
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == [
         "checkpoint-0001.keras"
@@ -165,27 +165,27 @@ def test_a_training_that_diverges_says_so_and_keeps_what_was_good(picture_folder
 
 def test_a_run_folder_is_not_overwritten(finished, picture_folder):
     with pytest.raises(FileExistsError, match="--resume"):
-        training.train(experiment(picture_folder), finished, verbose=0)
+        training.train(task(picture_folder), finished, verbose=0)
 
 
 def test_a_run_starts_from_another_ones_best_model(finished, picture_folder, tmp_path):
-    plan = experiment(picture_folder, start_from=finished)
+    plan = task(picture_folder, start_from=finished)
     dataset = plan.load_data("val")
     for x, y in zip(
         plan.build_model(dataset).get_weights(), weights(finished / "model.keras"), strict=True
     ):
         np.testing.assert_array_equal(x, y)
-    assert Experiment.from_dict(plan.to_dict()) == plan
+    assert SegmentationTask.from_dict(plan.to_dict()) == plan
     with pytest.raises(ValueError, match="holds another network"):
-        experiment(picture_folder, start_from=finished, filters=(6, 12)).build_model(dataset)
+        task(picture_folder, start_from=finished, filters=(6, 12)).build_model(dataset)
     told = []
-    experiment(picture_folder, start_from=finished, filters=(4, 8, 12)).build_model(
+    task(picture_folder, start_from=finished, filters=(4, 8, 12)).build_model(
         dataset, tell=told.append
     )
     assert told[0].startswith(f"10 layers start from {finished}")
     assert "; new: down1_conv1, " in told[0] and "; left there: bottom_conv1, " in told[0]
     with pytest.raises(FileNotFoundError, match="names no finished run"):
-        experiment(picture_folder, start_from=tmp_path).build_model(dataset)
+        task(picture_folder, start_from=tmp_path).build_model(dataset)
 
 
 def test_resume_refuses_another_data_set(finished, tmp_path, read_json):
@@ -200,7 +200,7 @@ def test_a_folder_without_run_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match="no run.json"):
         training.resume(tmp_path)
     with pytest.raises(FileNotFoundError, match="no run.json"):
-        evaluation.evaluate(tmp_path)
+        runs.evaluate(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -238,16 +238,14 @@ def test_a_folder_without_run_says_so(tmp_path):
 )
 def test_every_option_trains(picture_folder, tmp_path, monkeypatch, options):
     monkeypatch.setenv("KERAS_SEGEN_CACHE", str(tmp_path / "cache"))
-    history = training.train(
-        experiment(picture_folder, epochs=1, **options), tmp_path / "run", verbose=0
-    )
+    history = training.train(task(picture_folder, epochs=1, **options), tmp_path / "run", verbose=0)
     assert np.isfinite(history["loss"]).all() and np.isfinite(history["val_loss"]).all()
     assert keras.config.dtype_policy().name == "float32"
 
 
 @pytest.mark.parametrize("name", list(segmentation.MODELS))
 def test_every_model_is_trained_on_logits(picture_folder, name):
-    plan = experiment(picture_folder, model=name, filters=None)
+    plan = task(picture_folder, model=name, filters=None)
     dataset = plan.load_data("train")
     model = plan.build_model(dataset)
     last = model.layers[-1].get_weights()
@@ -262,7 +260,7 @@ def test_every_model_is_trained_on_logits(picture_folder, name):
 
 
 def two_phases(folder, **options):
-    return experiment(
+    return task(
         folder,
         **{
             "encoder": "efficientnet_lite0",
@@ -326,16 +324,16 @@ def test_either_phase_resumes_to_the_same_weights(fine_tuned, picture_folder, tm
 
 
 def test_a_saved_network_with_an_encoder_loads_in_a_new_process(fine_tuned):
-    code = "import sys; from keras_segen.training import load_model; load_model(sys.argv[1])"
+    code = "import sys; from keras_segen.runs.training import load_model; load_model(sys.argv[1])"
     subprocess.run([sys.executable, "-c", code, str(fine_tuned)], check=True)
 
 
 def test_phases_of_an_experiment():
-    assert Experiment(epochs=3, learning_rate=0.1).phases() == [Phase(0, 3, False, 0.1)]
+    assert SegmentationTask(epochs=3, learning_rate=0.1).phases() == [Phase(0, 3, False, 0.1)]
     frozen = {"encoder": "vgg16", "epochs": 3, "learning_rate": 0.5, "freeze_epochs": 1}
-    assert Experiment(**frozen).phases() == [Phase(0, 1, True, 0.5), Phase(1, 3, False, 0.05)]
-    assert Experiment(**frozen, fine_tune_rate=0.01).phases()[1] == Phase(1, 3, False, 0.01)
-    assert Experiment(**{**frozen, "freeze_epochs": 3}).phases() == [Phase(0, 3, True, 0.5)]
+    assert SegmentationTask(**frozen).phases() == [Phase(0, 1, True, 0.5), Phase(1, 3, False, 0.05)]
+    assert SegmentationTask(**frozen, fine_tune_rate=0.01).phases()[1] == Phase(1, 3, False, 0.01)
+    assert SegmentationTask(**{**frozen, "freeze_epochs": 3}).phases() == [Phase(0, 3, True, 0.5)]
 
 
 @pytest.mark.parametrize(
@@ -347,13 +345,13 @@ def test_phases_of_an_experiment():
     ],
 )
 def test_options_that_a_model_does_not_have_are_named(picture_folder, options, message):
-    plan = experiment(picture_folder, **options)
+    plan = task(picture_folder, **options)
     with pytest.raises(ValueError, match=message):
         plan.build_model(plan.load_data("train"))
 
 
 def test_optimizer_options_reach_the_optimizer(picture_folder):
-    plan = experiment(
+    plan = task(
         picture_folder, optimizer="adamw", weight_decay=0.02, class_weights="median_frequency"
     )
     dataset = plan.load_data("train")
@@ -364,7 +362,7 @@ def test_optimizer_options_reach_the_optimizer(picture_folder):
 
 
 def test_loss_options_reach_the_loss(picture_folder):
-    plan = experiment(
+    plan = task(
         picture_folder,
         loss="cross_entropy+0.5*lovasz+2*focal",
         label_smoothing=0.1,
@@ -381,11 +379,11 @@ def test_loss_options_reach_the_loss(picture_folder):
     assert [loss.class_weights for _, loss in terms] == [weights, None, weights]
     assert terms[0][1].label_smoothing == 0.1
     assert all(loss.ignore_class == dataset.ignore_class is not None for _, loss in terms)
-    assert type(experiment(picture_folder).make_loss(dataset)) is losses.CrossEntropy
+    assert type(task(picture_folder).make_loss(dataset)) is losses.CrossEntropy
 
 
 def test_sampling_reaches_the_batches(picture_folder):
-    plan = experiment(picture_folder, sampling="rare_classes", batch_size=8, augment="none")
+    plan = task(picture_folder, sampling="rare_classes", batch_size=8, augment="none")
     dataset = plan.load_data("train")
     images, _ = plan.training_batches(dataset).batch(0, 0)
     drawn = determinism.sample(plan.seed, 0, data.item_weights(dataset))
@@ -396,7 +394,7 @@ def test_sampling_reaches_the_batches(picture_folder):
 def test_weight_decay_takes_from_kernels_only(picture_folder, optimizer):
     after = []
     for weight_decay in (0.0, 0.5):
-        plan = experiment(
+        plan = task(
             picture_folder, optimizer=optimizer, weight_decay=weight_decay, learning_rate=0.01
         )
         dataset = plan.load_data("train")
@@ -416,7 +414,7 @@ def test_weight_decay_takes_from_kernels_only(picture_folder, optimizer):
 
 
 def test_a_resumed_run_decays_and_samples_as_before(picture_folder, tmp_path):
-    plan = experiment(
+    plan = task(
         picture_folder,
         optimizer="adamw",
         weight_decay=5.0,  # large, so that a bias that decays shows
@@ -434,9 +432,7 @@ def test_a_resumed_run_decays_and_samples_as_before(picture_folder, tmp_path):
 
 def test_early_stopping_waits_and_a_resumed_run_stops_at_the_same_epoch(picture_folder, tmp_path):
     # A rate that moves nothing, and no batch statistics that do: the first epoch stays the best.
-    plan = experiment(
-        picture_folder, model="plain_unet", early_stopping=2, epochs=6, learning_rate=1e-12
-    )
+    plan = task(picture_folder, model="plain_unet", early_stopping=2, epochs=6, learning_rate=1e-12)
     history = training.train(plan, tmp_path / "whole", verbose=0)
     assert history["epoch"] == [1, 2, 3]
     with pytest.raises(KeyboardInterrupt):
@@ -449,7 +445,7 @@ def test_early_stopping_waits_and_a_resumed_run_stops_at_the_same_epoch(picture_
 
 def test_early_stopping_goes_on_while_epochs_get_better():
     def stops(*values, **options):
-        plan = Experiment(epochs=9, early_stopping=2, **options)
+        plan = SegmentationTask(epochs=9, early_stopping=2, **options)
         rows = [{"val_mean_iou": str(value)} for value in values]
         return training._stops_early(plan, rows)
 
@@ -481,7 +477,7 @@ def two_classes(tmp_path_factory):
 
 
 def test_a_binary_loss_trains_a_network_of_one_channel(two_classes, tmp_path):
-    plan = experiment(
+    plan = task(
         two_classes,
         loss="binary_cross_entropy+dice",
         class_weights="median_frequency",
@@ -492,18 +488,16 @@ def test_a_binary_loss_trains_a_network_of_one_channel(two_classes, tmp_path):
     history = training.train(plan, tmp_path / "run", verbose=0)
     model = training.load_model(tmp_path / "run")
     assert model.output_shape[-1] == 1
-    result = evaluation.evaluate(tmp_path / "run", "val")
+    result = runs.evaluate(tmp_path / "run", "val")
     assert result["mean_iou"] == pytest.approx(max(history["val_mean_iou"]), abs=1e-6)
     assert result["mean_iou"] > 0.5  # all background has 0.4
-    written = evaluation.predict(
-        tmp_path / "run", two_classes / "test" / "images", tmp_path / "out"
-    )
+    written = runs.predict(tmp_path / "run", two_classes / "test" / "images", tmp_path / "out")
     with Image.open(written[0]) as mask:
         assert set(np.unique(np.array(mask))) == {0, 255}
 
 
 def test_a_binary_loss_asks_for_two_classes(picture_folder):
-    plan = experiment(picture_folder, loss="binary_cross_entropy")
+    plan = task(picture_folder, loss="binary_cross_entropy")
     with pytest.raises(ValueError, match="for two classes, and folder.* has 6: use cross_entropy"):
         plan.build_model(plan.load_data("train"))
 
@@ -548,24 +542,24 @@ def test_a_binary_loss_asks_for_two_classes(picture_folder):
 )
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
-        Experiment(**options)
+        SegmentationTask(**options)
 
 
 def test_experiment_goes_to_plain_values_and_back():
-    plan = Experiment(filters=(8, 16), image_size=(32, 48), augment="flip=0.5")
-    assert Experiment.from_dict(plan.to_dict()) == plan
-    with pytest.raises(ValueError, match="Unknown experiment field 'filter'"):
-        Experiment.from_dict({"filter": [8]})
+    plan = SegmentationTask(filters=(8, 16), image_size=(32, 48), augment="flip=0.5")
+    assert SegmentationTask.from_dict(plan.to_dict()) == plan
+    with pytest.raises(ValueError, match="Unknown task field 'filter'"):
+        SegmentationTask.from_dict({"filter": [8]})
 
 
 def test_an_unknown_model_lists_those_that_there_are(picture_folder):
-    plan = experiment(picture_folder, model="unett")
+    plan = task(picture_folder, model="unett")
     with pytest.raises(ValueError, match="no model 'unett'; there are: unet, plain_unet, fcn"):
         plan.build_model(plan.load_data("train"))
 
 
 def test_images_without_a_common_size_ask_for_one(picture_folder, tmp_path):
-    plan = experiment(picture_folder, image_size=None)
+    plan = task(picture_folder, image_size=None)
     with pytest.raises(ValueError, match="size"):
         training.train(plan, tmp_path / "run", verbose=0)
 
@@ -576,22 +570,22 @@ def test_a_broken_file_is_named_on_the_way_out_of_fit(picture_folder, tmp_path):
     image = broken / "train" / "images" / "scene3.png"
     image.write_bytes(image.read_bytes()[:100])
     with pytest.raises(ValueError, match="scene3.png"):
-        training.train(experiment(broken), tmp_path / "run", verbose=0)
+        training.train(task(broken), tmp_path / "run", verbose=0)
 
 
 def test_evaluation_counts_every_pixel_but_void(finished, read_json):
-    result = evaluation.evaluate(finished, "test", batch_size=3)
+    result = runs.evaluate(finished, "test", batch_size=3)
     assert result == read_json(finished / "evaluation-test.json")
-    dataset = Experiment.from_json(finished / "run.json").load_data("test")
+    dataset = SegmentationTask.from_json(finished / "run.json").load_data("test")
     counted = sum(int((mask != dataset.ignore_class).sum()) for _, mask in dataset)
     assert np.sum(result["confusion_matrix"]) == counted < 4 * 16 * 16
     assert result["class_iou"].keys() == set(dataset.class_names)
 
 
 def test_predicted_masks_are_masks_of_the_data_set(finished, picture_folder, tmp_path):
-    written = evaluation.predict(finished, picture_folder / "test" / "images", tmp_path / "out")
+    written = runs.predict(finished, picture_folder / "test" / "images", tmp_path / "out")
     assert [path.name for path in written] == [f"scene{i}.png" for i in range(4)]
-    dataset = Experiment.from_json(finished / "run.json").load_data("val")
+    dataset = SegmentationTask.from_json(finished / "run.json").load_data("val")
     with Image.open(written[0]) as mask:
         assert mask.mode == "P" and mask.size == (32, 32)
         assert set(np.unique(np.array(mask))) <= set(range(1, 7))  # label ids, void is 0
@@ -604,9 +598,9 @@ def test_prediction_needs_distinct_names(finished, tmp_path):
     for name in ("a.png", "a.bmp"):
         Image.new("RGB", (16, 16)).save(tmp_path / name)
     with pytest.raises(ValueError, match="both be written to a.png"):
-        evaluation.predict(finished, tmp_path, tmp_path / "out")
+        runs.predict(finished, tmp_path, tmp_path / "out")
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        evaluation.predict(finished, tmp_path / "nothing", tmp_path / "out")
+        runs.predict(finished, tmp_path / "nothing", tmp_path / "out")
 
 
 def test_a_full_disk_is_an_error_and_loses_nothing(finished, picture_folder, tmp_path):
@@ -614,15 +608,15 @@ def test_a_full_disk_is_an_error_and_loses_nothing(finished, picture_folder, tmp
     run = tmp_path / "run"
     code = (
         "import resource, signal, sys\n"
-        "from keras_segen import training\n"
-        "from keras_segen.experiment import Experiment\n"
+        "from keras_segen.runs import training\n"
+        "from keras_segen.tasks.segmentation import SegmentationTask\n"
         "import keras\n"
         "class FillDisk(keras.callbacks.Callback):\n"
         "    def on_epoch_begin(self, epoch, logs=None):\n"
         "        if epoch == 1:\n"
         "            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "            resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))\n"
-        "plan = Experiment.from_json(sys.argv[1])\n"
+        "plan = SegmentationTask.from_json(sys.argv[1])\n"
         "training.train(plan, sys.argv[2], callbacks=[FillDisk()], verbose=0)\n"
     )
     done = subprocess.run(

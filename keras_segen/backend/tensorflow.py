@@ -6,9 +6,9 @@ import weakref
 
 import tensorflow as tf
 
-from keras_segen.backend import keras_on_tensorflow
+from keras_segen.backend.faster import on_tensorflow
 
-keras_on_tensorflow.speed_up()
+on_tensorflow.speed_up()
 
 
 def check(condition, message):

@@ -11,10 +11,10 @@ from keras.src.utils.module_utils import tensorflow as tensorflow_if_imported
 from keras_segen.backend.philox import philox
 
 with contextlib.suppress(ImportError):  # a Keras whose inner rooms are others stays as it is
-    from keras_segen.backend import keras_calls_on_torch, keras_on_torch
+    from keras_segen.backend.faster import calls_on_torch, layers_on_torch
 
-    keras_on_torch.speed_up()
-    keras_calls_on_torch.speed_up()
+    layers_on_torch.speed_up()
+    calls_on_torch.speed_up()
 
 
 def check(condition, message):

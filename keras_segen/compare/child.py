@@ -1,10 +1,10 @@
-"""The process that trains an experiment on one backend and writes down all that it saw.
+"""The process that trains a task on one backend and writes down all that it saw.
 
     python -m keras_segen.compare.child parity FOLDER    records some steps layer by layer
     python -m keras_segen.compare.child train FOLDER     trains, into FOLDER/<backend>/
     python -m keras_segen.compare.child serve FOLDER     runs the models that the others trained
 
-FOLDER holds `experiment.json` and gets a folder for each backend; `KERAS_BACKEND` says which
+FOLDER holds `task.json` and gets a folder for each backend; `KERAS_BACKEND` says which
 backend this is. Progress goes to standard output, one JSON object a line. Keras is imported
 inside the functions, since the time that it takes is measured.
 """
@@ -22,8 +22,8 @@ import numpy as np
 
 from keras_segen.compare.subjects import SUBJECTS
 from keras_segen.data.loader import Batches
-from keras_segen.experiment import read, read_json
 from keras_segen.files import write_atomically, write_json
+from keras_segen.tasks.registry import read, read_json
 
 NUM_LOADER_BATCHES = 32
 
@@ -52,65 +52,65 @@ def parity(folder, started):
     """Records the first training steps, layer by layer, in float32 and float64: `parity.npz`."""
     import keras
 
-    from keras_segen.compare.record import record
+    from keras_segen.compare.layerwise.record import record
 
     tell("phase", phase="building")
     settings = json.loads((folder / "experiment.json").read_text(encoding="utf-8"))
-    experiment = read(settings["experiment"])
-    experiment = dataclasses.replace(experiment, precision="float32")
-    data = experiment.load_data("train")
-    model = experiment.build_model(data)
-    source = experiment.training_batches(data)
+    task = read(settings["experiment"])
+    task = dataclasses.replace(task, precision="float32")
+    data = task.load_data("train")
+    model = task.build_model(data)
+    source = task.training_batches(data)
     steps = range(settings["parity_steps"])
     found = record(
         model,
         [source.batch(*divmod(k, len(source))) for k in steps],  # of epoch, step
-        lambda copy: experiment.compile(copy, data, len(source)),
+        lambda copy: task.compile(copy, data, len(source)),
         tell=lambda text: tell("phase", phase=text),
     )
     found.save(folder / keras.backend.backend() / "parity.npz")
 
 
 def train(folder, started):
-    """Trains the experiment and writes `model.keras`, `arrays.npz` and `result.json`."""
+    """Trains the task and writes `model.keras`, `arrays.npz` and `result.json`."""
     import keras
 
     from keras_segen import backend, machine
-    from keras_segen.compare import speed
-    from keras_segen.compare.parity import LOSS_STEPS, loss_difference
-    from keras_segen.page import plain
+    from keras_segen.compare import clock
+    from keras_segen.compare.checks import LOSS_STEPS, loss_difference
+    from keras_segen.report.numbers import plain
 
-    experiment = read_json(folder / "experiment.json")
-    subject = SUBJECTS[experiment.makes]
+    task = read_json(folder / "experiment.json")
+    subject = SUBJECTS[task.makes]
     seconds = {"imports": time.perf_counter() - started}
     folder = folder / keras.backend.backend()
 
     tell("phase", phase="building")
     mark = time.perf_counter()
-    train_data, val_data = experiment.load_data("train"), experiment.load_data("val")
-    model = experiment.build_model(train_data)
-    batches = experiment.training_batches(train_data, kind=CheckedBatches)
-    experiment.compile(model, train_data, len(batches))
+    train_data, val_data = task.load_data("train"), task.load_data("val")
+    model = task.build_model(train_data)
+    batches = task.training_batches(train_data, kind=CheckedBatches)
+    task.compile(model, train_data, len(batches))
     seconds["build"] = time.perf_counter() - mark
 
     weights = hashlib.sha256(b"".join(w.tobytes() for w in model.get_weights())).hexdigest()
     arrays = {"first_outputs": subject.outputs(model, val_data)}
     tell("phase", phase="measuring the loader")
-    loader = speed.loader_times(experiment.training_batches(train_data), NUM_LOADER_BATCHES)
+    loader = clock.loader_times(task.training_batches(train_data), NUM_LOADER_BATCHES)
 
-    tell("phase", phase="training", steps=len(batches) * experiment.epochs)
-    recorder = speed.Recorder(
-        batches, tell=lambda **values: tell("step", **values), names=experiment.losses
+    tell("phase", phase="training", steps=len(batches) * task.epochs)
+    recorder = clock.Recorder(
+        batches, tell=lambda **values: tell("step", **values), names=task.losses
     )
     mark, others = time.perf_counter(), machine.OtherPrograms()
     history = {}
-    for phase in experiment.phases():
+    for phase in task.phases():
         if phase.first > 0:
-            experiment.compile(model, train_data, len(batches), phase)
+            task.compile(model, train_data, len(batches), phase)
         batches.epoch = phase.first
         epochs = model.fit(
             backend.make_loader(batches),
-            validation_data=backend.make_loader(Batches(val_data, experiment.batch_size)),
+            validation_data=backend.make_loader(Batches(val_data, task.batch_size)),
             epochs=phase.end,
             initial_epoch=phase.first,
             shuffle=False,  # the loader has shuffled already
@@ -125,10 +125,10 @@ def train(folder, started):
 
     tell("phase", phase="predicting")
     arrays["last_outputs"] = subject.outputs(model, val_data)
-    applied, times = subject.apply(model, val_data, experiment.batch_size)
+    applied, times = subject.apply(model, val_data, task.batch_size)
     arrays |= applied
     on_device = backend.peak_device_memory()
-    figures = subject.figures(experiment, model, val_data, history)
+    figures = subject.figures(task, model, val_data, history)
     with write_atomically(folder / "model.keras") as temporary:
         backend.save_model(model, temporary)
     with write_atomically(folder / "arrays.npz") as temporary:
@@ -144,18 +144,18 @@ def train(folder, started):
             "settings": {
                 **backend.settings(),
                 "layout": keras.config.image_data_format(),
-                "precision": experiment.precision,
+                "precision": task.precision,
                 **machine.versions(),
             },
-            "parameters": experiment.count_parameters(model),
+            "parameters": task.count_parameters(model),
             "weights_sha256": weights,
             "batches_crc32": batches.checksums,
             "seconds": {key: round(value, 3) for key, value in seconds.items()},
             "milliseconds": {
-                "step": speed.spread(speed.steady(recorder.seconds)),
-                "wait": speed.spread(speed.steady(recorder.waits)),
-                "loader": speed.spread(loader),
-                **{name: speed.spread(speed.steady(each)) for name, each in times.items()},
+                "step": clock.spread(clock.steady(recorder.seconds)),
+                "wait": clock.spread(clock.steady(recorder.waits)),
+                "loader": clock.spread(loader),
+                **{name: clock.spread(clock.steady(each)) for name, each in times.items()},
             },
             "memory_mib": {
                 "peak_resident": round(machine.peak_memory() / 2**20, 1),
@@ -171,30 +171,30 @@ def train(folder, started):
     tell("phase", phase="measuring what a rounding does")
     # The steps whose batches are known: those of whole epochs, or of the first one's begin.
     steps = LOSS_STEPS if per_epoch == len(batches) else per_epoch
-    nudged = nudged_losses(experiment, train_data, min(steps, LOSS_STEPS, len(recorder.seconds)))
+    nudged = nudged_losses(task, train_data, min(steps, LOSS_STEPS, len(recorder.seconds)))
     result["rounding"] = plain(loss_difference(recorder.losses, nudged))
     write_json(folder / "result.json", result)
 
 
-def nudged_losses(experiment, train_data, steps):
+def nudged_losses(task, train_data, steps):
     """Trains some steps from weights that are each moved by one rounding, up or down.
 
     Returns:
-        Dict as `speed.Recorder.losses`.
+        Dict as `clock.Recorder.losses`.
     """
     import keras
 
     from keras_segen.determinism import rng
 
-    model = experiment.build_model(train_data)
-    generator = rng("nudge", experiment.seed)
+    model = task.build_model(train_data)
+    generator = rng("nudge", task.seed)
     for weight in model.trainable_variables:
         value = keras.ops.convert_to_numpy(weight)
         nudge = generator.choice([-1, 1], value.shape) * np.float32(2**-23)
         weight.assign((value * (1 + nudge)).astype("float32"))
-    batches = experiment.training_batches(train_data)
-    experiment.compile(model, train_data, len(batches))
-    losses = {name: [] for name in experiment.losses}
+    batches = task.training_batches(train_data)
+    task.compile(model, train_data, len(batches))
+    losses = {name: [] for name in task.losses}
     for step in range(steps):
         model.reset_metrics()
         model.train_on_batch(*batches.batch(*divmod(step, len(batches))))
@@ -210,11 +210,11 @@ def serve(folder, started):
     """Loads the models that the other backends saved and predicts the same images with them."""
     import keras
 
-    from keras_segen.training import load_model
+    from keras_segen.runs.training import load_model
 
-    experiment = read_json(folder / "experiment.json")
-    subject = SUBJECTS[experiment.makes]
-    val_data = experiment.load_data("val")
+    task = read_json(folder / "experiment.json")
+    subject = SUBJECTS[task.makes]
+    val_data = task.load_data("val")
     here = keras.backend.backend()
     for path in sorted(folder.glob("*/model.keras")):
         trained_on = path.parent.name
@@ -222,7 +222,7 @@ def serve(folder, started):
             continue
         tell("phase", phase=f"running the model that {trained_on} trained")
         model = load_model(path.parent)
-        arrays, _ = subject.apply(model, val_data, experiment.batch_size)
+        arrays, _ = subject.apply(model, val_data, task.batch_size)
         arrays["last_outputs"] = subject.outputs(model, val_data)
         with write_atomically(folder / here / f"serving-{trained_on}.npz") as temporary:
             np.savez_compressed(temporary, **arrays)

@@ -14,11 +14,12 @@ from matplotlib.ticker import MaxNLocator
 from rich.table import Table
 from rich.text import Text
 
-from keras_segen.compare import divergence
+from keras_segen.compare.layerwise import divergence
 from keras_segen.files import write_json, write_text
 from keras_segen.frameworks import FRAMEWORKS
-from keras_segen.page import listing, plain, render, setting, show, svg
 from keras_segen.plot import INK_COLOR, RULE_COLOR, finite
+from keras_segen.report.html import render, svg
+from keras_segen.report.numbers import listing, plain, setting, show
 
 # Two colours that colour-blind eyes tell apart, and two dashes for those who see none.
 COLORS = {"tensorflow": "#e8710a", "torch": "#c2185b"}
@@ -196,24 +197,23 @@ def verdict(report):
         str.
     """
     report = complete(report)
-    experiment, backends = report["experiment"], report["backends"]
+    task, backends = report["experiment"], report["backends"]
     names = [display_name(name) for name in backends]
-    subject = Path(experiment.get("model") or "The model").name
+    subject = Path(task.get("model") or "The model").name
     if report["parameters"]:
         subject += f" with {report['parameters']:,} parameters"
-    trained = experiment.get("precision") != divergence.HIGH
-    if experiment.get("data"):
+    trained = task.get("precision") != divergence.HIGH
+    if task.get("data"):
         subject += f", {'trained' if trained else 'compared layer by layer'} on"
-        subject += f" {data_name(experiment['data'])}"
-    if experiment.get("epochs") and trained:
-        subject += f" for {experiment['epochs']} epoch{'s' if experiment['epochs'] != 1 else ''}"
+        subject += f" {data_name(task['data'])}"
+    if task.get("epochs") and trained:
+        subject += f" for {task['epochs']} epoch{'s' if task['epochs'] != 1 else ''}"
     subject += f" on {listing(names)}{equal_machine(backends)}"
 
     status = report["status"]
     if status == "interrupted":
         counts = [
-            f"{steps_done(backend) or 'no'}{planned(backend, experiment)} steps "
-            f"on {display_name(name)}"
+            f"{steps_done(backend) or 'no'}{planned(backend, task)} steps on {display_name(name)}"
             for name, backend in backends.items()
         ]
         return f"{subject}: interrupted after {listing(counts)}; what was measured is kept."
@@ -318,10 +318,10 @@ def steps_done(backend):
     return max((len(losses) for losses in (backend.get("losses") or {}).values()), default=0)
 
 
-def planned(backend, experiment):
-    if not backend.get("steps_per_epoch") or not experiment.get("epochs"):
+def planned(backend, task):
+    if not backend.get("steps_per_epoch") or not task.get("epochs"):
         return ""
-    return f" of {backend['steps_per_epoch'] * experiment['epochs']}"
+    return f" of {backend['steps_per_epoch'] * task['epochs']}"
 
 
 def on(name, backends):

@@ -1,4 +1,4 @@
-"""The main job: train one experiment on each backend, one after the other, and report.
+"""The main job: train one task on each backend, one after the other, and report.
 
 Every backend runs in a process of its own (`child.py`), alone on the machine, with the same
 number of threads. Then each loads the models that the others saved.
@@ -22,17 +22,19 @@ import rich.progress
 
 import keras_segen
 from keras_segen import frameworks, machine
-from keras_segen.compare import divergence, parity, report
+from keras_segen.compare import checks as parity
+from keras_segen.compare import report
+from keras_segen.compare.layerwise import divergence
 from keras_segen.compare.subjects import SUBJECTS
-from keras_segen.experiment import is_file
 from keras_segen.files import write_json
+from keras_segen.tasks.task import is_file
 
 BUSY = 0.2  # processors: from here on other programs are in the way
 SECONDS_TO_DRAW = 0.5  # between two pictures of the progress in a notebook
 
 
 def run(
-    experiment,
+    task,
     folder,
     backends=("tensorflow", "torch"),
     threads=None,
@@ -42,26 +44,26 @@ def run(
     modules=(),
     write_own=None,
 ):
-    """Compares backends on one experiment.
+    """Compares backends on one task.
 
     Writes into the folder: `report.html`, `report.json`, `predictions.png`, and for each backend
     a folder with `model.keras`, `result.json` and `log.txt`, and with `parity_steps`
     `parity.npz`. An earlier comparison there is replaced.
 
     Args:
-        experiment: a `keras_segen.experiment.Experiment`, `GanExperiment` or `VaeExperiment`.
+        task: a `keras_segen.tasks.SegmentationTask`, `GanTask` or `VaeTask`.
         folder: path to write to.
         backends: names of the backends, in the order in which they run.
         threads: int, threads for each process; None for one per core.
         console: a `rich.console.Console` for the live progress; None for the notebook, or else
             standard error.
         parity_steps: int, training steps that are also compared layer by layer and in float64,
-            before the training (`keras_segen.compare.divergence`); 0 for none. If the
+            before the training (`keras_segen.compare.layerwise.divergence`); 0 for none. If the
             experiment's precision is float64, that decides, and nothing else is done.
         command: str, what repeats the comparison; None for this process' command line.
         modules: names of modules that the processes import first, for layers of a user's own.
         write_own: called once the folder is there, before a process starts: writes into its
-            subfolder `own` what the experiment reads from there; None for nothing.
+            subfolder `own` what the task reads from there; None for nothing.
 
     Returns:
         The report, a dict as in `report.json`. `report["status"]` is `"passed"`, `"parted"` (a
@@ -69,22 +71,22 @@ def run(
         there) or `"interrupted"`.
 
     Raises:
-        ValueError: the experiment asks for early stopping, which could end one backend's training
+        ValueError: the task asks for early stopping, which could end one backend's training
             before the other's; or it has dropout or mixed precision, or makes no masks, and is
             to be compared layer by layer; or its precision is float64 and it is not.
         ModuleNotFoundError: a backend's framework is not installed.
         FileExistsError: the folder holds something else than a comparison.
         FileNotFoundError: the model is a `.keras` file that does not exist.
     """
-    if experiment.early_stopping:
+    if task.early_stopping:
         raise ValueError(
-            f"early_stopping is {experiment.early_stopping}, but a comparison trains the same "
+            f"early_stopping is {task.early_stopping}, but a comparison trains the same "
             "epochs on each backend: use early_stopping=0."
         )
-    _check_parity(experiment, parity_steps)
+    _check_parity(task, parity_steps)
     for backend in backends:
         frameworks.require(backend)
-    folder, model = Path(folder), Path(experiment.model)
+    folder, model = Path(folder), Path(task.model)
     written = write_own is not None and model.parent == (folder / "own").resolve()
     if is_file(model) and not written and not model.exists():
         raise FileNotFoundError(f"{model} does not exist; expected a model, saved as .keras.")
@@ -92,7 +94,7 @@ def run(
     write_json(
         folder / "experiment.json",
         {
-            "experiment": experiment.to_dict(),
+            "experiment": task.to_dict(),
             "parity_steps": parity_steps,
             "modules": list(modules),
         },
@@ -100,10 +102,10 @@ def run(
     if write_own is not None:
         write_own()
     phases = ["parity"] if parity_steps else []
-    phases += ["train"] if experiment.precision != divergence.HIGH else []
+    phases += ["train"] if task.precision != divergence.HIGH else []
     threads = threads or os.cpu_count()
     outcomes = {
-        backend: {"status": "running", "losses": {name: [] for name in experiment.losses}}
+        backend: {"status": "running", "losses": {name: [] for name in task.losses}}
         for backend in backends
     }
     interrupted = False
@@ -129,33 +131,33 @@ def run(
             if outcome["status"] == "running":
                 outcome["status"] = "interrupted"
     command = command or shlex.join(["keras-segen", *sys.argv[1:]])
-    result = _conclude(experiment, folder, outcomes, interrupted, command)
+    result = _conclude(task, folder, outcomes, interrupted, command)
     report.write_report(result, folder)
     return result
 
 
-def _check_parity(experiment, steps):
-    """Checks that an experiment can be compared layer by layer, if it is to be."""
+def _check_parity(task, steps):
+    """Checks that a task can be compared layer by layer, if it is to be."""
     if steps < 0:
         raise ValueError(f"parity_steps is {steps}, expected a number of steps, or 0.")
-    if steps and experiment.makes != "masks":
+    if steps and task.makes != "masks":
         raise ValueError(
-            f"{experiment.model} makes {experiment.makes}, and layer by layer networks that make "
+            f"{task.model} makes {task.makes}, and layer by layer networks that make "
             "masks are compared: leave out --parity; losses are compared step by step without it."
         )
-    if steps == 0 and experiment.precision == divergence.HIGH:
+    if steps == 0 and task.precision == divergence.HIGH:
         raise ValueError(
             "precision is 'float64', in which nothing is trained: compare layer by layer with "
             "--parity, or use precision='float32'."
         )
-    if steps and experiment.precision not in divergence.PRECISIONS:
+    if steps and task.precision not in divergence.PRECISIONS:
         raise ValueError(
-            f"precision is {experiment.precision!r}, and a comparison layer by layer is in "
+            f"precision is {task.precision!r}, and a comparison layer by layer is in "
             f"{' or '.join(map(repr, divergence.PRECISIONS))}."
         )
-    if steps and experiment.dropout:
+    if steps and task.dropout:
         raise ValueError(
-            f"dropout is {experiment.dropout}, and each backend draws other values to drop: "
+            f"dropout is {task.dropout}, and each backend draws other values to drop: "
             "compare layer by layer with dropout=0."
         )
 
@@ -290,7 +292,7 @@ def _last_lines(path, count=12):
     return "\n".join(lines[-count:])
 
 
-def _conclude(experiment, folder, outcomes, interrupted, command):
+def _conclude(task, folder, outcomes, interrupted, command):
     """Puts together the report from what the children wrote."""
     results, arrays = {}, {}
     for backend in outcomes:
@@ -310,9 +312,9 @@ def _conclude(experiment, folder, outcomes, interrupted, command):
         for path in (folder / backend / "parity.npz" for backend in outcomes)
         if path.exists()
     ]
-    parted = divergence.compare(*records, experiment.precision) if len(records) == 2 else None
+    parted = divergence.compare(*records, task.precision) if len(records) == 2 else None
 
-    subject = SUBJECTS[experiment.makes]
+    subject = SUBJECTS[task.makes]
     both = len(results) == 2
     checks = parity.checks(results, arrays, serving, subject) if both else []
     tolerance = parity.loss_tolerance(subject, *results.values()) if both else None
@@ -327,10 +329,10 @@ def _conclude(experiment, folder, outcomes, interrupted, command):
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command,
         "status": status,
-        "makes": experiment.makes,
-        "experiment": experiment.to_dict(),
+        "makes": task.makes,
+        "experiment": task.to_dict(),
         "parameters": next((result["parameters"] for result in results.values()), None),
-        **subject.conclude(experiment.load_data("val"), arrays, folder),
+        **subject.conclude(task.load_data("val"), arrays, folder),
         "machine": machine.describe(),
         "backends": {
             backend: {**outcome, **results.get(backend, {})}

@@ -9,9 +9,9 @@ import time
 import numpy as np
 
 from keras_segen import frameworks, plot
-from keras_segen.compare import parity
+from keras_segen.compare import checks as parity
 from keras_segen.data.loader import Batches
-from keras_segen.page import show
+from keras_segen.report.numbers import show
 
 NUM_PROBES = 16
 NUM_PICTURES = 6
@@ -49,11 +49,11 @@ class Masks:
             ids.append(metrics.class_ids(logits).astype("uint8"))
         return {"ids": np.concatenate(ids)}, {"predict": seconds}
 
-    def figures(self, experiment, model, dataset, history):
+    def figures(self, task, model, dataset, history):
         """Returns what the model came to: dict of name -> float, or list by class."""
-        from keras_segen import evaluation
+        from keras_segen.segmentation import evaluate as evaluation
 
-        matrix = evaluation.confusion_matrix(model, dataset, experiment.batch_size)
+        matrix = evaluation.confusion_matrix(model, dataset, task.batch_size)
         found = evaluation.figures(matrix, dataset.class_names)
         return {**found, "class_iou": list(found["class_iou"].values())}
 
@@ -133,9 +133,9 @@ class Pictures:
             seconds.append(time.perf_counter() - start)
         return {}, {"generate": seconds}
 
-    def figures(self, experiment, model, dataset, history):
+    def figures(self, task, model, dataset, history):
         """The last validation bounds of a VAE, and distances to real images if they are asked."""
-        found = {name: float(value) for name, value in experiment.measure(model, dataset).items()}
+        found = {name: float(value) for name, value in task.measure(model, dataset).items()}
         for name in ("val_elbo", "val_bits_per_dimension"):
             if name in history:
                 found[name] = float(history[name][-1])

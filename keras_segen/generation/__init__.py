@@ -10,12 +10,13 @@ from keras_segen.generation.distances import (
     precision_recall,
 )
 from keras_segen.generation.evaluate import compare_features, evaluate, nearest_neighbours
+from keras_segen.generation.explore import interpolation, neighbours, samples, traversal
 from keras_segen.generation.extractors import Extractor, load_extractor
 from keras_segen.generation.gan import GAN
 from keras_segen.generation.sngan import sngan_discriminator, sngan_generator
 from keras_segen.generation.vae import VAE, vae_decoder, vae_encoder
 
-# The models that `keras_segen.generators` trains, and what builds their two networks.
+# The models that make images, and what builds their two networks.
 NETWORKS = {
     "dcgan": (dcgan_generator, dcgan_discriminator),
     "sngan": (sngan_generator, sngan_discriminator),
@@ -33,13 +34,17 @@ __all__ = [
     "density_coverage",
     "evaluate",
     "frechet_distance",
+    "interpolation",
     "kernel_distance",
     "load_extractor",
     "moments",
     "nearest_neighbours",
+    "neighbours",
     "precision_recall",
+    "samples",
     "sngan_discriminator",
     "sngan_generator",
+    "traversal",
     "vae_decoder",
     "vae_encoder",
 ]

@@ -15,6 +15,7 @@ from keras_segen.segmentation.encoders import (
     resnet50,
     vgg16,
 )
+from keras_segen.segmentation.evaluate import confusion_matrix
 from keras_segen.segmentation.fcn import fcn
 from keras_segen.segmentation.fold import fold_batch_normalization
 from keras_segen.segmentation.keras_file import check_network, load_network
@@ -30,6 +31,7 @@ __all__ = [
     "MODELS",
     "Predictor",
     "check_network",
+    "confusion_matrix",
     "efficientnet_lite0",
     "efficientnet_v2_b0",
     "fcn",

@@ -1,0 +1,1 @@
+"""What replaces Keras' slow ways."""

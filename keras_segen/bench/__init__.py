@@ -1,0 +1,1 @@
+"""How fast: what a step, a prediction and a batch cost on this machine."""

@@ -1,0 +1,67 @@
+"""What feeding costs: the loader against the same batches in memory."""
+
+import time
+
+import numpy as np
+
+from keras_segen import backend
+from keras_segen.data.loader import Batches
+
+
+class InMemory(Batches):
+    """The batches of the first epoch, made at once and handed out again and again."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.stored = list(super().read(epoch=0))
+
+    def read(self, epoch):
+        for batch in self.stored:
+            self.waited.append(0.0)
+            yield batch
+
+
+def loader_ratio(task, epochs=3, tell=lambda text: None):
+    """Measures what feeding costs: epochs of `fit` from the loader, and from memory.
+
+    The same model trains on the same batches, once prepared by the loader while it trains and
+    once held in memory. The epochs come in pairs, the loader first in every second one, and the
+    median over the pairs is told: a machine that slows down for a while harms both.
+
+    Args:
+        task: a `keras_segen.tasks.SegmentationTask`.
+        epochs: int, epochs of each kind that are measured, after one that warms up.
+        tell: called with a line of text after each epoch.
+
+    Returns:
+        Dict with `loader_seconds` and `memory_seconds` (lists of float, one per epoch), `ratios`
+        (list of float, one per pair) and `ratio`, their median.
+    """
+    dataset = task.load_data("train")
+    model = task.build_model(dataset)
+    batches = task.training_batches(dataset)
+    task.compile(model, dataset, len(batches))
+    sources = {
+        "memory": task.training_batches(dataset, kind=InMemory),
+        "loader": batches,
+    }
+    loaders = {kind: backend.make_loader(source) for kind, source in sources.items()}
+    seconds = {kind: [] for kind in sources}
+    model.fit(loaders["memory"], shuffle=False, verbose=0)
+    tell("warmed up for one epoch")
+    for pair in range(epochs):
+        for kind in ("loader", "memory") if pair % 2 else ("memory", "loader"):
+            sources[kind].epoch = 0
+            backend.synchronize()
+            start = time.perf_counter()
+            model.fit(loaders[kind], shuffle=False, verbose=0)
+            backend.synchronize()
+            seconds[kind].append(time.perf_counter() - start)
+            tell(f"{kind}: {seconds[kind][-1]:.1f} s")
+    ratios = [a / b for a, b in zip(seconds["loader"], seconds["memory"], strict=True)]
+    return {
+        "loader_seconds": seconds["loader"],
+        "memory_seconds": seconds["memory"],
+        "ratios": ratios,
+        "ratio": float(np.median(ratios)),
+    }

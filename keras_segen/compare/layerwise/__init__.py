@@ -1,0 +1,1 @@
+"""Where two frameworks part, layer by layer and step by step."""

@@ -1,0 +1,203 @@
+"""Looking at a trained GAN or VAE: samples, ways between them, directions, nearest real images.
+
+The functions that take a model return a `keras_segen.plot.Picture`, which shows itself in Jupyter;
+`generate` takes a run folder and writes files.
+"""
+
+import numpy as np
+
+from keras_segen import plot
+from keras_segen.data.dataset import Items
+from keras_segen.determinism import rng
+from keras_segen.generation.evaluate import nearest_neighbours
+from keras_segen.generation.vae import VAE
+
+EXTENT = 3.0  # how far a traversal goes to each side, in standard deviations of a code
+TO_MEASURE = 64  # samples for the distances to real images, of which some are drawn
+TO_DESCRIBE = 256  # images that tell how much each number of a code says
+
+
+def samples(model, count=64, label=None, seed=0, class_names=()):
+    """Draws new images.
+
+    Args:
+        model: a `GAN` or `VAE`.
+        count: int, 1 to 400.
+        label: int, the class of all of them; None, if there are classes, gives them in turn, a
+            column each.
+        seed: int; image k of a seed is the same on every backend, to rounding.
+        class_names: names to write under them, if there are classes.
+
+    Returns:
+        A `Picture`.
+
+    Raises:
+        ValueError: if the count or the label is out of range.
+    """
+    _check_number(count)
+    images = model.generate(count, label, seed)
+    if model.num_classes is None or label is not None:
+        return plot.images(images)
+    names = class_names or [f"class {number}" for number in range(model.num_classes)]
+    labels = [names[number % model.num_classes] for number in range(count)]
+    columns = model.num_classes if model.num_classes <= 16 else None
+    return plot.images(images, columns, labels)
+
+
+def interpolation(model, rows=8, num_steps=8, label=None, seed=0):
+    """Draws the images on the way from one sample to another, a way in each row.
+
+    The codes turn from one direction to the other (`LatentModel.interpolate`), for a VAE as for a
+    GAN: both draw their codes from a normal distribution of many dimensions, where nearly all
+    codes have about the same length, and a straight line would lead through shorter ones that
+    no network has seen.
+
+    Args:
+        model: a `GAN` or `VAE`.
+        rows: int; row k goes from sample 2 k of the seed to sample 2 k + 1.
+        num_steps: int, images in a row with both ends, at least 2.
+        label: int, the class of all of them; None, if there are classes, gives each row another.
+        seed: int, as in `samples`.
+
+    Returns:
+        A `Picture`.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+    _check_number(rows * num_steps)
+    codes = model.draw_codes(2 * rows, seed)
+    if label is None and model.num_classes is not None:
+        label = np.arange(rows) % model.num_classes
+    images = model.interpolate(codes[0::2], codes[1::2], num_steps, label)
+    between = [""] * (num_steps - 2)
+    labels = [[f"sample {2 * k}", *between, f"sample {2 * k + 1}"] for k in range(rows)]
+    return plot.images(images.reshape(-1, *model.image_shape), num_steps, sum(labels, []))
+
+
+def traversal(model, images=None, rows=8, num_steps=7, label=None, seed=0):
+    """Draws what single numbers of a code do: one number from -3 to 3 in each row.
+
+    With images, for a VAE, the rows are the numbers that say most about these images, those with
+    the largest KL divergence first, and they start from the code of the first image: numbers with
+    a divergence near 0 are not used. Otherwise the numbers come first that change the image most,
+    by the mean difference of its pixels between both ends, and rows start from a random code.
+
+    Args:
+        model: a `GAN` or `VAE`.
+        images: for a VAE, images to measure with, `(count, …)` as `encode` takes them; or None.
+        rows: int; at most as many as a code has numbers are drawn.
+        num_steps: int, images in a row, at least 2.
+        label: int, the class of all of them; None is the first, if there are classes.
+        seed: int, for the codes, if there are no images.
+
+    Returns:
+        A `Picture`: under the first image of a row the number's place in the code and what was
+        measured, under the others its value.
+
+    Raises:
+        ValueError: if a number is out of range, or a GAN is given images.
+    """
+    if rows < 1 or num_steps < 2:
+        raise ValueError(
+            f"A traversal has at least 1 row and 2 steps; found {rows} rows and {num_steps} steps."
+        )
+    rows = min(rows, model.latent_dim)
+    _check_number(rows * num_steps)
+    if label is None and model.num_classes is not None:
+        label = 0
+    if images is None:
+        code, measure = model.draw_codes(1, seed)[0], "change"
+        amounts = _changes(model, label, seed)
+    elif isinstance(model, VAE):
+        code, measure = model.encode(images[:1])[0], "KL"
+        amounts = model.kl_per_dimension(images)
+    else:
+        raise ValueError(f"{model.name} has no encoder to measure images with: leave out images.")
+    chosen = np.argsort(-amounts, kind="stable")[:rows]
+    values = np.linspace(-EXTENT, EXTENT, num_steps)
+    codes = np.tile(code, (len(chosen), num_steps, 1))  # (rows, num_steps, latent_dim)
+    for row, dimension in enumerate(chosen):
+        codes[row, :, dimension] = values
+    drawn = model.decode(codes.reshape(-1, model.latent_dim), label)
+    labels = []
+    for dimension in chosen:
+        labels += [f"z{dimension}: {measure} {amounts[dimension]:.2f}"]
+        labels += [f"{value:+.1f}" for value in values[1:]]
+    return plot.images(drawn, num_steps, labels)
+
+
+def _changes(model, label, seed):
+    """How much the image changes from one end of each number of a code to the other, in [0, 1]."""
+    starts = model.draw_codes(4, seed)
+    changes = np.empty(model.latent_dim)
+    for dimension in range(model.latent_dim):
+        ends = np.stack([starts, starts])  # (2, 4, latent_dim)
+        ends[:, :, dimension] = [[-EXTENT], [EXTENT]]
+        first, second = np.split(model.decode(ends.reshape(-1, model.latent_dim), label), 2)
+        changes[dimension] = np.abs(first - second).mean()
+    return changes
+
+
+def neighbours(model, reals, held_out=None, rows=8, extractor=None, label=None, seed=0):
+    """Draws samples beside the real images that they are most like: are they copies?
+
+    Two things tell a copy: it is much nearer to an image of the training than new real images
+    are, and much nearer to that one than to the second nearest. Both are written above, as
+    medians over 64 samples and as many new real images. Blurred images are near to everything by
+    their pixels: the second figure is not misled by that. An image that the training saw mirrored
+    is found as it lies on the disk only.
+
+    Args:
+        model: a `GAN` or `VAE`.
+        reals: a data set or images: those of the training.
+        held_out: a data set or images: new real ones to compare with; or None.
+        rows: int, samples that are drawn, 1 to 32.
+        extractor: as in `keras_segen.generation.load_extractor`, to compare features; None
+            compares pixels.
+        label: int, the class of all samples; None, if there are classes, gives them in turn.
+        seed: int, as in `samples`.
+
+    Returns:
+        A `Picture`; `get_suptitle()` gives what is written above.
+
+    Raises:
+        ValueError: what `nearest_neighbours` finds wrong.
+    """
+    if not 1 <= rows <= plot.MAX_ROWS:
+        raise ValueError(f"1 to {plot.MAX_ROWS} samples can be drawn beside real ones; not {rows}.")
+    fakes = model.generate(TO_MEASURE, label, seed)
+    found = nearest_neighbours(fakes, reals, 3, extractor)
+    figure = plot.neighbours(fakes[:rows], found.images[:rows], found.distances[:rows])
+    by = "pixels" if extractor is None else f"features of {getattr(extractor, 'name', extractor)}"
+    lines = [
+        f"Distance by {by} to the nearest of {len(reals)} real images, and its share of that to "
+        "the second nearest (medians):",
+        _describe_distances("samples", found.distances),
+    ]
+    if held_out is not None:
+        others = _pick(held_out, TO_MEASURE, seed)
+        distances = nearest_neighbours(others, reals, 2, extractor).distances
+        lines.append(_describe_distances("new real images", distances))
+    figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=9.5)
+    return figure
+
+
+def _check_number(images):
+    """Says that a picture cannot hold these images before they are made."""
+    if not 1 <= images <= plot.MAX_IMAGES:
+        raise ValueError(f"A picture holds 1 to {plot.MAX_IMAGES} images; these would be {images}.")
+
+
+def _describe_distances(what, distances):
+    nearest, second = distances[:, 0], distances[:, 1]
+    shares = np.divide(nearest, second, out=np.ones_like(nearest), where=second > 0)
+    return f"{len(distances)} {what}: {np.median(nearest):.3g}, {np.median(shares):.2f}"
+
+
+def _pick(dataset, count, seed):
+    """Returns some images of a data set or an array, at most `count`: `(number, …)`."""
+    chosen = rng("images to look at", seed).permutation(len(dataset))[:count]
+    if not isinstance(dataset, Items):
+        return np.asarray(dataset)[chosen]
+    return np.stack([dataset[int(index)][0] for index in chosen])

@@ -1,0 +1,1 @@
+"""Pages, tables and numbers: what people read of a result."""

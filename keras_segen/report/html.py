@@ -1,0 +1,86 @@
+"""HTML pages that need nothing but themselves.
+
+Style, charts and pictures are inside a page; it runs no script and asks the network for nothing.
+It fits a phone and a wide screen, and follows the reader's choice of light or dark.
+"""
+
+import base64
+import io
+import re
+
+import jinja2
+import matplotlib
+from markupsafe import Markup
+from PIL import Image
+
+from keras_segen.plot import INK_COLOR, RULE_COLOR
+from keras_segen.report.numbers import percent, setting, show
+
+QUALITY = 80  # of pictures, 0 to 100
+
+
+def render(template, filters, **values):
+    """Fills a template of `keras_segen/report/templates`: returns the page as a str.
+
+    Args:
+        template: str, the file's name.
+        filters: dict from a name to a function, beside `show`, `percent` and `setting`.
+        **values: what the template asks for.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("keras_segen.report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters.update(show=show, percent=percent, setting=setting, **filters)
+    return environment.get_template(template).render(**values)
+
+
+def svg(figure, label, colors=()):
+    """Draws a Matplotlib figure as inline SVG that takes its text colour from the page around it.
+
+    Args:
+        figure: a `matplotlib.figure.Figure` whose text is drawn in `plot.INK_COLOR` and whose
+            lines around it in `plot.RULE_COLOR`.
+        label: str, what a screen reader says of it.
+        colors: pairs (hexadecimal colour, CSS colour to put in its place).
+
+    Returns:
+        `markupsafe.Markup`.
+    """
+    file = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "keras_segen"}):
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    text = file.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(
+        r' id="(figure|axes|patch|text|line2d|legend|matplotlib|xtick|ytick)[^"]*"', "", text
+    )
+    box = re.search(r'viewBox="[^"]*"', text)[0]
+    opening = f'<svg {box} role="img" aria-label="{Markup.escape(label)}">'
+    text = re.sub(r"<svg [^>]*>", lambda match: opening, text, count=1)
+    text = re.sub(r"font(-family)?: ([\d.]+px )?[^;\"]*DejaVu Sans[^;\"]*", _font, text)
+    for code, css in ((INK_COLOR, "currentColor"), (RULE_COLOR, "var(--rule)"), *colors):
+        text = text.replace(code, css)
+    return Markup(text)
+
+
+def _font(match):
+    return f"font-size: {match[2].strip()}" if match[2] else "font-family: inherit"
+
+
+def image_source(image, max_side):
+    """An image as a data URI, WebP, made smaller if a side is longer than `max_side` pixels.
+
+    Args:
+        image: RGB, uint8 `(height, width, 3)`.
+        max_side: int.
+    """
+    image = Image.fromarray(image)
+    image.thumbnail((max_side, max_side))
+    file = io.BytesIO()
+    image.save(file, format="WEBP", quality=QUALITY)
+    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode("ascii")

@@ -1,0 +1,326 @@
+"""Which model is better, and by how much: cross-validation with the same folds for every model.
+
+The training split is cut into folds. Each model is trained once per fold on all of it but that
+fold, and measured on the fold, which it has never seen. Every training is an ordinary run folder:
+
+    OUT/MODEL/fold-1/     as `training.train` writes it, with `evaluation-val.*`
+    OUT/crossval.json     every figure of every fold, means, and differences between the models
+    OUT/crossval.csv      a row for each model and fold
+    OUT/crossval.png      the folds as dots, those of one fold joined
+    OUT/crossval.html     the same as a page
+
+Nothing is chosen on the images that are held out: the last epoch is measured, not the best one.
+"""
+
+import csv
+import dataclasses
+import itertools
+import json
+import math
+import re
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from keras_segen import plot
+from keras_segen.report import html, numbers
+from keras_segen.runs import training
+from keras_segen.runs.evaluate import evaluate
+from keras_segen.tasks.segmentation import SegmentationTask
+from keras_segen.files import write_atomically, write_json, write_text
+
+# What is compared: key -> what it is called.
+FIGURES = {"mean_iou": "mean IoU", "mean_dice": "mean Dice", "pixel_accuracy": "pixel accuracy"}
+
+CAUTION = (
+    "The folds share most of their training images, so their results are not independent, and no "
+    "estimate of the variance from one cross-validation is unbiased (Bengio and Grandvalet 2004). "
+    "The plain standard error of a difference is too small; the corrected one (Nadeau and Bengio "
+    "2003) allows for the overlap. Take p as a guide: it knows nothing of other seeds, and of "
+    "many pairs some look different by chance."
+)
+
+
+def cross_validate(tasks, folder, folds=5, verbose="auto", tell=lambda line: None):
+    """Trains every task on every fold, measures it on the rest, and compares.
+
+    Finished folds are kept: after an interruption the same call goes on with the fold, and the
+    epoch, where it stopped.
+
+    Args:
+        tasks: dict from a name (of letters, digits, `.`, `_`, `-`) to a
+            `keras_segen.tasks.SegmentationTask`. They may differ in all but data and seed.
+        folder: where to write.
+        folds: int, at least 2.
+        verbose: as in `keras.Model.fit`.
+        tell: called with a line when a fold begins and ends.
+
+    Returns:
+        Dict of plain values, as in `crossval.json`: `data`, `folds`, `seed`, `groups` (number of
+        groups, or None), `held_out` (images per fold), `backend`; `models`: dict of name -> dict
+        with `task`, for each of `FIGURES` a dict of `by_fold`, `mean` and
+        `standard_deviation`, and `class_iou` (dict of class name -> list by fold, None where
+        the class is absent); `differences`: list of dicts as `difference` makes them, with
+        `first`, `second`, `figure`, one for each pair and figure; `caution`.
+
+    Raises:
+        ValueError: the tasks do not fit together, there are fewer groups than folds, or
+            the folder holds folds of other tasks.
+    """
+    folder = Path(folder)
+    _check(tasks, folds)
+    for fold in range(1, folds + 1):
+        for name, task in tasks.items():
+            plan = dataclasses.replace(task, folds=folds, fold=fold)
+            tell(f"{name}, fold {fold} of {folds}")
+            result = run_fold(plan, folder / name / f"fold-{fold}", verbose)
+            tell(f"{name}, fold {fold} of {folds}: mean IoU {result['mean_iou']:.4f}")
+    return summarize(tasks, folder, folds)
+
+
+def run_fold(task, folder, verbose="auto"):
+    """Trains one fold, or goes on with it, and measures the held-out images with its last epoch.
+
+    Args:
+        task: a `SegmentationTask` with `folds` and `fold`.
+        folder: the run folder.
+        verbose: as in `keras.Model.fit`.
+
+    Returns:
+        What `evaluation.evaluate` returns for the split `"val"`.
+
+    Raises:
+        ValueError: the folder holds a run of another task.
+    """
+    folder = Path(folder)
+    if (folder / "run.json").exists():
+        found = training.load_run(folder)["experiment"]
+        for field, expected in task.to_dict().items():
+            if field not in found or found[field] != expected:
+                raise ValueError(
+                    f"{folder} holds a run with {field} {found.get(field)!r}, expected "
+                    f"{expected!r}: name another folder, or remove this one."
+                )
+        training.resume(folder, verbose=verbose)
+    else:
+        training.train(task, folder, verbose=verbose)
+    result = _evaluated(folder) or evaluate(folder, "val")
+    keras.utils.clear_session()  # the next fold builds its own model
+    return result
+
+
+def summarize(tasks, folder, folds):
+    """Reads the folds of a finished cross-validation, compares, and writes the files.
+
+    Arguments and result are those of `cross_validate`.
+    """
+    folder = Path(folder)
+    models = {}
+    for name, task in tasks.items():
+        results = [_evaluated(folder / name / f"fold-{fold + 1}") for fold in range(folds)]
+        models[name] = {
+            "experiment": task.to_dict(),
+            **{figure: spread([result[figure] for result in results]) for figure in FIGURES},
+            "class_iou": {
+                each: [result["class_iou"][each] for result in results]
+                for each in results[0]["class_iou"]
+            },
+        }
+    whole = next(iter(tasks.values()))
+    groups = whole.load_data("train").groups
+    result = {
+        "data": whole.data,
+        "folds": folds,
+        "seed": whole.seed,
+        "groups": None if groups is None else len(set(groups) - {None}) + groups.count(None),
+        "held_out": [result["images"] for result in results],
+        "backend": keras.backend.backend(),
+        "models": models,
+        "differences": [
+            {
+                "first": first,
+                "second": second,
+                "figure": figure,
+                **difference(models[first][figure]["by_fold"], models[second][figure]["by_fold"]),
+            }
+            for first, second in itertools.combinations(models, 2)
+            for figure in FIGURES
+        ],
+        "caution": CAUTION,
+    }
+    write_json(folder / "crossval.json", result)
+    _write_table(folder / "crossval.csv", result)
+    plot.save(_draw(result), folder / "crossval.png")
+    write_text(folder / "crossval.html", _page(result))
+    return result
+
+
+def spread(values):
+    """Mean and standard deviation (of a sample: divided by n - 1) of one figure over the folds."""
+    return {
+        "by_fold": list(values),
+        "mean": float(np.mean(values)),
+        "standard_deviation": float(np.std(values, ddof=1)),
+    }
+
+
+def difference(first, second):
+    """Compares two models fold by fold: the second minus the first.
+
+    The corrected standard error is that of Nadeau and Bengio, "Inference for the Generalization
+    Error", Machine Learning 52, 2003: with `k` folds and the standard deviation `s` of their
+    differences, `s * sqrt(1/k + 1/(k - 1))`, where `1/(k - 1)` is the share of held-out to
+    training images. The plain one, `s * sqrt(1/k)`, takes the folds for independent. `t` is the
+    mean divided by the corrected standard error; `p` is how often a `t` at least as far from 0
+    would come up, with `k - 1` degrees of freedom, if there were no difference.
+
+    Args:
+        first: one number per fold, at least 2.
+        second: as many, of the same folds.
+
+    Returns:
+        Dict: `by_fold`, `mean`, `standard_error`, `corrected_standard_error`, `t`, `p`; the last
+        two are None if the difference is the same in every fold.
+
+    Raises:
+        ValueError: there are fewer than 2 folds, or not as many for both.
+
+    Example:
+
+    >>> found = difference([0.50, 0.52, 0.48], [0.53, 0.54, 0.52])
+    >>> round(found["mean"], 4), round(found["t"], 2), round(found["p"], 3)
+    (0.03, 3.29, 0.081)
+    """
+    first, second = np.array(first, "float64"), np.array(second, "float64")
+    if first.shape != second.shape or first.ndim != 1 or len(first) < 2:
+        raise ValueError(
+            f"Expected one number per fold for both, at least 2; found {first.shape} and "
+            f"{second.shape}."
+        )
+    by_fold = second - first
+    folds, mean, deviation = len(by_fold), float(by_fold.mean()), float(by_fold.std(ddof=1))
+    corrected = deviation * math.sqrt(1 / folds + 1 / (folds - 1))
+    t = mean / corrected if corrected > 0 else None
+    return {
+        "by_fold": by_fold.tolist(),
+        "mean": mean,
+        "standard_error": deviation / math.sqrt(folds),
+        "corrected_standard_error": corrected,
+        "t": t,
+        "p": None if t is None else two_sided_p(t, folds - 1),
+    }
+
+
+def two_sided_p(t, degrees):
+    """The probability of a value at least as far from 0 as `t` under Student's distribution.
+
+    Reference: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4: a
+    finite sum for whole degrees of freedom.
+
+    Args:
+        t: float.
+        degrees: int, at least 1, the degrees of freedom.
+
+    Example:
+
+    >>> round(two_sided_p(2.0, 1), 4), round(two_sided_p(-2.132, 4), 4)
+    (0.2952, 0.1)
+    """
+    angle = math.atan2(abs(t), math.sqrt(degrees))
+    square = math.cos(angle) ** 2
+    term = math.cos(angle) if degrees % 2 else 1.0
+    total = 0.0
+    for odd in range(degrees % 2 + 1, degrees, 2):
+        total += term
+        term *= square * odd / (odd + 1)
+    within = math.sin(angle) * total
+    if degrees % 2:
+        within = 2 / math.pi * (angle + within)
+    return max(0.0, 1 - within)
+
+
+def _check(tasks, folds):
+    if folds < 2:
+        raise ValueError(f"folds is {folds}, expected at least 2.")
+    if not tasks:
+        raise ValueError("There is no model to validate: name at least one.")
+    first = next(iter(tasks.values()))
+    for name, task in tasks.items():
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise ValueError(
+                f"{name!r} cannot name a folder: use letters, digits, dots, dashes and underscores."
+            )
+        if task.makes != "masks":
+            raise ValueError(
+                f"{name} makes {task.makes}, and folds are compared by their masks: name "
+                f"some of {', '.join(SegmentationTask.MODELS)}."
+            )
+        for field in ("data", "seed"):
+            if getattr(task, field) != getattr(first, field):
+                raise ValueError(
+                    f"{field} of {name} is {getattr(task, field)!r}, that of the first "
+                    f"experiment {getattr(first, field)!r}: the folds have to be the same."
+                )
+        if task.start_from is not None:
+            before = training.load_run(task.start_from)["experiment"]
+            if before["data"] == task.data:
+                raise ValueError(
+                    f"{name} starts from {task.start_from}, a run on the same data: it has "
+                    "seen the images that a fold holds out."
+                )
+
+
+def _evaluated(folder):
+    """The evaluation of a fold if it was written for the model that is there now, else None."""
+    path = folder / "evaluation-val.json"
+    if not path.exists():
+        return None
+    result = json.loads(path.read_text(encoding="utf-8"))
+    return result if result["model_sha256"] == training.model_digest(folder) else None
+
+
+def _write_table(path, result):
+    with (
+        write_atomically(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(["model", "fold", "held_out", *FIGURES])
+        for name, model in result["models"].items():
+            for fold, images in enumerate(result["held_out"]):
+                values = [model[figure]["by_fold"][fold] for figure in FIGURES]
+                writer.writerow([name, fold + 1, images, *values])
+
+
+def _draw(result):
+    scores = {name: model["mean_iou"]["by_fold"] for name, model in result["models"].items()}
+    return plot.folds(scores)
+
+
+def _page(result):
+    """The HTML page as a str."""
+    fields = [field.name for field in dataclasses.fields(SegmentationTask)]
+    settings = {
+        field: [numbers.setting(model["experiment"][field]) for model in result["models"].values()]
+        for field in fields
+        if field not in ("folds", "fold", "data", "seed")
+    }
+    return html.render(
+        "crossval.html.j2",
+        {},
+        result=result,
+        figures=FIGURES,
+        chart=html.svg(_draw(result), "mean IoU of every model on every fold"),
+        class_iou={
+            name: {each: _mean_of_known(values) for each, values in model["class_iou"].items()}
+            for name, model in result["models"].items()
+        },
+        settings=settings,
+        models=numbers.listing(result["models"]),
+    )
+
+
+def _mean_of_known(values):
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None

@@ -1,0 +1,346 @@
+"""A run folder: a task through `fit`, with checkpoints, previews, curves and resume.
+
+    run.json                 every setting, versions, seed; a line for each start
+    history.csv              one row per epoch
+    model.keras              the best epoch's model (validation mean IoU, ELBO or kernel distance);
+                             of a fold, and where none is best, the last's: run.json says which
+    checkpoint-0005.keras    the last finished epoch, with the optimizer's state
+    previews/epoch-0005.png  the same validation images, or images of the same codes, each epoch
+    curves.png               loss and metrics over the epochs
+    animation.gif            for pictures, at the end: how they formed
+
+Every file is written under a temporary name and moved into place, the checkpoint last: whatever
+the moment of a kill, `resume` finds the end of a finished epoch and goes on from there.
+"""
+
+import csv
+import datetime
+import hashlib
+import json
+import math
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+from PIL import Image
+
+from keras_segen import backend, machine, plot
+from keras_segen import generation as _generation  # noqa: F401  (saved models hold
+from keras_segen import layers as _layers  # noqa: F401  (          classes of ours)
+from keras_segen.data.loader import Batches
+from keras_segen.determinism import seed_random_layers
+from keras_segen.tasks.registry import read
+from keras_segen.files import write_atomically, write_json
+
+
+def train(task, folder, tensorboard=False, callbacks=(), verbose="auto"):
+    """Trains a task into a new run folder.
+
+    Args:
+        task: a `keras_segen.tasks.SegmentationTask`, `GanTask` or `VaeTask`.
+        folder: path of the run folder; it must not hold a run yet.
+        tensorboard: bool, whether scalars are also written for TensorBoard, to
+            `folder/tensorboard` (needs the package tensorboard).
+        callbacks: further `keras.callbacks.Callback`s.
+        verbose: as in `keras.Model.fit`.
+
+    Returns:
+        The history: dict of column -> list with one float per epoch.
+
+    Raises:
+        FileExistsError: the folder holds a run already.
+        ValueError: what the data set or the task finds wrong; or a loss became NaN or
+            infinite: the epochs before are kept.
+    """
+    folder = Path(folder)
+    if (folder / "run.json").exists():
+        raise FileExistsError(
+            f"{folder} holds a run already: go on with --resume {folder}, or name another folder."
+        )
+    train_data, val_data = task.load_data("train"), task.load_data("val")
+    model = task.build_model(train_data, tell=print if verbose else lambda line: None)
+    batches = task.training_batches(train_data)
+    task.compile(model, train_data, steps_per_epoch=len(batches))
+    write_json(
+        folder / "run.json",
+        {
+            "experiment": task.to_dict(),
+            "data": task.describe_data(train_data, val_data),
+            "parameters": task.count_parameters(model),
+            "kept": task.kept,
+            "machine": machine.describe(),
+            "starts": [_start(0)],
+        },
+    )
+    return _fit(task, folder, model, train_data, val_data, 0, tensorboard, callbacks, verbose)
+
+
+def resume(folder, tensorboard=False, callbacks=(), verbose="auto"):
+    """Goes on with an interrupted run from its last finished epoch, on this backend or another.
+
+    The result is that of a run that was never interrupted, to rounding. Arguments and result
+    are those of `train`.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+        ValueError: the data set is no longer the one that the run began with.
+    """
+    folder = Path(folder)
+    run = load_run(folder)
+    task = read(run["experiment"])
+    train_data, val_data = task.load_data("train"), task.load_data("val")
+    found, expected = task.describe_data(train_data, val_data), run["data"]
+    for key in expected:
+        if found[key] != expected[key]:
+            raise ValueError(
+                f"The data set changed since {folder} began: {key} was {expected[key]}, "
+                f"is {found[key]}. Restore it, or train anew."
+            )
+    checkpoints = sorted(folder.glob("checkpoint-*.keras"))
+    first_epoch = int(checkpoints[-1].stem.split("-")[1]) if checkpoints else 0
+    rows = _read_rows(folder)[:first_epoch]
+    if first_epoch >= task.epochs or _stops_early(task, rows):
+        task.finish(folder)
+        return read_history(folder)
+    if checkpoints:
+        model = _load_checkpoint(checkpoints[-1], task, train_data, first_epoch)
+    else:
+        model = task.build_model(train_data)
+        batches = task.training_batches(train_data)
+        task.compile(model, train_data, steps_per_epoch=len(batches))
+    run["starts"].append(_start(first_epoch))
+    write_json(folder / "run.json", run)
+    return _fit(
+        task,
+        folder,
+        model,
+        train_data,
+        val_data,
+        first_epoch,
+        tensorboard,
+        callbacks,
+        verbose,
+    )
+
+
+def _load_checkpoint(path, task, train_data, first_epoch):
+    """Loads model and optimizer as they were when epoch `first_epoch` was about to begin.
+
+    The task compiles the model again, since Keras does not save which weights do not decay.
+    """
+    model = keras.models.load_model(path, compile=False, safe_mode=True)
+    phase = next(phase for phase in task.phases() if first_epoch <= phase.end)
+    steps = len(task.training_batches(train_data))
+    task.compile(model, train_data, steps, phase)
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    model.load_weights(path)
+    return model
+
+
+def load_run(folder):
+    """Reads the `run.json` of a run folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    path = Path(folder) / "run.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{folder} is no run folder: it has no run.json.")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def load_model(folder):
+    """Loads the model that a run folder keeps, without its optimizer.
+
+    Raises:
+        FileNotFoundError: no epoch of the run is finished yet.
+    """
+    path = Path(folder) / "model.keras"
+    if not path.exists():
+        raise FileNotFoundError(f"{folder} has no model.keras yet: no epoch is finished.")
+    return keras.models.load_model(path, compile=False, safe_mode=True)
+
+
+def model_digest(folder):
+    """The SHA-256 of a run's `model.keras`, hexadecimal: which model a figure belongs to."""
+    with open(Path(folder) / "model.keras", "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_history(folder):
+    """Reads `history.csv`: dict of column -> list with one float per epoch."""
+    with open(Path(folder) / "history.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {key: [float(row[key]) for row in rows] for key in (rows[0] if rows else ())}
+
+
+def _start(epoch):
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "epoch": epoch,
+        "backend": keras.backend.backend(),
+        "command": shlex.join(["keras-segen", *sys.argv[1:]]),
+        "versions": machine.versions(),
+        "settings": backend.settings(),
+    }
+
+
+def _fit(
+    task, folder, model, train_data, val_data, first_epoch, tensorboard, callbacks, verbose
+):
+    """Trains a compiled model from `first_epoch` on, phase by phase."""
+    keeper = _RunFolder(folder, task, val_data, first_epoch)
+    if tensorboard:
+        callbacks = [_TensorBoard(folder / "tensorboard"), *callbacks]
+    callbacks = [keeper, *callbacks]  # first: it adds what it measures to what the others see
+    for phase in task.phases():
+        if phase.end <= first_epoch:
+            continue
+        batches = task.training_batches(train_data, max(first_epoch, phase.first))
+        if 0 < phase.first >= first_epoch:  # not one that goes on
+            task.compile(model, train_data, len(batches), phase)
+        val_batches = Batches(val_data, task.batch_size)
+        try:
+            model.fit(
+                backend.make_loader(batches),
+                validation_data=backend.make_loader(val_batches),
+                epochs=phase.end,
+                initial_epoch=max(first_epoch, phase.first),
+                shuffle=False,  # the loader has shuffled already
+                callbacks=callbacks,
+                verbose=verbose,
+            )
+        except Exception:
+            error = batches.error or val_batches.error
+            if error is not None:  # what is wrong with the data, without the framework around it
+                raise error from None
+            raise
+    task.finish(folder)
+    return read_history(folder)
+
+
+class _RunFolder(keras.callbacks.Callback):
+    """Writes what a run folder holds after each epoch, the checkpoint last."""
+
+    def __init__(self, folder, task, val_data, first_epoch):
+        super().__init__()
+        self.folder = folder
+        self.seed = task.seed
+        self.task = task
+        self.val_data = val_data
+        self.rows = _read_rows(folder)[:first_epoch]
+        self.best = max(map(self._score, self.rows), default=-math.inf)
+
+    def _score(self, row):
+        """How good an epoch was, from its row; if nothing says so, a later one is better."""
+        name, sign = self.task.monitor or ("epoch", 1)
+        return sign * float(row[name])
+
+    def on_epoch_begin(self, epoch, logs=None):
+        seed_random_layers(self.model, self.seed, epoch)
+        self.started = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        seconds = round(time.perf_counter() - self.started, 2)
+        self._check_losses(epoch, logs)
+        logs.update(self.task.measure(self.model, self.val_data))
+        rate = keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
+        self.rows.append(
+            {
+                "epoch": epoch + 1,
+                **{key: float(value) for key, value in logs.items()},
+                "learning_rate": float(rate),
+                "seconds": seconds,
+                "peak_memory_mib": round(machine.peak_memory() / 2**20, 1),
+            }
+        )
+        if self._score(self.rows[-1]) > self.best:
+            self.best = self._score(self.rows[-1])
+            with write_atomically(self.folder / "model.keras") as temporary:
+                backend.save_model(self.model, temporary)
+        with (
+            write_atomically(self.folder / "history.csv") as temporary,
+            open(temporary, "w", newline="", encoding="utf-8") as file,
+        ):
+            writer = csv.DictWriter(file, fieldnames=list(self.rows[0]))
+            writer.writeheader()
+            writer.writerows(self.rows)
+        self._draw(epoch)
+        with write_atomically(self.folder / f"checkpoint-{epoch + 1:04d}.keras") as temporary:
+            backend.save_model(self.model, temporary)
+        for old in sorted(self.folder.glob("checkpoint-*.keras"))[:-1]:
+            old.unlink()
+        if _stops_early(self.task, self.rows):
+            self.model.stop_training = True
+
+    def _check_losses(self, epoch, logs):
+        """Ends a training that diverged, before anything is written over."""
+        for name in self.task.losses:
+            if not math.isfinite(logs[name]):
+                raise ValueError(
+                    f"{name} is {logs[name]} in epoch {epoch + 1}: the training diverged, and "
+                    f"this epoch is not kept; {self.folder} holds those before it, if any. Train "
+                    "anew with a smaller --learning-rate, or with --precision float32 if it is "
+                    "another."
+                )
+
+    def _draw(self, epoch):
+        for name, picture in self.task.draw(self.model, self.val_data).items():
+            _save_picture(picture, self.folder / "previews" / f"{name}-{epoch + 1:04d}.png")
+        history = {
+            key: [float(row[key]) for row in self.rows]
+            for key in self.rows[0]
+            if key not in ("epoch", "seconds", "peak_memory_mib")
+        }
+        plot.save(plot.curves(history), self.folder / "curves.png")
+
+
+def _save_picture(picture, path):
+    """Writes a figure or an image as PNG."""
+    if not isinstance(picture, np.ndarray):
+        plot.save(picture, path)
+        return
+    with write_atomically(path) as temporary:
+        Image.fromarray(picture).save(temporary)
+
+
+def _stops_early(task, rows):
+    """Whether a run with these rows of history has waited long enough for a better epoch."""
+    if not task.early_stopping or not rows:
+        return False
+    name, sign = task.monitor
+    best = 1 + int(np.argmax([sign * float(row[name]) for row in rows]))
+    # Epochs with a frozen encoder are another phase: the next one has yet to show what it can.
+    waited = len(rows) - max(best, task.phases()[-1].first)
+    return waited >= task.early_stopping
+
+
+def _read_rows(folder):
+    path = folder / "history.csv"
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+class _TensorBoard(keras.callbacks.Callback):
+    """Scalars for TensorBoard, through its own writer: Keras' callback needs TensorFlow."""
+
+    def __init__(self, folder):
+        super().__init__()
+        try:
+            from tensorboard.summary import Writer
+        except ModuleNotFoundError:
+            raise ModuleNotFoundError(
+                "TensorBoard logs need a package: pip install 'keras-segen[tensorboard]'."
+            ) from None
+        self.writer = Writer(str(folder))
+
+    def on_epoch_end(self, epoch, logs=None):
+        for name, value in logs.items():
+            self.writer.add_scalar(name, float(value), epoch + 1)
+        self.writer.flush()

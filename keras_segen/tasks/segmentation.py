@@ -1,0 +1,448 @@
+"""What to train: model, data, recipe and seed, as plain values that go to JSON and back."""
+
+import dataclasses
+import inspect
+import math
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from keras_segen import data
+from keras_segen.data import imbalance
+from keras_segen.data.loader import SAMPLINGS
+from keras_segen.tasks.task import Phase, Task, is_file
+
+# The terms of a loss: name -> class of `keras_segen.losses`.
+LOSSES = {
+    "cross_entropy": "CrossEntropy",
+    "binary_cross_entropy": "BinaryCrossEntropy",
+    "focal": "Focal",
+    "dice": "Dice",
+    "jaccard": "Jaccard",
+    "tversky": "Tversky",
+    "focal_tversky": "FocalTversky",
+    "lovasz": "Lovasz",
+}
+WEIGHTED_LOSSES = ("cross_entropy", "binary_cross_entropy", "focal")  # by class_weights
+SMOOTHED_LOSSES = ("cross_entropy", "binary_cross_entropy")  # by label_smoothing
+OPTIMIZERS = ("adam", "adamw", "sgd")
+CLASS_WEIGHTS = ("none", *imbalance.CLASS_WEIGHTS)
+ENCODERS = ("none", "vgg16", "resnet50", "mobilenet_v2", "efficientnet_v2_b0", "efficientnet_lite0")
+ENCODER_WEIGHTS = ("imagenet", "none")
+STRIDES = (8, 16, 32)
+NUM_PREVIEWS = 4
+
+# Channels that a laptop trains in reasonable time, by model, without and with an encoder.
+FILTERS = {
+    "unet": ((16, 32, 64, 128), (16, 16, 32, 64, 96)),
+    "plain_unet": ((16, 32, 64, 128), None),
+    "fcn": ((16, 32, 64, 128, 128, 512), (256,)),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SegmentationTask(Task):
+    """One training of a model that makes masks, completely described.
+
+    Args:
+        model: str, a name out of `keras_segen.segmentation.MODELS`; or the path of a `.keras` file,
+            a network from images in [0, 1] to logits, whose weights are the start.
+        filters: tuple of int, channels as the model's `filters` argument takes them. None is made
+            for a laptop: `FILTERS`; the paper's U-Net has (64, 128, 256, 512, 1024).
+        channels: int, 1 for grey images or 3 for RGB.
+        augment: str, as `keras_segen.data.Augment.parse` takes it: `"default"`, `"none"`, or
+            steps such as `"flip=0.5 brightness=0.5,-0.2,0.2"`.
+        early_stopping: int, as in `Task`; what is watched is the mean IoU. Epochs with a frozen
+            encoder do not count.
+        schedule: str, as in `Task`; the cosine ends at 0 also after the last epoch with a
+            frozen encoder.
+        encoder: str, one of `ENCODERS`: a pretrained encoder for `unet` or `fcn`.
+        encoder_weights: str, one of `ENCODER_WEIGHTS`: what the encoder starts from.
+        stride: int, one of `STRIDES`: the finest features that `fcn` labels.
+        dropout: float, the share of values that `unet` or `fcn` drops in training.
+        optimizer: str, one of `OPTIMIZERS`.
+        weight_decay: float, for AdamW and SGD: each step takes `learning_rate * weight_decay` of
+            a weight away, apart from its gradient. Biases and the scales and offsets of
+            normalization do not decay.
+        freeze_epochs: int, epochs at the start in which the encoder is frozen; then all of the
+            network is trained, by a new optimizer.
+        fine_tune_rate: float, the learning rate after those; None for a tenth of `learning_rate`.
+        loss: str, a sum of `LOSSES`, such as `"cross_entropy"` or `"cross_entropy+0.5*lovasz"`.
+            With `binary_cross_entropy` the network has one output channel, the logit of class 1
+            of two, and the other terms measure that class.
+        label_smoothing: float in [0, 1); it smooths the cross-entropy.
+        class_weights: str, one of `CLASS_WEIGHTS`, see `keras_segen.data.imbalance`; they weigh
+            the terms that are means over pixels, cross-entropy and focal. Those of overlap are
+            means over classes, which count alike.
+        sampling: str, `"uniform"`, or `"rare_classes"` to draw images with rare classes oftener.
+        folds: int, the number of folds that the training split is cut into, for a
+            cross-validation; 0 for none. Groups of the data set stay whole.
+        fold: int, 1 to `folds`: the fold that is held out. It is the split `"val"` then, and the
+            rest is `"train"`; nothing is chosen on it: the last epoch's model is kept.
+        start_from: path of a run folder whose best model gives the first weights of all layers
+            that it has in common with this network (`segmentation.take_weights`), in place of
+            the seed; None for the seed.
+
+    The other arguments are those of `keras_segen.tasks.task.Task`.
+
+    Raises:
+        ValueError: a value is not among those allowed.
+    """
+
+    MODELS: ClassVar[tuple] = tuple(FILTERS)
+    makes: ClassVar[str] = "masks"
+    own_sizes: ClassVar[dict] = {"shapes": 64}
+
+    model: str = "unet"
+    channels: int = 3
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    encoder: str = "none"
+    encoder_weights: str = "imagenet"
+    stride: int = 8
+    dropout: float = 0.0
+    optimizer: str = "adam"
+    weight_decay: float = 0.0
+    freeze_epochs: int = 0
+    fine_tune_rate: float | None = None
+    loss: str = "cross_entropy"
+    label_smoothing: float = 0.0
+    class_weights: str = "none"
+    sampling: str = "uniform"
+    folds: int = 0
+    fold: int = 0
+    start_from: str | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if is_file(self.model):
+            self._check_file()
+        self.check_choices(
+            optimizer=OPTIMIZERS,
+            class_weights=CLASS_WEIGHTS,
+            sampling=SAMPLINGS,
+            encoder=ENCODERS,
+            encoder_weights=ENCODER_WEIGHTS,
+            stride=STRIDES,
+            channels=(1, 3),
+        )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}, expected at least 0 and below 1.")
+        self._check_encoder()
+        if self.folds and (self.folds < 2 or not 1 <= self.fold <= self.folds):
+            raise ValueError(
+                f"folds is {self.folds} and fold {self.fold}, expected at least 2 folds and one "
+                "of them, counted from 1."
+            )
+        if self.fold and not self.folds:
+            raise ValueError(f"fold is {self.fold}, but folds is 0: say how many there are.")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ValueError(f"weight_decay is {self.weight_decay}, expected 0 or more.")
+        if self.weight_decay and self.optimizer == "adam":
+            raise ValueError(
+                f"weight_decay is {self.weight_decay}, but adam has none: use optimizer='adamw'."
+            )
+        self._check_loss()
+        if self.early_stopping and self.folds:
+            raise ValueError(
+                f"early_stopping is {self.early_stopping}, but in cross-validation the images "
+                "held out must choose nothing, the number of epochs neither: use early_stopping=0."
+            )
+        data.Augment.parse(self.augment)
+        if self.start_from is not None:
+            object.__setattr__(self, "start_from", str(Path(self.start_from).resolve()))
+
+    def _check_file(self):
+        """Checks that nothing is asked of a whole network that only a builder can give."""
+        for field in ("filters", "encoder", "stride", "dropout", "start_from", "precision"):
+            default = type(self).__dataclass_fields__[field].default
+            if getattr(self, field) not in (default, "float64"):  # a comparison copies it in that
+                raise ValueError(
+                    f"{field} is {getattr(self, field)!r}, but {Path(self.model).name} is a whole "
+                    "network with layers and weights of its own: leave it out."
+                )
+        object.__setattr__(self, "model", str(Path(self.model).expanduser().resolve()))
+
+    def _check_loss(self):
+        names = {name for _, name in self.loss_terms()}
+        if {"cross_entropy", "binary_cross_entropy"} <= names:
+            raise ValueError(
+                f"loss is {self.loss!r}: cross_entropy needs a channel per class, and "
+                "binary_cross_entropy one channel; use one of the two."
+            )
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}, expected 0 to below 1.")
+        for field, default, losses in (
+            ("class_weights", "none", WEIGHTED_LOSSES),
+            ("label_smoothing", 0, SMOOTHED_LOSSES),
+        ):
+            if getattr(self, field) != default and not names & set(losses):
+                raise ValueError(
+                    f"{field} is {getattr(self, field)!r} and acts on {', '.join(losses)}, but the "
+                    f"loss is {self.loss!r}."
+                )
+
+    def loss_terms(self):
+        """Returns the terms of the loss: list of pairs `(factor, name)`."""
+        terms = []
+        for term in self.loss.split("+"):
+            factor, name = term.split("*", 1) if "*" in term else ("1", term)
+            try:
+                factor = float(factor)
+            except ValueError:
+                factor = math.nan
+            if name.strip() not in LOSSES or not (math.isfinite(factor) and factor > 0):
+                raise ValueError(
+                    f"loss is {self.loss!r}, and its term {term!r} is none of "
+                    f"{', '.join(LOSSES)}, each with or without a factor above 0, such as "
+                    "'cross_entropy+0.5*lovasz'."
+                )
+            terms.append((factor, name.strip()))
+        return terms
+
+    def _check_encoder(self):
+        """Checks what belongs to a pretrained encoder."""
+        if self.encoder != "none" and self.channels != 3:
+            raise ValueError(
+                f"Encoder {self.encoder!r} takes RGB: use channels=3, also for grey images."
+            )
+        if not 0 <= self.freeze_epochs <= self.epochs:
+            raise ValueError(
+                f"freeze_epochs is {self.freeze_epochs}, expected 0 to {self.epochs}, the epochs."
+            )
+        if self.freeze_epochs and self.encoder == "none":
+            raise ValueError(
+                f"freeze_epochs is {self.freeze_epochs}, but there is no encoder to freeze."
+            )
+        if self.freeze_epochs and self.encoder_weights == "none" and self.start_from is None:
+            raise ValueError(
+                f"freeze_epochs is {self.freeze_epochs}, but the encoder's weights are random: use "
+                "encoder_weights='imagenet' or start_from."
+            )
+        if self.fine_tune_rate is not None:
+            if not (math.isfinite(self.fine_tune_rate) and self.fine_tune_rate > 0):
+                raise ValueError(f"fine_tune_rate is {self.fine_tune_rate}, expected more than 0.")
+            if not self.freeze_epochs:
+                raise ValueError(
+                    f"fine_tune_rate is {self.fine_tune_rate}, the learning rate after the epochs "
+                    "with a frozen encoder, but freeze_epochs is 0."
+                )
+
+    def phases(self):
+        """Returns the phases of the training, one after the other: a list of `Phase`."""
+        rate = self.fine_tune_rate or self.learning_rate / 10
+        phases = [
+            Phase(0, self.freeze_epochs, True, self.learning_rate),
+            Phase(
+                self.freeze_epochs,
+                self.epochs,
+                False,
+                rate if self.freeze_epochs else self.learning_rate,
+            ),
+        ]
+        return [phase for phase in phases if phase.first < phase.end]
+
+    def load_data(self, split):
+        """Loads a split of the data set: a `keras_segen.data.Dataset`."""
+        if not self.folds or split not in ("train", "val"):
+            return super().load_data(split)
+        whole = super().load_data("train")
+        fold_of_item = data.assign_folds(len(whole), self.folds, self.seed, whole.groups)
+        held_out = fold_of_item == self.fold - 1
+        return data.Subset(whole, np.flatnonzero(held_out if split == "val" else ~held_out), split)
+
+    def batch_options(self, dataset):
+        return {"augment": data.Augment.parse(self.augment), "sampling": self.sampling}
+
+    def describe_data(self, train_data, val_data):
+        return {
+            **super().describe_data(train_data, val_data),
+            "palette": np.asarray(train_data.palette).tolist(),
+            "ignore_class": train_data.ignore_class,
+            "label_ids": [int(i) for i in train_data.label_ids],
+        }
+
+    def check_images(self, dataset):
+        if not isinstance(dataset, data.Dataset):
+            raise ValueError(
+                f"{dataset.name} has pictures without masks, and {self.model} learns masks: use a "
+                "data set with masks."
+            )
+        super().check_images(dataset)
+
+    def num_outputs(self, dataset):
+        """Returns the channels of the network's output: one per class, or one for two classes.
+
+        Raises:
+            ValueError: when the loss is binary and the data set has not two classes.
+        """
+        if "binary_cross_entropy" not in self.loss:
+            return dataset.num_classes
+        if dataset.num_classes != 2:
+            raise ValueError(
+                f"binary_cross_entropy is for two classes, and {dataset.name} has "
+                f"{dataset.num_classes}: use cross_entropy."
+            )
+        return 1
+
+    def build_model(self, dataset, tell=lambda line: None):
+        """Builds the network for a data set and fills it from the seed, or from another run.
+
+        A pretrained encoder keeps its weights, and so does the network of a `.keras` file.
+
+        Args:
+            dataset: a `keras_segen.data.Dataset`, for the shape of its images and its classes.
+            tell: called with a line that says which weights `start_from` gave.
+
+        Returns:
+            A `keras.Model` from images `(batch, height, width, channels)` to logits
+            `(batch, height, width, num_outputs)`, not compiled.
+
+        Raises:
+            ValueError: there is no such model, it does not have one of the options, the images
+                have no common size, the precision is float64, `start_from` holds a network of
+                another kind, or a `.keras` file none for these images and classes.
+            OSError: the weights of an encoder are not here and could not be downloaded.
+        """
+        from keras_segen import segmentation
+        from keras_segen.determinism import initialize
+
+        own = is_file(self.model)
+        if not own and self.model not in segmentation.MODELS:
+            raise ValueError(
+                f"There is no model {self.model!r}; there are: {', '.join(segmentation.MODELS)}."
+            )
+        self.check_images(dataset)
+        if own:
+            return segmentation.load_network(self.model, dataset, self.num_outputs(dataset))
+        build = segmentation.MODELS[self.model]
+        known = inspect.signature(build).parameters
+        options = {}
+        for option in ("stride", "dropout", "encoder"):
+            default = type(self).__dataclass_fields__[option].default
+            if option in known:
+                options[option] = getattr(self, option)
+            elif getattr(self, option) != default:
+                raise ValueError(
+                    f"{option} is {getattr(self, option)!r}, but {self.model} has none."
+                )
+        if "activation" in known:
+            options["activation"] = None  # the losses take logits
+        pretrained = self.encoder_weights != "none"
+        with self.dtype_policy():
+            encoder = None
+            if self.encoder != "none":
+                weights = self.encoder_weights if pretrained else None
+                encoder = segmentation.ENCODERS[self.encoder](weights)
+            if "encoder" in options:
+                options["encoder"] = encoder
+            filters = self.filters or FILTERS[self.model][encoder is not None]
+            model = build(
+                dataset.image_shape, self.num_outputs(dataset), filters=filters, **options
+            )
+        initialize(model, self.seed, keep=encoder if pretrained else None)
+        if self.start_from is not None:
+            tell(self._take_weights(model))
+        return model
+
+    def _take_weights(self, model):
+        """Fills a model with the best weights of the run `start_from`; says which, in a line."""
+        import keras
+
+        from keras_segen import segmentation
+
+        path = Path(self.start_from) / "model.keras"
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist: start_from names no finished run.")
+        trained = keras.models.load_model(path, compile=False, safe_mode=True)
+        try:
+            taken, new, unused = segmentation.take_weights(model, trained)
+        except ValueError as error:
+            raise ValueError(f"{path} holds another network. {error}") from None
+        line = f"{len(taken)} layers start from {path}"
+        if new:
+            line += f"; new: {', '.join(new)}"
+        if unused:
+            line += f"; left there: {', '.join(unused)}"
+        return line
+
+    def compile(self, model, dataset, steps_per_epoch, phase=None):
+        """Compiles the model with this experiment's optimizer, loss and metrics.
+
+        Its encoder is frozen or not, as the phase says; frozen, its batch normalization uses the
+        pretrained statistics and leaves them.
+
+        Args:
+            model: what `build_model` returned.
+            dataset: the training split; class weights are computed from it.
+            steps_per_epoch: int, so that the cosine knows its end.
+            phase: one of `phases()`; None for the first.
+        """
+        import keras
+
+        from keras_segen import metrics
+
+        phase = phase or self.phases()[0]
+        if self.encoder != "none":
+            model.get_layer(self.encoder).trainable = not phase.frozen
+        rate = self.rate(phase.learning_rate, (phase.end - phase.first) * steps_per_epoch)
+        if self.optimizer == "adam":
+            optimizer = keras.optimizers.Adam(rate)
+        elif self.optimizer == "adamw":
+            optimizer = keras.optimizers.AdamW(rate, weight_decay=self.weight_decay)
+        else:
+            optimizer = keras.optimizers.SGD(
+                rate, momentum=0.9, weight_decay=self.weight_decay or None
+            )
+        # What scales or shifts by channel is drawn to 0 for no good; kernels have 2 axes or more.
+        optimizer.exclude_from_weight_decay([v for v in model.trainable_variables if v.ndim < 2])
+
+        void = dataset.ignore_class
+        model.compile(
+            optimizer,
+            loss=self.make_loss(dataset),
+            metrics=[
+                metrics.MeanIoU(dataset.num_classes, ignore_class=void),
+                metrics.PixelAccuracy(dataset.num_classes, ignore_class=void),
+            ],
+        )
+
+    def make_loss(self, dataset):
+        """Makes the loss for a data set, the training split, of which the class weights are."""
+        from keras_segen import losses
+
+        terms = []
+        for factor, name in self.loss_terms():
+            options = {"ignore_class": dataset.ignore_class}
+            if name in SMOOTHED_LOSSES:
+                options["label_smoothing"] = self.label_smoothing
+            if name in WEIGHTED_LOSSES and self.class_weights != "none":
+                options["class_weights"] = imbalance.CLASS_WEIGHTS[self.class_weights](dataset)
+            terms.append((factor, getattr(losses, LOSSES[name])(**options)))
+        if len(terms) == 1 and terms[0][0] == 1:
+            return terms[0][1]
+        return losses.SumOfLosses(terms)
+
+    @property
+    def monitor(self):
+        return None if self.folds else ("val_mean_iou", 1)
+
+    def draw(self, model, val_data):
+        """Draws some validation images with their masks, the same ones each time."""
+        from keras_segen import backend, metrics, plot
+
+        chosen = np.linspace(0, len(val_data) - 1, min(NUM_PREVIEWS, len(val_data))).astype(int)
+        images, truth = map(np.stack, zip(*(val_data[int(i)] for i in chosen), strict=True))
+        figure = plot.masks(
+            images,
+            truth,
+            metrics.class_ids(backend.infer(model, images)),
+            palette=val_data.palette,
+            class_names=val_data.class_names,
+            ignore_class=val_data.ignore_class,
+        )
+        return {"epoch": figure}
+
+    def outcome(self, history):
+        return f"Best validation mean IoU {max(history['val_mean_iou']):.4f}"
