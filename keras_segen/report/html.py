@@ -27,15 +27,20 @@ def render(template, filters, **values):
         filters: dict from a name to a function, beside `show`, `percent` and `setting`.
         **values: what the template asks for.
     """
-    environment = jinja2.Environment(
+    return environment(filters).get_template(template).render(**values)
+
+
+def environment(filters=()):
+    """What fills the templates: text is escaped, and a value that is missing is an error."""
+    found = jinja2.Environment(
         loader=jinja2.PackageLoader("keras_segen.report"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters.update(show=show, percent=percent, setting=setting, **filters)
-    return environment.get_template(template).render(**values)
+    found.filters.update(show=show, percent=percent, setting=setting, **dict(filters))
+    return found
 
 
 def svg(figure, label, colors=()):
