@@ -115,9 +115,9 @@ def takes_task(command, without=()):
     from keras_segen.tasks import registry as kinds
 
     parameters = inspect.signature(command).parameters
-    own = [p for p in parameters.values() if p.name not in ("experiment", "experiments")]
-    several = "experiments" in parameters
-    known = kinds.KINDS[:1] if several else kinds.KINDS
+    own = [p for p in parameters.values() if p.name not in ("task", "tasks")]
+    several = "tasks" in parameters
+    known = [kind for kind in kinds.KINDS if kind.fold_figures or not several]
     if several:
         text = (
             "Names that `keras-segen models` lists, .keras files, or .json files with whole "
@@ -288,13 +288,11 @@ def datasets(
 @app.command()
 def models():
     """List the models: those that make masks, then those that make pictures."""
-    from keras_segen import generation, segmentation
+    from keras_segen.tasks.registry import KINDS
 
-    texts = {name: inspect.getdoc(builder) for name, builder in segmentation.MODELS.items()}
-    for name, builders in generation.NETWORKS.items():
-        texts[name] = sys.modules[builders[0].__module__].__doc__
-    for name, text in texts.items():
-        console.print(f"[bold]{name}[/bold]  {text.splitlines()[0]}", highlight=False)
+    for kind in KINDS:
+        for name, text in kind.describe_models().items():
+            console.print(f"[bold]{name}[/bold]  {text}", highlight=False)
 
 
 @app.command()
@@ -352,69 +350,15 @@ def evaluate(
     """
     _use(backend)
     from keras_segen import runs
-    from keras_segen.runs import training
-    from keras_segen.runs.evaluate import CLASS_FIGURES
-    from keras_segen.tasks.registry import read
 
-    if read(training.load_run(run)["experiment"]).makes == "pictures":
-        from keras_segen.runs import judge
-
-        given = {} if extractor is None else {"extractor": extractor}
-        _print_judgement(judge.evaluate(run, split, count=count, **given), run, split)
-        return
-    if extractor is not None or count is not None:
-        raise ValueError(f"--extractor and --count are for pictures, and {run} makes masks.")
-    result = runs.evaluate(run, split)
-    columns = CLASS_FIGURES
-    table = rich.table.Table("class", *columns.values())
-    for name in result["class_iou"]:
-        values = [result[f"class_{key}"][name] for key in columns]
-        table.add_row(name, *("–" if value is None else f"{value:.4f}" for value in values))
-    console.print(table)
-    means = [f"mean_{key}" for key in columns]
-    for key in (*means, "pixel_accuracy", "expected_calibration_error"):
-        console.print(f"{key} {result[key]:.4f}")
-    console.print(f"{result['images']} images of {split}, on {result['backend']}")
-    console.print(f"The worst images and more: {run / f'evaluation-{split}.html'}", soft_wrap=True)
-
-
-def _print_judgement(result, run, split):
-    """Prints what `judging.evaluate` found."""
-    rows = {
-        "generated against real": {**result, "images": result["fake_images"]},
-        "half of the real against the other": result["sanity"]["real_against_real"],
-        "noise against real": result["sanity"]["real_against_noise"],
-    }
-    shown = ("precision", "recall", "density", "coverage")
-    table = rich.table.Table("", "images", "Fréchet distance", "kernel distance", *shown)
-    for name, row in rows.items():
-        kernel = f"{row['kernel_distance']:.4f} ± {row['kernel_standard_error']:.4f}"
-        distances = (f"{row['images']}", f"{row['frechet_distance']:.2f}", kernel)
-        table.add_row(name, *distances, *(f"{row[key]:.3f}" for key in shown))
-    console.print(table)
-    console.print(
-        f"{result['measure']}: {result['features']} features. {result['real_images']} real images "
-        f"of {split}; {result['checkpoint']}; on {result['backend']}",
-        soft_wrap=True,
-    )
-    if "bounds" in result:
-        found, weighted = result["bounds"], result["bounds"]["importance_weighted"]
-        console.print(
-            f"ELBO {found['elbo']:.2f} nats per image, {found['bits_per_dimension']:.4f} bits per "
-            f"dimension; reconstruction {found['reconstruction']:.2f}, KL {found['kl']:.2f}; "
-            f"{found['images']} images",
-            soft_wrap=True,
-        )
-        console.print(
-            f"Importance-weighted bound {weighted['bound']:.2f} nats, "
-            f"{weighted['bits_per_dimension']:.4f} bits per dimension, where the ELBO is "
-            f"{weighted['elbo']:.2f}; {weighted['images']} images, "
-            f"{weighted['samples']} codes each",
-            soft_wrap=True,
-        )
-    for warning in result["warnings"]:
+    found = runs.evaluate(run, split, extractor=extractor, count=count)
+    for table in found.tables:
+        console.print(table.to_rich())
+    for sentence in found.sentences:
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+    for warning in found.warnings:
         console.print(f"[yellow]Careful:[/yellow] {rich.markup.escape(warning)}", soft_wrap=True)
-    console.print(f"All of it: {run / f'evaluation-{split}.json'}", soft_wrap=True)
+    console.print(f"All of it: {run / f'evaluation-{split}.html'}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -538,24 +482,10 @@ def crossval(
     except KeyboardInterrupt:
         errors.print(f"Interrupted. The same command goes on in {out}.", soft_wrap=True)
         raise typer.Exit(130) from None
-    table = rich.table.Table("model", *crossval.FIGURES.values())
-    for name, model in result["models"].items():
-        found = [model[figure] for figure in crossval.FIGURES]
-        table.add_row(name, *(f"{f['mean']:.4f} ± {f['standard_deviation']:.4f}" for f in found))
-    console.print(table)
+    for table in crossval.tables(result, next(iter(tasks.values()))):
+        console.print(table.to_rich())
     if result["differences"]:
-        table = rich.table.Table("difference", "figure", "mean", "standard error", "t", "p")
-        for row in result["differences"]:
-            error, t, p = (row[key] for key in ("corrected_standard_error", "t", "p"))
-            table.add_row(
-                f"{row['second']} − {row['first']}",
-                crossval.FIGURES[row["figure"]],
-                f"{row['mean']:+.4f}",
-                f"{error:.4f}",
-                *("–" if value is None else f"{value:.3f}" for value in (t, p)),
-            )
-        console.print(table)
-        console.print(result["caution"])
+        console.print(result["caution"], markup=False)
     console.print(f"Plot and more: {out / 'crossval.html'}", soft_wrap=True)
 
 
@@ -723,9 +653,9 @@ def bench_costs(
     """
     from keras_segen.bench import costs, costs_report
 
-    if image_size is None:
-        image_size = "64x64,128x128" if task.makes == "masks" else "32x32,64x64"
-    sizes = [_numbers("--image-size", each, r"\d+x\d+", "x") for each in image_size.split(",")]
+    sizes = task.bench_sizes
+    if image_size is not None:
+        sizes = [_numbers("--image-size", each, r"\d+x\d+", "x") for each in image_size.split(",")]
     result = costs.run(
         task,
         out,

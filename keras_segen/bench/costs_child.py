@@ -12,7 +12,6 @@ import functools
 import gc
 import time
 
-import numpy as np
 import psutil
 
 from keras_segen import machine
@@ -114,7 +113,7 @@ class Cell:
         self.batches = task.training_batches(dataset, kind=functools.partial(Repeated, steps=steps))
         self.portion = task.training_batches(dataset, kind=functools.partial(Portion, steps=steps))
         self.loaders = [backend.make_loader(source) for source in (self.batches, self.portion)]
-        self.network, self.inputs = to_predict(self.model, self.batches.stored[0])
+        self.network, self.inputs = task.network_to_predict(self.model, self.batches.stored)
         if self.network is not self.model:
             set_mode(self.network, mode)
         self.works = {"train": self.train, "predict": self.predict, "load": self.load}
@@ -183,20 +182,6 @@ def set_mode(model, mode):
     model.jit_compile = mode["jit_compile"]
     if model.jit_compile != mode["jit_compile"]:
         raise RuntimeError(f"{model.name} has a layer that does not support jit_compile=True.")
-
-
-def to_predict(model, images):
-    """Returns the network that predicts, and its inputs: images, or codes to make some of."""
-    from keras_segen import generation
-
-    if isinstance(model, generation.VAE):
-        network = model.decoder
-    elif isinstance(model, generation.GAN):
-        network = model.ema_generator
-    else:
-        return model, images
-    labels = np.arange(len(images), dtype="int32") % (model.num_classes or 1)
-    return network, model.join(model.draw_codes(len(images)), labels)
 
 
 class Handlers:

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_segen.compare.subjects import SUBJECTS
 from keras_segen.data.loader import Batches
 from keras_segen.files import write_atomically, write_json
 from keras_segen.tasks.registry import read, read_json
@@ -81,7 +80,6 @@ def train(folder, started):
     from keras_segen.report.numbers import plain
 
     task = read_json(folder / "experiment.json")
-    subject = SUBJECTS[task.makes]
     seconds = {"imports": time.perf_counter() - started}
     folder = folder / keras.backend.backend()
 
@@ -94,7 +92,7 @@ def train(folder, started):
     seconds["build"] = time.perf_counter() - mark
 
     weights = hashlib.sha256(b"".join(w.tobytes() for w in model.get_weights())).hexdigest()
-    arrays = {"first_outputs": subject.outputs(model, val_data)}
+    arrays = {"first_outputs": task.outputs(model, val_data)}
     tell("phase", phase="measuring the loader")
     loader = clock.loader_times(task.training_batches(train_data), NUM_LOADER_BATCHES)
 
@@ -124,11 +122,11 @@ def train(folder, started):
     seconds["first_step"] = recorder.seconds[0]
 
     tell("phase", phase="predicting")
-    arrays["last_outputs"] = subject.outputs(model, val_data)
-    applied, times = subject.apply(model, val_data, task.batch_size)
+    arrays["last_outputs"] = task.outputs(model, val_data)
+    applied, times = task.apply(model, val_data)
     arrays |= applied
     on_device = backend.peak_device_memory()
-    figures = subject.figures(task, model, val_data, history)
+    figures = task.compared_figures(model, val_data, history)
     with write_atomically(folder / "model.keras") as temporary:
         backend.save_model(model, temporary)
     with write_atomically(folder / "arrays.npz") as temporary:
@@ -155,7 +153,7 @@ def train(folder, started):
                 "step": clock.spread(clock.steady(recorder.seconds)),
                 "wait": clock.spread(clock.steady(recorder.waits)),
                 "loader": clock.spread(loader),
-                **{name: clock.spread(clock.steady(each)) for name, each in times.items()},
+                task.work[0]: clock.spread(clock.steady(times)),
             },
             "memory_mib": {
                 "peak_resident": round(machine.peak_memory() / 2**20, 1),
@@ -213,7 +211,6 @@ def serve(folder, started):
     from keras_segen.runs.training import load_model
 
     task = read_json(folder / "experiment.json")
-    subject = SUBJECTS[task.makes]
     val_data = task.load_data("val")
     here = keras.backend.backend()
     for path in sorted(folder.glob("*/model.keras")):
@@ -222,8 +219,8 @@ def serve(folder, started):
             continue
         tell("phase", phase=f"running the model that {trained_on} trained")
         model = load_model(path.parent)
-        arrays, _ = subject.apply(model, val_data, task.batch_size)
-        arrays["last_outputs"] = subject.outputs(model, val_data)
+        arrays, _ = task.apply(model, val_data)
+        arrays["last_outputs"] = task.outputs(model, val_data)
         with write_atomically(folder / here / f"serving-{trained_on}.npz") as temporary:
             np.savez_compressed(temporary, **arrays)
 

@@ -22,10 +22,8 @@ import rich.progress
 
 import keras_segen
 from keras_segen import frameworks, machine
-from keras_segen.compare import checks as parity
-from keras_segen.compare import report
+from keras_segen.compare import checks, report
 from keras_segen.compare.layerwise import divergence
-from keras_segen.compare.subjects import SUBJECTS
 from keras_segen.files import write_json
 from keras_segen.tasks.task import is_file
 
@@ -51,7 +49,7 @@ def run(
     `parity.npz`. An earlier comparison there is replaced.
 
     Args:
-        task: a `keras_segen.tasks.SegmentationTask`, `GanTask` or `VaeTask`.
+        task: a `keras_segen.tasks.Task`.
         folder: path to write to.
         backends: names of the backends, in the order in which they run.
         threads: int, threads for each process; None for one per core.
@@ -140,11 +138,6 @@ def _check_parity(task, steps):
     """Checks that a task can be compared layer by layer, if it is to be."""
     if steps < 0:
         raise ValueError(f"parity_steps is {steps}, expected a number of steps, or 0.")
-    if steps and task.makes != "masks":
-        raise ValueError(
-            f"{task.model} makes {task.makes}, and layer by layer networks that make "
-            "masks are compared: leave out --parity; losses are compared step by step without it."
-        )
     if steps == 0 and task.precision == divergence.HIGH:
         raise ValueError(
             "precision is 'float64', in which nothing is trained: compare layer by layer with "
@@ -155,11 +148,8 @@ def _check_parity(task, steps):
             f"precision is {task.precision!r}, and a comparison layer by layer is in "
             f"{' or '.join(map(repr, divergence.PRECISIONS))}."
         )
-    if steps and task.dropout:
-        raise ValueError(
-            f"dropout is {task.dropout}, and each backend draws other values to drop: "
-            "compare layer by layer with dropout=0."
-        )
+    if steps:
+        task.check_layerwise()
 
 
 def _prepare(folder, backends):
@@ -314,39 +304,38 @@ def _conclude(task, folder, outcomes, interrupted, command):
     ]
     parted = divergence.compare(*records, task.precision) if len(records) == 2 else None
 
-    subject = SUBJECTS[task.makes]
     both = len(results) == 2
-    checks = parity.checks(results, arrays, serving, subject) if both else []
-    tolerance = parity.loss_tolerance(subject, *results.values()) if both else None
-    checks[2:2] = divergence.checks(parted) if parted else []  # after weights and batches
+    handed_over = checks.hand_over(arrays, serving, task) if both else []
+    checked = checks.checks(results, arrays, handed_over, task) if both else []
+    tolerance = checks.loss_tolerance(task, *results.values()) if both else None
+    checked[2:2] = divergence.checks(parted) if parted else []  # after weights and batches
     failed = any(outcome["status"] == "failed" for outcome in outcomes.values())
     status = "interrupted" if interrupted else "failed" if failed else "passed"
-    if status == "passed" and not all(check["passed"] for check in checks):
+    if status == "passed" and not all(check["passed"] for check in checked):
         status = "parted"
     return {
-        "schema": 2,
+        "schema": 3,
         "version": keras_segen.__version__,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command,
         "status": status,
-        "makes": task.makes,
         "experiment": task.to_dict(),
         "parameters": next((result["parameters"] for result in results.values()), None),
-        **subject.conclude(task.load_data("val"), arrays, folder),
+        **task.conclude(task.load_data("val"), arrays, folder),
         "machine": machine.describe(),
         "backends": {
             backend: {**outcome, **results.get(backend, {})}
             for backend, outcome in outcomes.items()
         },
-        "checks": checks,
+        "checks": checked,
         "parity": parted,
         "loss_tolerance": {"relative": tolerance} if both else None,
         "loss_difference": (
-            parity.loss_difference(*(result["losses"] for result in results.values()))
+            checks.loss_difference(*(result["losses"] for result in results.values()))
             if both
             else []
         ),
-        "hand_over": parity.hand_over(arrays, serving, subject) if both else [],
+        "hand_over": handed_over,
         "notes": notes(results),
     }
 

@@ -40,7 +40,7 @@ def train(task, folder, tensorboard=False, callbacks=(), verbose="auto"):
     """Trains a task into a new run folder.
 
     Args:
-        task: a `keras_segen.tasks.SegmentationTask`, `GanTask` or `VaeTask`.
+        task: a `keras_segen.tasks.Task`.
         folder: path of the run folder; it must not hold a run yet.
         tensorboard: bool, whether scalars are also written for TensorBoard, to
             `folder/tensorboard` (needs the package tensorboard).
@@ -151,6 +151,16 @@ def load_run(folder):
     if not path.exists():
         raise FileNotFoundError(f"{folder} is no run folder: it has no run.json.")
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def open_run(folder):
+    """Reads what a run folder was trained for: `(task, contents of its run.json)`.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+    """
+    run = load_run(folder)
+    return read(run["experiment"]), run
 
 
 def load_model(folder):
