@@ -5,7 +5,6 @@ Keras is imported by what builds a model, not before: the command line knows the
 
 import dataclasses
 import functools
-import math
 import sys
 import time
 from pathlib import Path
@@ -17,9 +16,10 @@ from keras_segen import data, frameworks
 from keras_segen.report.evaluation import Evaluation, Shown
 from keras_segen.report.numbers import show
 from keras_segen.report.tables import Column, Table, decimals
+from keras_segen.tasks import fields
+from keras_segen.tasks.fields import field
 from keras_segen.tasks.task import Figure, Task
 
-AUGMENTS = ("default", "none")
 NUM_PROBES = 16  # pictures that a comparison looks at
 NUM_SHOWN = 8  # of them, that it draws
 NUM_GENERATED = 16  # batches whose time it takes
@@ -27,30 +27,10 @@ PICTURE_TOLERANCE = 1e-4
 LEAST_JUDGED = 40  # generated images, which `generation.evaluate` needs at least
 
 
+@fields.document
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerationTask(Task):
-    """What a GAN's and a VAE's training have in common.
-
-    Args:
-        filters: tuple of int, channels of the networks, by the number of halvings of the image;
-            None suits the image's size and a laptop.
-        channels: int, 1 for grey images, 3 for RGB; None for the data set's own.
-        image_size: as in `Task`; `"shapes"` has 32 x 32 pixels, if nothing is said.
-        augment: str, `"default"` swaps left and right of every other picture, if the data set is
-            one where that is as good (`Pictures.mirror`); `"none"` does not.
-        early_stopping: int, as in `Task`; for a GAN it needs `judge`.
-        latent_dim: int, numbers in a code.
-        conditional: bool, whether the model is told the class of each picture, and can be asked
-            for one then.
-        judge: int, so many generated images are compared with as many of the validation split
-            after each epoch (`keras_segen.generation.evaluate` on EfficientNet-Lite0), and the
-            epoch with the smallest kernel distance is kept; at least 40, or 0 for no comparison.
-
-    The other arguments are those of `keras_segen.tasks.task.Task`.
-
-    Raises:
-        ValueError: a value is not among those allowed.
-    """
+    """What a GAN's and a VAE's training have in common; None is what the model's paper has."""
 
     own_sizes: ClassVar[dict] = {"shapes": 32}
     does: ClassVar[str] = "makes new pictures"
@@ -73,20 +53,37 @@ class GenerationTask(Task):
     )
     bench_sizes: ClassVar[tuple] = ((32, 32), (64, 64))
 
+    filters: tuple[int, ...] | None = field(
+        "Channels of the networks, such as 64,128,256: as many as the networks halve the image.",
+        default=None,
+        at_least=1,
+        common=True,
+    )
     batch_size: int = 64
-    latent_dim: int | None = None
-    conditional: bool = False
-    judge: int = 0
+    augment: str = field(
+        "Whether every other picture has left and right swapped, where that is as good.",
+        default="default",
+        choices=("default", "none"),
+        common=True,
+    )
+    latent_dim: int | None = field("Numbers in a code.", default=None, at_least=1, common=True)
+    conditional: bool = field(
+        "Tell the model the class of each picture, so that one can be asked for.", default=False
+    )
+    judge: int = field(
+        "Generated images that are compared with as many of the validation split after each "
+        "epoch; the epoch with the smallest kernel distance is kept. At least 40; 0: none.",
+        default=0,
+        at_least=0,
+    )
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            if getattr(self, field.name) is None:
-                object.__setattr__(self, field.name, self.default(field.name, self.model))
+        fields.check_value("model", self.model, fields.Meaning(choices=self.MODELS))
+        for each in dataclasses.fields(self):
+            if getattr(self, each.name) is None:
+                object.__setattr__(self, each.name, self.default(each.name, self.model))
         super().__post_init__()
-        self.check_choices(augment=AUGMENTS, channels=(1, 3, None))
-        if self.latent_dim < 1:
-            raise ValueError(f"latent_dim is {self.latent_dim}, expected 1 or more.")
-        if self.judge and self.judge < LEAST_JUDGED:
+        if 0 < self.judge < LEAST_JUDGED:
             raise ValueError(
                 f"judge is {self.judge}, expected {LEAST_JUDGED} images or more, or 0 for none."
             )
@@ -95,13 +92,6 @@ class GenerationTask(Task):
                 f"early_stopping is {self.early_stopping}, but a loss of {self.model} does not say "
                 "which epoch is better: use judge=1000, or early_stopping=0."
             )
-
-    def check_at_least(self, lowest, *fields):
-        """Raises a ValueError if one of some fields is below, or not finite."""
-        for field in fields:
-            value = getattr(self, field)
-            if not (math.isfinite(value) and value >= lowest):
-                raise ValueError(f"{field} is {value}, expected {lowest} or more.")
 
     def load_data(self, split):
         """Loads a split of the data set: `keras_segen.data.Pictures`; masks are left out."""

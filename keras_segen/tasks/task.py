@@ -8,16 +8,13 @@ the methods that need it.
 import contextlib
 import dataclasses
 import json
-import math
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from keras_segen import data
 from keras_segen.data.loader import Batches
-
-SCHEDULES = ("constant", "cosine")
-PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16", "float64")
-CACHES = ("none", "ram", "disk")
+from keras_segen.tasks import fields
+from keras_segen.tasks.fields import field
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,36 +46,13 @@ class Figure(NamedTuple):
     headline: str = ""
 
 
+@fields.document
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
     """What is trained, as plain values; the base of all kinds of tasks.
 
     A kind of task is a class for some models, `MODELS`. It says how they are built, compiled,
     watched and drawn, how they are judged and used, and what a comparison of backends looks at.
-
-    Args:
-        model: str, one of `MODELS`.
-        data: str, a data set as `keras_segen.data.load` takes it: `"shapes"`, `"folder:PATH"`.
-        filters: tuple of int, channels as the model's `filters` argument takes them; None is made
-            for a laptop.
-        image_size: `(height, width)` that images are brought to; None for the data set's own.
-        channels: int, 1 for grey images or 3 for RGB; None, if the class allows it, for the data
-            set's own.
-        batch_size: int.
-        epochs: int.
-        learning_rate: float, at the start.
-        schedule: str, one of `SCHEDULES`; the cosine ends at 0 after the last epoch.
-        early_stopping: int, the training ends after so many epochs in which what is watched on
-            the validation split did not get better (`monitor`); 0 for never.
-        augment: str, `"default"`, `"none"`, or what the class allows.
-        precision: str, one of `PRECISIONS`; `"float64"` is for a comparison layer by layer, and
-            no training takes it.
-        seed: int, for all that is random.
-        workers: int, processes that prepare batches; 0 for a thread.
-        cache: str, one of `CACHES`: where decoded images are kept.
-
-    Raises:
-        ValueError: a value is not among those allowed.
     """
 
     MODELS: ClassVar[tuple] = ()
@@ -101,47 +75,61 @@ class Task:
     fold_figures: ClassVar[dict] = {}  # what folds are compared by -> its name; none: no folds
     fold_details: ClassVar[dict] = {}  # dicts of such figures -> the title of their table
 
-    model: str
-    data: str = "shapes"
-    filters: tuple | None = None
-    image_size: tuple | None = None
-    channels: int | None = None
-    batch_size: int
-    epochs: int = 5
-    learning_rate: float
-    schedule: str = "constant"
-    early_stopping: int = 0
-    augment: str = "default"
-    precision: str = "float32"
-    seed: int = 0
-    workers: int = 0
-    cache: str = "none"
+    model: str = field("What is trained: a name that `keras-segen models` lists.", common=True)
+    data: str = field(
+        "Data set: a name that `keras-segen datasets` lists, such as folder:PATH.",
+        default="shapes",
+        common=True,
+    )
+    filters: tuple[int, ...] | None = field(
+        "Channels per level, such as 16,32,64. Without it, what suits a laptop.",
+        default=None,
+        at_least=1,
+        common=True,
+    )
+    image_size: tuple[int, int] | None = field(
+        "HEIGHTxWIDTH that images are brought to, such as 176x240. Without it, the data set's own.",
+        default=None,
+        at_least=1,
+        between="x",
+        common=True,
+    )
+    channels: int | None = field(
+        "1 for gray images, 3 for RGB. Without it, the data set's own where the model allows it.",
+        default=None,
+        choices=(1, 3),
+    )
+    batch_size: int = field("Images per step.", at_least=1, common=True)
+    epochs: int = field("Passes over the training split.", default=5, at_least=1, common=True)
+    learning_rate: float = field("Learning rate at the start.", above=0, common=True)
+    schedule: str = field(
+        "How the learning rate goes on; the cosine ends at 0 after the last epoch.",
+        default="constant",
+        choices=("constant", "cosine"),
+    )
+    early_stopping: int = field(
+        "Stop after so many epochs without a better figure on the validation split; 0: never.",
+        default=0,
+        at_least=0,
+    )
+    augment: str = field("Random changes of the training images.", default="default", common=True)
+    precision: str = field(
+        "Numbers to compute with; float64 is for a comparison layer by layer (compare --parity).",
+        default="float32",
+        choices=("float32", "mixed_float16", "mixed_bfloat16", "float64"),
+    )
+    seed: int = field("For all that is random.", default=0, at_least=0, common=True)
+    workers: int = field("Processes that prepare batches; 0 for a thread.", default=0, at_least=0)
+    cache: str = field(
+        "Where decoded images are kept.", default="none", choices=("none", "ram", "disk")
+    )
 
     def __post_init__(self):
-        self.check_choices(schedule=SCHEDULES, precision=PRECISIONS, cache=CACHES)
-        for field in ("batch_size", "epochs"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} is {getattr(self, field)}, expected 1 or more.")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ValueError(f"learning_rate is {self.learning_rate}, expected more than 0.")
-        if self.early_stopping < 0:
-            raise ValueError(
-                f"early_stopping is {self.early_stopping}, expected a number of epochs, or 0."
-            )
+        fields.check(self)
         name, colon, path = self.data.partition(":")
         if path:  # so that a run resumes from anywhere
             path = Path(path).expanduser().resolve()
             object.__setattr__(self, "data", f"{name}{colon}{path}")
-
-    def check_choices(self, **choices):
-        """Raises a ValueError if a field has none of the values that are given for it."""
-        for field, allowed in choices.items():
-            if getattr(self, field) not in allowed:
-                raise ValueError(
-                    f"{field} is {getattr(self, field)!r}, expected one of "
-                    + ", ".join(map(repr, allowed))
-                    + "."
-                )
 
     @classmethod
     def takes(cls, model):

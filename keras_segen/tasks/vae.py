@@ -6,33 +6,24 @@ from typing import ClassVar
 import numpy as np
 
 from keras_segen.data.loader import Batches
+from keras_segen.tasks import fields
+from keras_segen.tasks.fields import field
 from keras_segen.tasks.generation import GenerationTask
 from keras_segen.tasks.task import Figure
 
-LIKELIHOODS = ("gaussian", "bernoulli")
 NUM_RECONSTRUCTIONS = 32
 NUM_TRAVERSED = 256  # images that tell how much each number of a code says
 BOUND_IMAGES = 1000  # whose importance-weighted bound is computed
 BOUND_SAMPLES = 64  # codes for each of them
 
 
+@fields.document
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VaeTask(GenerationTask):
     """One training of a VAE, completely described.
 
-    Args:
-        model: str, `"vae"`.
-        filters: tuple of int, as `vae_encoder` takes them; None for 32, 64, 128, ….
-        latent_dim: int, numbers in a code.
-        likelihood: str, one of `LIKELIHOODS`, see `keras_segen.generation.VAE`.
-        beta: float, weight of the distance to the standard normal; 1 for the bound.
-
-    The other arguments are those of `GenerationTask` and `keras_segen.tasks.task.Task`. The
-    optimizer is Adam. What is watched is the bound (ELBO) on the validation split, unless
-    `judge` is given.
-
-    Raises:
-        ValueError: a value is not among those allowed.
+    Without `filters`, the networks have 32, 64, 128, 128, … channels. The optimizer is Adam. What
+    is watched is the bound (ELBO) on the validation split, unless `judge` is given.
     """
 
     MODELS: ClassVar[tuple] = ("vae",)
@@ -49,14 +40,14 @@ class VaeTask(GenerationTask):
     model: str = "vae"
     learning_rate: float = 1e-3
     latent_dim: int = 64
-    likelihood: str = "gaussian"
-    beta: float = 1.0
-
-    def __post_init__(self):
-        self.check_choices(model=self.MODELS)
-        super().__post_init__()
-        self.check_choices(likelihood=LIKELIHOODS)
-        self.check_at_least(0, "beta")
+    likelihood: str = field(
+        "What the decoder says of a pixel.", default="gaussian", choices=("gaussian", "bernoulli")
+    )
+    beta: float = field(
+        "Weight of the distance between codes and the standard normal; 1 for the bound.",
+        default=1.0,
+        at_least=0,
+    )
 
     def networks(self, build_first, build_second, image_shape, num_classes):
         levels = range(self.halvings(image_shape))
