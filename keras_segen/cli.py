@@ -115,8 +115,8 @@ def takes_task(command, without=()):
     from keras_segen.tasks import registry as kinds
 
     parameters = inspect.signature(command).parameters
-    own = [p for p in parameters.values() if p.name not in ("experiment", "experiments")]
-    several = "experiments" in parameters
+    own = [p for p in parameters.values() if p.name not in ("task", "tasks")]
+    several = "tasks" in parameters
     known = kinds.KINDS[:1] if several else kinds.KINDS
     if several:
         text = (
