@@ -54,7 +54,7 @@ class Cell:
         self.batches = task.training_batches(dataset, kind=held)  # one, again and again
         self.portion = task.training_batches(dataset, kind=portion)
         self.loaders = [backend.make_loader(source) for source in (self.batches, self.portion)]
-        self.network, self.inputs = to_predict(self.model, self.batches.stored[0])
+        self.network, self.inputs = to_predict(self.model, self.batches.stored[0][0])
         if self.network is not self.model:
             set_mode(self.network, mode)
         self.works = {"train": self.train, "predict": self.predict, "load": self.load}
