@@ -297,7 +297,7 @@ def test_the_verdict_names_the_least_and_the_most(tmp_path):
     assert re.search(r"41.4 to 55.2 +41.4 to 55.2 +41.4 to 55.2 +prediction 1 +\n", text)
     assert "CPU 68.9" in text and "building 0.5" in text
     assert re.search(r"PyTorch, compile +failed +–", text)
-    assert re.search(r"Training step +PyTorch, eager +10 +\S+ +20,000 +ms +0.0 %", text)
+    assert re.search(r"Training step +PyTorch, eager +10.0 +\S+ +20,000 +ms +0.0 %", text)
     page = costs_report.page(result)
     assert all(said in page for said in ("12.2<small>prediction 1</small>", "41.4 to 55.2", "646"))
     result["cells"] = [cell for cell in result["cells"] if "error" in cell]
