@@ -550,11 +550,8 @@ def bench_predict(
         f"tile {tile}: {folding['plain_ms']:.0f} ms, folded {folding['folded_ms']:.0f} ms; "
         f"folded / plain = {folding['ratio']:.3f}"
     )
-    table = rich.table.Table("image", "seconds", "image + result", "peak growth", "beyond them")
-    for row in prediction.prediction_memory(model, sides, tile, tell=errors.print):
-        mib = [f"{row[key] / 2**20:.0f} MiB" for key in ("arrays", "growth", "beyond")]
-        table.add_row(f"{row['side']} x {row['side']}", f"{row['seconds']:.1f}", *mib)
-    console.print(table)
+    rows = prediction.prediction_memory(model, sides, tile, tell=errors.print)
+    console.print(prediction.table(rows).to_rich())
 
 
 @bench.command("native")
@@ -580,9 +577,9 @@ def bench_native(
     The result is written into --out, and compared with the latest one there of the same settings.
     """
     _use(backend)
-    from keras_segen.bench import native
+    from keras_segen.bench import contests, native
 
-    contest = native.contest(
+    contest = contests.contest(
         network,
         data=data,
         image_size=image_size and _numbers("--image-size", image_size, r"\d+x\d+", "x"),
@@ -592,34 +589,9 @@ def bench_native(
         seed=seed,
     )
     result = native.run(contest, out, steps, rounds, tell=errors.print)
-    settings, versions, proof = (result[key] for key in ("settings", "versions", "proof"))
-    for values in (settings, {key: value for key, value in versions.items() if value}):
-        text = ", ".join(f"{key} {value}" for key, value in values.items())
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-    console.print(
-        f"Equal over {proof['steps']} steps: losses to {proof['losses']:.1e} (tolerance "
-        f"{native.LOSSES:.0e}), predictions to {proof['predictions']:.1e} (tolerance "
-        f"{native.PREDICTIONS:.0e}).",
-        soft_wrap=True,
-    )
-    table = rich.table.Table("", "ms, Keras", "ms, native", "ratio", "p10 to p90")
-    for row in result["rows"]:
-        table.add_row(
-            f"{row['work']}, {row['side']}",
-            f"{row['ours_ms']['median']:.1f}",
-            f"{row['native_ms']['median']:.1f}",
-            f"{row['ratio']:.3f}",
-            f"{row['ratio_p10']:.3f} to {row['ratio_p90']:.3f}",
-        )
-    console.print(table)
-    for row in result["rows"] if result["earlier"] else ():
-        was = result["earlier"]["ratios"].get(f"{row['work']}, {row['side']}")
-        if was is not None:
-            console.print(
-                f"{row['work']}, {row['side']}: ratio {row['ratio']:.3f}, was {was:.3f} on "
-                f"{result['earlier']['time'][:10]}",
-                highlight=False,
-            )
+    for line in native.lines(result):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(native.table(result).to_rich())
 
 
 @bench.command("costs")

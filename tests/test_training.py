@@ -110,8 +110,10 @@ def test_an_interrupted_run_resumes_to_the_same_weights(finished, picture_folder
     plan = task(picture_folder, schedule="cosine")
     with pytest.raises(KeyboardInterrupt):
         training.train(plan, tmp_path / "run", callbacks=[StopInEpoch(epoch)], verbose=0)
+    (tmp_path / "run" / ".model-0a1b2c3d.keras").write_text("what a killed write leaves")
     training.resume(tmp_path / "run", verbose=0)
     assert_equal_runs(finished, tmp_path / "run")
+    assert not list((tmp_path / "run").glob(".*"))
 
 
 def test_a_killed_run_resumes_to_the_same_weights(finished, picture_folder, tmp_path):

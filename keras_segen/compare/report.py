@@ -10,24 +10,18 @@ import math
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from rich.text import Text
 
 from keras_segen.compare.layerwise import divergence
 from keras_segen.files import write_json, write_text
-from keras_segen.frameworks import FRAMEWORKS
-from keras_segen.plot import INK_COLOR, RULE_COLOR, finite
-from keras_segen.report.html import render, svg
+from keras_segen.plot import INK_COLOR, finite
+from keras_segen.report.charts import COLORS, OTHER_COLORS, Chart, display_name
+from keras_segen.report.html import render
 from keras_segen.report.numbers import listing, plain, setting, show
 from keras_segen.report.tables import Cell, Column, Table
 from keras_segen.tasks import registry
 from keras_segen.tasks.task import Task
 
-# Two colours that colour-blind eyes tell apart, and two dashes for those who see none.
-COLORS = {"tensorflow": "#e8710a", "torch": "#c2185b"}
-OTHER_COLORS = ("#1a73e8", "#188038")
-DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 SMALLEST_DIFFERENCE = 1e-9  # what the logarithmic axis shows for "equal"
 SMALLEST_ROUNDING = 1e-18  # the same, where float64 is shown too
 
@@ -502,7 +496,7 @@ def charts(report):
             continue
         chart = Chart("training step", quantities.get(loss, loss))
         for name, values in losses.items():
-            chart.line(report, name, values)
+            chart.line(values, display_name(name), color(report, name))
         note = "Where the lines coincide, the dashes lie on the line."
         title = f"{chart.axes.get_ylabel().capitalize()} of every step"
         found.append((title, note if len(chart.axes.lines) > 1 else "", chart.svg()))
@@ -549,7 +543,7 @@ def charts(report):
         if max(np.isfinite(values).sum() for values in history.values()) > 1:
             chart = Chart("epoch", quantity)
             for name, values in history.items():
-                chart.line(report, name, values, marker="o")
+                chart.line(values, display_name(name), color(report, name), marker="o")
             title = f"{quantity[0].upper()}{quantity[1:]} after every epoch"
             found.append((title, "", chart.svg()))
     return found
@@ -644,55 +638,6 @@ def parity_chart(label, values):
     return chart.svg()
 
 
-class Chart:
-    """One small line chart that takes its text colour from the page around it."""
-
-    def __init__(self, x_label, y_label):
-        self.figure = Figure(figsize=(4.7, 2.7), layout="constrained")
-        self.axes = self.figure.subplots()
-        self.axes.set_xlabel(x_label, color=INK_COLOR, fontsize=9.5)
-        self.axes.set_ylabel(y_label, color=INK_COLOR, fontsize=9.5)
-        self.axes.spines[["top", "right"]].set_visible(False)
-        self.axes.spines[["left", "bottom"]].set_color(RULE_COLOR)
-        self.axes.tick_params(
-            which="both", color=RULE_COLOR, labelcolor=INK_COLOR, labelsize=9, length=3
-        )
-        self.axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, nbins=6))
-        self.axes.grid(axis="y", color=RULE_COLOR, linewidth=0.6)
-        self.axes.set_axisbelow(True)
-
-    def line(self, report, name, values, marker=None):
-        if not np.isfinite(values).any():
-            return
-        index = list(report["backends"]).index(name)
-        self.axes.plot(
-            np.arange(1, len(values) + 1),
-            values,
-            color=color(report, name),
-            linestyle=DASHES[index % len(DASHES)],
-            linewidth=2.4 if index == 0 else 1.5,  # so that the first shows under the second
-            marker=marker or ("o" if len(values) == 1 else None),
-            markersize=4,
-            label=display_name(name),
-        )
-
-    def svg(self):
-        if len(self.axes.get_legend_handles_labels()[1]) > 1:
-            self.axes.legend(
-                loc="lower left",
-                bbox_to_anchor=(0, 1.0),
-                ncols=4,
-                frameon=False,
-                labelcolor=INK_COLOR,
-                fontsize=9.5,
-                borderaxespad=0.2,
-                handlelength=2.6,
-            )
-        label = f"{self.axes.get_ylabel()} over {self.axes.get_xlabel()}"
-        colors = [(code, f"var(--{name})") for name, code in COLORS.items()]
-        return svg(self.figure, label, colors)
-
-
 def picture(entry, folder):
     """One of the report's pictures with its file as data URI; `source` is None if it is missing."""
     path = Path(folder) / entry["file"]
@@ -715,10 +660,6 @@ def complete(report):
 
 def passed_mark(passed):
     return "–" if passed is None else "✓" if passed else "✕"
-
-
-def display_name(backend):
-    return FRAMEWORKS.get(backend, backend)
 
 
 def color(report, backend):

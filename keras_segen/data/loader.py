@@ -9,7 +9,9 @@ what they read ahead and who peeks into an iterator changes nothing.
 import collections
 import concurrent.futures
 import multiprocessing
+import os
 import pickle
+import threading
 import time
 import warnings
 import weakref
@@ -246,8 +248,15 @@ def _single_threaded():
 
 def _start_worker(source):
     global _worker_batches
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _single_threaded()
     _worker_batches = pickle.loads(source)  # our own bytes, made in `_workers`
+
+
+def _end_with_parent():
+    """Ends this process when the one that started it is gone: killed, it tells nobody."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _worker_batch(epoch, step):

@@ -33,7 +33,7 @@ from keras_segen import layers as _layers  # noqa: F401  (          classes of o
 from keras_segen.data.loader import Batches
 from keras_segen.determinism import seed_random_layers
 from keras_segen.tasks.registry import read
-from keras_segen.files import write_atomically, write_json
+from keras_segen.files import remove_leftovers, write_atomically, write_json
 
 
 def train(task, folder, tensorboard=False, callbacks=(), verbose="auto"):
@@ -60,6 +60,7 @@ def train(task, folder, tensorboard=False, callbacks=(), verbose="auto"):
         raise FileExistsError(
             f"{folder} holds a run already: go on with --resume {folder}, or name another folder."
         )
+    remove_leftovers(folder, folder / "previews")
     train_data, val_data = task.load_data("train"), task.load_data("val")
     model = task.build_model(train_data, tell=print if verbose else lambda line: None)
     batches = task.training_batches(train_data)
@@ -90,6 +91,7 @@ def resume(folder, tensorboard=False, callbacks=(), verbose="auto"):
     """
     folder = Path(folder)
     run = load_run(folder)
+    remove_leftovers(folder, folder / "previews")
     task = read(run["experiment"])
     train_data, val_data = task.load_data("train"), task.load_data("val")
     found, expected = task.describe_data(train_data, val_data), run["data"]
