@@ -201,7 +201,7 @@ def run_folders(tmp_path_factory):
     images = keras.Input((8, 8, 3))
     (root / "unet").mkdir()
     keras.Model(images, layers.Conv2D(2, 1)(images)).save(root / "unet" / "model.keras")
-    write_json(root / "unet" / "run.json", {"experiment": {"model": "unet"}})
+    write_json(root / "unet" / "run.json", {"experiment": {"model": "unet"}, "data": {}})
     return root
 
 
@@ -263,7 +263,7 @@ def test_every_picture_of_a_run(run_folders, tmp_path, run, options, said):
     [
         ("gan", {"class_name": "cow"}, "no class is named 'cow'; expected one of box, disc, star"),
         ("vae", {"class_name": "disc"}, "trained without classes.*leave out the class 'disc'"),
-        ("unet", {}, "is a run of unet, which labels the pixels.*expected a run of a GAN or a VAE"),
+        ("unet", {}, "unet labels the pixels of photos and makes no images: use .* predict"),
         ("vae", {"interpolate": 3, "nearest": True}, "interpolate and nearest are different"),
         ("vae", {"split": "test"}, "split and extractor say what the nearest images are"),
         ("vae", {"separate": "x", "traverse": 3}, "traverse and separate are different"),

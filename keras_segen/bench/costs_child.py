@@ -12,6 +12,7 @@ import functools
 import gc
 import time
 
+import numpy as np
 import psutil
 
 from keras_segen import machine
