@@ -1,7 +1,9 @@
 """The kinds of tasks, a line each, and which of them a model needs."""
 
 import json
+import os
 
+from keras_segen.spelling import did_you_mean
 from keras_segen.tasks.gan import GanTask
 from keras_segen.tasks.segmentation import SegmentationTask
 from keras_segen.tasks.task import is_file
@@ -22,13 +24,16 @@ def kind_of(model):
     >>> kind_of("dcgan").__name__
     'GanTask'
     """
-    if is_file(model):
+    if isinstance(model, (str, os.PathLike)) and is_file(model):
         return SegmentationTask
     for kind in KINDS:
         if model in kind.MODELS:
             return kind
-    names = ", ".join(name for kind in KINDS for name in kind.MODELS)
-    raise ValueError(f"There is no model {model!r}; there are: {names}, or a .keras file.")
+    names = [name for kind in KINDS for name in kind.MODELS]
+    raise ValueError(
+        f"There is no model {model!r}; there are: {', '.join(names)}, or a .keras file."
+        + did_you_mean(model, names)
+    )
 
 
 def read(values):
