@@ -1,5 +1,6 @@
 """The commands, each run as a process, as a user would."""
 
+import json
 import os
 import signal
 import subprocess
@@ -52,9 +53,10 @@ def test_doctor_exits_with_1_if_nothing_can_run(tmp_path):
 def test_lists():
     datasets, models = run("datasets").stdout, run("models").stdout
     assert datasets.startswith("shapes  ") and "\nfolder:PATH  " in datasets
+    assert len({line[len("fashion_mnist[:PATH]") :][:2] for line in datasets.splitlines()}) == 1
     assert models.startswith("unet  ") and "\nplain_unet  " in models
     for name in ("dcgan", "sngan", "vae"):
-        assert f"\n{name}  {name.upper()}: " in models
+        assert f"\n{name:10}  {name.upper()}: " in models
 
 
 def test_train_resume_evaluate_predict(trained, picture_folder, tmp_path):
@@ -167,6 +169,86 @@ def test_what_a_user_can_mend_is_one_line(arguments, message, tmp_path):
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     assert lines[-1].startswith("error: ") and message in lines[-1]
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["train", "--config", "{folder}/typo.yaml"], "'batchsize', which is no field of a task. "),
+        (["train", "--config", "{folder}/typo.yaml"], "Did you mean batch_size?"),
+        (["train", "--config", "{folder}/broken.yaml"], "broken.yaml cannot be read: "),
+        (["train", "--config", "{folder}/broken.json"], "broken.json cannot be read: "),
+        (["train", "--config", "{folder}/list.yaml"], "list.yaml holds no settings"),
+        (["train", "--config", "{folder}/rate.yaml"], "learning_rate in "),
+        (["train", "--config", "{folder}/size.yaml"], "size.yaml is '16', expected whole numbers"),
+        (["train", "--config", "{folder}/type.yaml"], "epochs is 'many', expected a whole number"),
+        (["train", "vae", "--config", "{folder}/unet.yaml"], "--dropout is for unet, plain_unet"),
+        (["crossval", "{folder}/list.json"], "list.json holds no settings"),
+        (["crossval", "{folder}/model.json"], "There is no model 3"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_what_is_wrong_in_a_file_of_settings_is_said(arguments, message, tmp_path):
+    texts = {
+        **{"typo.yaml": "batchsize: 8", "broken.yaml": "epochs: [1\nseed: 2", "list.yaml": "- 1"},
+        **{"broken.json": '{"epochs": ', "list.json": "[]", "model.json": '{"model": 3}'},
+        **{"rate.yaml": "learning_rate: fast", "size.yaml": "image_size: '16'"},
+        **{"type.yaml": "epochs: many", "unet.yaml": "dropout: 0.5"},
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    arguments = [argument.format(folder=tmp_path) for argument in arguments]
+    done = run(*arguments, cwd=tmp_path, code=1)
+    lines = done.stderr.splitlines()
+    assert lines[-1].startswith("error: ") and message in lines[-1]
+
+
+def test_a_training_is_repeated_from_a_file(trained, tmp_path):
+    """The run.json of another run, or YAML; an option beside it comes first."""
+    run("train", "--config", trained / "run.json", "--seed", 7, "--run", tmp_path / "again")
+    first, again = (json.loads((f / "run.json").read_text()) for f in (trained, tmp_path / "again"))
+    assert again["experiment"] == {**first["experiment"], "seed": 7}
+    (tmp_path / "small.yaml").write_text(
+        f"model: plain_unet\ndata: {first['experiment']['data']}\nimage_size: 16x16\n"
+        "filters: [4, 8]\nepochs: 1\nlearning_rate: 1e-2\n"
+    )
+    run("train", "--config", tmp_path / "small.yaml", "--run", tmp_path / "small")
+    small = json.loads((tmp_path / "small" / "run.json").read_text())["experiment"]
+    assert (small["model"], small["image_size"], small["filters"]) == (
+        "plain_unet",
+        [16, 16],
+        [4, 8],
+    )
+    assert small["learning_rate"] == 0.01
+
+
+@pytest.mark.parametrize(
+    "words, found",
+    [
+        ("train dc", ["dcgan"]),
+        ("train --optimizer adam", ["adam", "adamw"]),
+        ("train --data cam", ["camvid:"]),
+        ("bench costs --lik", ["--likelihood"]),
+        ("evaluate --backend to", ["torch"]),
+    ],
+)
+def test_a_shell_completes_commands_and_values(words, found):
+    done = run(
+        _KERAS_SEGEN_COMPLETE="complete_bash",
+        COMP_WORDS=f"keras-segen {words}",
+        COMP_CWORD=str(len(words.split())),
+    )
+    assert done.stdout.split() == found
+
+
+def test_help_shows_what_is_common_first():
+    shown = run("train", "--help").stdout
+    places = [shown.index(text) for text in ("--data", "--epochs", "--run", "More options", "--r1")]
+    assert places == sorted(places)
+    assert "One of adam, adamw, sgd. Default: adam." in shown
+    assert "dcgan 100; sngan 128; vae 64" in shown
+    assert "--fold " not in run("crossval", "--help").stdout
 
 
 @pytest.mark.parametrize("option", ["--epochs", "--schedule", "--early-stopping", "--fold"])

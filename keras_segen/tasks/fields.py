@@ -150,7 +150,8 @@ def _plain(name, value, kind, inner, optional):
 def describe(kind, name):
     """What a field of a class means and may be, in sentences."""
     about = meaning(kind, name)
-    allowed = about.expected.replace("'", "")
+    obvious = about.at_least in (0, 1) and about.below is None
+    allowed = "" if obvious else about.expected.replace("'", "")
     return about.text + (f" {allowed[0].upper()}{allowed[1:]}." if allowed else "")
 
 

@@ -3,6 +3,7 @@
 import inspect
 import json
 
+from keras_segen.spelling import did_you_mean
 from keras_segen.tasks.gan import GanTask
 from keras_segen.tasks.segmentation import SegmentationTask
 from keras_segen.tasks.vae import VaeTask
@@ -41,8 +42,11 @@ def kind_of(model):
     for kind in KINDS:
         if kind.takes(model):
             return kind
-    names = ", ".join(name for kind in KINDS for name in kind.MODELS)
-    raise ValueError(f"There is no model {model!r}; there are: {names}, or a .keras file.")
+    names = [name for kind in KINDS for name in kind.MODELS]
+    raise ValueError(
+        f"There is no model {model!r}; there are: {', '.join(names)}, or a .keras file."
+        + did_you_mean(model, names)
+    )
 
 
 def read(values):

@@ -1,0 +1,61 @@
+"""What the commands share: the application, where they print, and options that many have."""
+
+import os
+from typing import Annotated
+
+import rich.console
+import typer
+
+from keras_segen import frameworks
+
+app = typer.Typer(
+    help="Image segmentation and generation on TensorFlow and PyTorch, each model written once.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+# Names of classes, paths and errors come from outside: nothing that is printed is markup.
+console = rich.console.Console(markup=False, highlight=False, soft_wrap=True)
+errors = rich.console.Console(markup=False, highlight=False, soft_wrap=True, stderr=True)
+
+
+def complete(words):
+    """Lets a shell complete an option's value to one of some words."""
+
+    def complete(incomplete: str):
+        return [word for word in words if word.startswith(incomplete)]
+
+    return complete
+
+
+Backend = Annotated[
+    str | None,
+    typer.Option(
+        help="tensorflow or torch. Without it, KERAS_BACKEND decides.",
+        autocompletion=complete(frameworks.FRAMEWORKS),
+    ),
+]
+
+
+def use(backend):
+    """Chooses the framework, before Keras is imported."""
+    if backend is not None:
+        os.environ["KERAS_BACKEND"] = backend
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    frameworks.require()
+
+
+def numbers(option, text, between=",", count=None):
+    """Reads whole numbers such as `16,32` or, with `x` between them, `176x240`."""
+    found = text.split(between)
+    if not all(each.isdecimal() for each in found) or len(found) != (count or len(found)):
+        expected = between.join(["176", "240"])
+        raise ValueError(f"{option} is {text!r}, expected whole numbers such as {expected}.")
+    return tuple(map(int, found))
+
+
+def decimals(option, text):
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError:
+        raise ValueError(f"{option} is {text!r}, expected numbers such as 0.75,1,1.25.") from None
