@@ -141,6 +141,6 @@ def draw_page(result, run, dataset, worst):
         charts=charts,
         gallery=gallery,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
-        tolerance=max(1.0, metrics.BOUNDARY_TOLERANCE * math.hypot(*dataset.target_shape)),
+        tolerance=max(1.0, metrics.BOUNDARY_TOLERANCE * math.hypot(*dataset.image_shape[:2])),
         void=dataset.ignore_class is not None,
     )
