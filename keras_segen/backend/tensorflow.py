@@ -145,9 +145,8 @@ def make_loader(batches):
 
     loader = tf.data.Dataset.from_generator(
         one_epoch,
-        output_signature=(
-            tf.TensorSpec((rows, *batches.dataset.image_shape), tf.float32),
-            tf.TensorSpec((rows, *batches.dataset.target_shape), tf.int32),
+        output_signature=tf.nest.map_structure(
+            lambda spec: tf.TensorSpec((rows, *spec.shape), spec.dtype), batches.spec
         ),
     )
     loader = loader.apply(tf.data.experimental.assert_cardinality(len(batches)))

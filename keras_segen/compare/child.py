@@ -12,13 +12,13 @@ import hashlib
 import importlib
 import json
 import time
-import zlib
 from pathlib import Path
 
 import numpy as np
 
 from keras_segen import processes
 from keras_segen.data.loader import Batches
+from keras_segen.data.tree import checksum
 from keras_segen.files import write_atomically, write_json
 from keras_segen.processes import tell
 from keras_segen.tasks.registry import read, read_json
@@ -34,11 +34,11 @@ class CheckedBatches(Batches):
         self.checksums = {}
 
     def read(self, epoch):
-        for step, (images, masks) in enumerate(super().read(epoch)):
+        for step, batch in enumerate(super().read(epoch)):
             start = time.perf_counter()
-            self.checksums[f"epoch {epoch}, step {step}"] = zlib.crc32(masks, zlib.crc32(images))
+            self.checksums[f"epoch {epoch}, step {step}"] = checksum(*batch)
             self.waited[-1] += time.perf_counter() - start
-            yield images, masks
+            yield batch
 
 
 def parity(folder, started):
