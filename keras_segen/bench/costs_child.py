@@ -207,7 +207,9 @@ class Handlers:
         import keras
 
         from keras_segen import backend, generation, segmentation  # noqa: F401  (what is timed)
+        from keras_segen.backend import faster
 
+        faster.apply_by_default()
         imports = time.time() - psutil.Process().create_time()
         self.task, self.mode, self.steps = read(task), mode, steps
         for size in image_sizes:
@@ -227,6 +229,7 @@ class Handlers:
                 "layout": keras.config.image_data_format(),
                 "freed_memory": machine.freed_memory,
             },
+            "replacements": faster.status(),
         }
 
     def open(self, image_size, batch_size):

@@ -272,6 +272,8 @@ def meanings(result):
         if "settings" in process:
             own = process["settings"]
             text += f"; {count(own['threads'], 'thread')}, {own['layout']}, {own['device']}"
+            if "replacements" in own:  # not in files of before
+                text += f"; replaced in Keras: {own['replacements']}"
         if "auto" in process:
             text += f"; “auto” would be jit_compile={process['auto']}"
         found.append((name(process), text))

@@ -20,6 +20,7 @@ import keras
 import numpy as np
 
 from keras_segen import backend, data, files, generation, machine
+from keras_segen.backend import faster
 from keras_segen.bench import earlier as earlier_results
 from keras_segen.compare.clock import spread
 from keras_segen.data.loader import Batches
@@ -563,6 +564,7 @@ def run(contest, folder, steps=12, rounds=10, tell=lambda text: None):
         "time": now.isoformat(timespec="seconds"),
         "settings": settings,
         "versions": machine.versions(),
+        "replacements": faster.status(),
         "proof": proof,
         "rows": rows,
         "earlier": earlier,
@@ -583,7 +585,8 @@ def describe(contest, steps):
         "precision": keras.config.dtype_policy().name,
         "layout": keras.config.image_data_format(),
         **{key: value for key, value in backend.settings().items() if key != "framework"},
-        **{key: here[key] for key in ("processor", "cores", "freed_memory")},
+        **{key: here[key] for key in ("processor", "cores")},
+        "freed_memory": machine.freed_memory,
     }
     return json.loads(json.dumps(values))  # lists, as in a file
 
