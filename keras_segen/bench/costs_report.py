@@ -134,6 +134,8 @@ def mode_table(result):
             own = process["settings"]
             text += f"; {count(own['threads'], 'thread')} within an operation, "
             text += f"{own['inter-op threads']} side by side, {own['layout']}, {own['device']}"
+        if "replacements" in process.get("settings", {}):  # not in files of before
+            text += f"; replaced in Keras: {own['replacements']}"
         if "auto" in process:
             text += f"; “auto” would be jit_compile={process['auto']}"
         rows.append([name(process), text, process.get("imports_seconds")])

@@ -18,6 +18,7 @@ import keras
 import numpy as np
 
 from keras_segen import backend, files, machine
+from keras_segen.backend import faster
 from keras_segen.bench import proof
 from keras_segen.bench.earlier import find_earlier
 from keras_segen.bench.rounds import Held, by_turns, check_counts
@@ -132,6 +133,7 @@ def run(contest, folder, steps=12, rounds=10, tell=lambda text: None):
         "time": now.isoformat(timespec="seconds"),
         "settings": settings,
         "versions": machine.versions(),
+        "replacements": faster.status(),
         "proof": proven,
         "rows": rows,
         "earlier": earlier,
@@ -152,7 +154,8 @@ def conditions(contest, steps):
         "precision": keras.config.dtype_policy().name,
         "layout": keras.config.image_data_format(),
         **{key: value for key, value in backend.settings().items() if key != "framework"},
-        **{key: here[key] for key in ("processor", "cores", "freed_memory")},
+        **{key: here[key] for key in ("processor", "cores")},
+        "freed_memory": machine.freed_memory,
     }
     return json.loads(json.dumps(values))  # lists, as in a file
 

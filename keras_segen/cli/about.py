@@ -31,7 +31,10 @@ def doctor():
         if backend not in frameworks.installed():
             console.print(f"{backend}: not installed (pip install 'keras-segen[{backend}]')")
             continue
-        code = "import json; from keras_segen import backend; print(json.dumps(backend.settings()))"
+        code = (
+            "import json; from keras_segen import backend; from keras_segen.backend import faster; "
+            "faster.apply_by_default(); print(json.dumps([backend.settings(), faster.status()]))"
+        )
         done = subprocess.run(
             [sys.executable, "-c", code],
             env={**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "2"},
@@ -40,8 +43,10 @@ def doctor():
         )
         if done.returncode == 0:
             works.append(backend)
-            found = json.loads(done.stdout.splitlines()[-1])
+            found, replaced = json.loads(done.stdout.splitlines()[-1])
             console.print(f"{backend}: runs; " + ", ".join(f"{k} {v}" for k, v in found.items()))
+            for name, text in replaced.items():
+                console.print(f"  {name}: {text}")
         else:
             console.print(f"{backend}: fails: {done.stderr.strip().splitlines()[-1]}")
     if not works:

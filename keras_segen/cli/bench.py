@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from keras_segen.cli.common import Backend, app, console, errors, numbers, use
+from keras_segen.cli.common import (
+    Backend,
+    Stock,
+    app,
+    console,
+    errors,
+    leave_stock,
+    numbers,
+    print_replacements,
+    use,
+)
 from keras_segen.cli.fields import OF_A_WHOLE_TRAINING, takes_task
 
 bench = typer.Typer(help="Measure the product on this machine.", no_args_is_help=True)
@@ -15,15 +25,16 @@ app.add_typer(bench, name="bench")
 
 @bench.command()
 @takes_task
-def loader(task, backend: Backend = None):
+def loader(task, stock: Stock = False, backend: Backend = None):
     """Measure what feeding costs: epochs from the loader against the same batches in memory.
 
     --epochs epochs of each kind are measured, in pairs, after one that warms up.
     """
-    use(backend)
+    use(backend, stock)
     from keras_segen.bench.loader import loader_ratio
 
     result = loader_ratio(task, task.epochs, tell=console.print)
+    print_replacements()
     console.print(
         f"loader / memory = {result['ratio']:.3f} (median of {len(result['ratios'])} pairs, "
         f"{min(result['ratios']):.3f} to {max(result['ratios']):.3f})"
@@ -39,14 +50,16 @@ def bench_predict(
         str, typer.Option(help="Sides of square images, ascending.")
     ] = "1000,2000,4000,10000",
     tile: Annotated[int, typer.Option(help="Pixels.")] = 512,
+    stock: Stock = False,
     backend: Backend = None,
 ):
     """Measure the memory that large images take, and what folding batch normalization saves."""
-    use(backend)
+    use(backend, stock)
     from keras_segen.bench import prediction
 
     sides = numbers("--sizes", sizes)
     model = prediction.model_to_predict(run)
+    print_replacements()
     folding = prediction.folding_ratio(model, tile)
     console.print(
         f"tile {tile}: {folding['plain_ms']:.0f} ms, folded {folding['folded_ms']:.0f} ms; "
@@ -72,13 +85,14 @@ def bench_native(
     steps: Annotated[int, typer.Option(help="Steps per round, two of them not timed.")] = 12,
     rounds: Annotated[int, typer.Option(help="Rounds that are timed.")] = 10,
     out: Annotated[Path, typer.Option(help="The folder for results.")] = Path("runs/bench"),
+    stock: Stock = False,
     backend: Backend = None,
 ):
     """Measure what Keras costs on top of a loop written by hand, once both are proven equal.
 
     The result is written into --out, and compared with the latest one there of the same settings.
     """
-    use(backend)
+    use(backend, stock)
     from keras_segen.bench import contests, native
 
     contest = contests.contest(
@@ -119,12 +133,14 @@ def bench_costs(
     steps: Annotated[int, typer.Option(help="Steps per round, two of them not timed.")] = 8,
     rounds: Annotated[int, typer.Option(help="Rounds that are timed.")] = 5,
     out: Annotated[Path, typer.Option(help="The folder for results.")] = Path("runs/bench"),
+    stock: Stock = False,
 ):
     """Measure what a step costs on each framework, in each mode, and how that grows with size.
 
     Training, prediction and loading; time, CPU time, start-up, compilation and memory. The result
     is written into --out, and compared with the latest one there of the same settings.
     """
+    leave_stock(stock)
     from keras_segen.bench import costs, costs_report
 
     sizes = task.bench_sizes

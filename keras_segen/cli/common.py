@@ -37,12 +37,33 @@ Backend = Annotated[
 ]
 
 
-def use(backend):
-    """Chooses the framework, before Keras is imported."""
+Stock = Annotated[
+    bool, typer.Option("--stock", help="Leave Keras as it ships. Without it, it is made faster.")
+]
+
+
+def use(backend, stock):
+    """Chooses the framework, and Keras as it ships or made faster, here and in child processes."""
     if backend is not None:
         os.environ["KERAS_BACKEND"] = backend
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    leave_stock(stock)
     frameworks.require()
+    from keras_segen.backend import faster
+
+    faster.apply_by_default()
+
+
+def leave_stock(stock):
+    """Lets this process and its children leave Keras as it ships, if `stock`."""
+    if stock:
+        os.environ["KERAS_SEGEN_STOCK"] = "1"
+
+
+def print_replacements():
+    from keras_segen.backend import faster
+
+    console.print(f"Replaced in Keras: {faster.summary()}")
 
 
 def numbers(option, text, between=",", count=None):

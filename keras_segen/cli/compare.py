@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from keras_segen.cli.common import Backend, app, console, errors, use
+from keras_segen.cli.common import Backend, Stock, app, console, errors, leave_stock, use
 from keras_segen.cli.fields import takes_task, takes_tasks
 
 
@@ -15,6 +15,7 @@ def crossval(
     tasks,
     folds: Annotated[int, typer.Option(help="Parts that the training split is cut into.")] = 5,
     out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("runs/crossval"),
+    stock: Stock = False,
     backend: Backend = None,
 ):
     """Train models on the same folds and compare them; again after an interruption, it goes on.
@@ -22,7 +23,7 @@ def crossval(
     A .json file is a run.json, or has an entry "experiment" like it; the options here do not
     change it.
     """
-    use(backend)
+    use(backend, stock)
     from keras_segen.runs import crossval
 
     try:
@@ -48,8 +49,10 @@ def compare(
         bool, typer.Option(help="Find where they part: layer by layer, step by step.")
     ] = False,
     parity_steps: Annotated[int, typer.Option(help="With --parity: training steps.", min=1)] = 20,
+    stock: Stock = False,
 ):
     """Train on each backend from the same weights and batches, and report what differs."""
+    leave_stock(stock)
     from keras_segen.compare import report
     from keras_segen.compare.run import run
 

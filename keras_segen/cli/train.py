@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from keras_segen.cli.common import Backend, app, console, errors, use
+from keras_segen.cli.common import Backend, Stock, app, console, errors, use
 from keras_segen.cli.fields import takes_task
 
 
@@ -18,10 +18,11 @@ def train(
         Path | None, typer.Option(help="Go on with this run folder; other options are ignored.")
     ] = None,
     tensorboard: Annotated[bool, typer.Option(help="Also log scalars for TensorBoard.")] = False,
+    stock: Stock = False,
     backend: Backend = None,
 ):
     """Train a model into a run folder, or go on with one: --resume RUN."""
-    use(backend)
+    use(backend, stock)
     from keras_segen.runs import training
     from keras_segen.tasks.registry import read
 

@@ -7,7 +7,7 @@ import rich.progress
 import typer
 from rich.text import Text
 
-from keras_segen.cli.common import Backend, app, console, decimals, errors, use
+from keras_segen.cli.common import Backend, Stock, app, console, decimals, errors, use
 
 
 @app.command()
@@ -25,6 +25,7 @@ def evaluate(
         int | None,
         typer.Option(help="For pictures: how many of each side; default all, at most 10,000."),
     ] = None,
+    stock: Stock = False,
     backend: Backend = None,
 ):
     """Evaluate the model of a run on a split; writes evaluation-SPLIT.json, .csv and .html.
@@ -32,7 +33,7 @@ def evaluate(
     Masks: figures of every class. Pictures of a GAN or VAE: distances to real ones, and a VAE's
     bounds.
     """
-    use(backend)
+    use(backend, stock)
     from keras_segen import runs
 
     found = runs.evaluate(run, split, extractor=extractor, count=count)
@@ -72,6 +73,7 @@ def predict(
         bool | None,
         typer.Option("--fold", help="Fold batch normalization into the convolutions: faster."),
     ] = None,
+    stock: Stock = False,
     backend: Backend = None,
 ):
     """Write masks and overlays for photos.
@@ -79,7 +81,7 @@ def predict(
     A photo is brought to the size of the training, and the result back to its own; with
     --full-size it is predicted at its own size.
     """
-    use(backend)
+    use(backend, stock)
     from keras_segen import runs
 
     options = {
@@ -129,10 +131,11 @@ def generate(
         Path | None, typer.Option(help="A folder to write the samples to, a file each.")
     ] = None,
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("samples.png"),
+    stock: Stock = False,
     backend: Backend = None,
 ):
     """Make images with the model of a run: samples, ways between them, what is near to them."""
-    use(backend)
+    use(backend, stock)
     from keras_segen import runs
 
     done = runs.generate(

@@ -45,8 +45,10 @@ def parity(folder, started):
     """Records the first training steps, layer by layer, in float32 and float64: `parity.npz`."""
     import keras
 
+    from keras_segen.backend import faster
     from keras_segen.compare.layerwise.record import record
 
+    faster.apply_by_default()
     tell(phase="building")
     settings = json.loads((folder / "experiment.json").read_text(encoding="utf-8"))
     task = read(settings["experiment"])
@@ -69,10 +71,12 @@ def train(folder, started):
     import keras
 
     from keras_segen import backend, machine
+    from keras_segen.backend import faster
     from keras_segen.compare import clock
     from keras_segen.compare.checks import LOSS_STEPS, loss_difference
     from keras_segen.report.numbers import plain
 
+    faster.apply_by_default()
     task = read_json(folder / "experiment.json")
     seconds = {"imports": time.perf_counter() - started}
     folder = folder / keras.backend.backend()
@@ -137,6 +141,7 @@ def train(folder, started):
                 "precision": task.precision,
                 **machine.versions(),
             },
+            "replacements": faster.status(),
             "parameters": task.count_parameters(model),
             "weights_sha256": weights,
             "batches_crc32": batches.checksums,
@@ -200,8 +205,10 @@ def serve(folder, started):
     """Loads the models that the other backends saved and predicts the same images with them."""
     import keras
 
+    from keras_segen.backend import faster
     from keras_segen.runs.training import load_model
 
+    faster.apply_by_default()
     task = read_json(folder / "experiment.json")
     val_data = task.load_data("val")
     here = keras.backend.backend()

@@ -393,6 +393,17 @@ def settings_table(report):
     return Table(title, ["Setting", *columns], rows, note, marked=differing)
 
 
+def replacements_table(report):
+    """What was replaced in Keras on each backend, and what not and why, as a `Table`."""
+    of_each = [backend.get("replacements") or {} for backend in report["backends"].values()]
+    rows = [
+        [name, *(found.get(name) for found in of_each)]
+        for name in dict.fromkeys(name for found in of_each for name in found)
+    ]
+    columns = [dataclasses.replace(c, numeric=False) for c in backend_columns(report)]
+    return Table("Replaced in Keras", ["Replacement", *columns], rows)
+
+
 def values_table(title, values):
     """A dict of settings as a `Table`."""
     rows = [[name, setting(value)] for name, value in values.items()]
@@ -439,6 +450,7 @@ def page(report, folder):
                 *kind.compared_tables(report, backend_columns(report)),
                 hand_over_table(report),
                 settings_table(report),
+                replacements_table(report),
                 values_table("Experiment", experiment if report["experiment"] else {}),
                 values_table("Machine", {here.get(name, name): value for name, value in found}),
             )
