@@ -40,6 +40,9 @@ Backend = Annotated[
     str | None,
     typer.Option(help="tensorflow or torch; without it, KERAS_BACKEND decides."),
 ]
+Stock = Annotated[
+    bool, typer.Option("--stock", help="Leave Keras as it ships; without it, it is made faster.")
+]
 
 # What the command line says of each field of a task.
 HELP = {
@@ -228,11 +231,27 @@ def _decimals(option, text):
         raise ValueError(f"{option} is {text!r}, expected numbers such as 0.75,1,1.25.") from None
 
 
-def _use(backend):
+def _use(backend, stock):
+    """Chooses the framework, and Keras as it ships or made faster, here and in child processes."""
     if backend is not None:
         os.environ["KERAS_BACKEND"] = backend
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    _leave_stock(stock)
     frameworks.require()
+    from keras_segen.backend import faster
+
+    faster.apply_by_default()
+
+
+def _leave_stock(stock):
+    if stock:
+        os.environ["KERAS_SEGEN_STOCK"] = "1"
+
+
+def _print_replacements():
+    from keras_segen.backend import faster
+
+    console.print(f"Replaced in Keras: {faster.summary()}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -252,7 +271,10 @@ def doctor():
         if backend not in frameworks.installed():
             console.print(f"{backend}: not installed (pip install 'keras-segen\\[{backend}]')")
             continue
-        code = "import json; from keras_segen import backend; print(json.dumps(backend.settings()))"
+        code = (
+            "import json; from keras_segen import backend; from keras_segen.backend import faster; "
+            "faster.apply_by_default(); print(json.dumps([backend.settings(), faster.status()]))"
+        )
         done = subprocess.run(
             [sys.executable, "-c", code],
             env={**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "2"},
@@ -261,8 +283,10 @@ def doctor():
         )
         if done.returncode == 0:
             works.append(backend)
-            found = json.loads(done.stdout.splitlines()[-1])
+            found, replaced = json.loads(done.stdout.splitlines()[-1])
             console.print(f"{backend}: runs; " + ", ".join(f"{k} {v}" for k, v in found.items()))
+            for name, text in replaced.items():
+                console.print(f"  {name}: {text}", markup=False, highlight=False, soft_wrap=True)
         else:
             console.print(f"{backend}: fails: {done.stderr.strip().splitlines()[-1]}")
     if not works:
@@ -306,10 +330,11 @@ def train(
         Path | None, typer.Option(help="Go on with this run folder; other options are ignored.")
     ] = None,
     tensorboard: Annotated[bool, typer.Option(help="Also log scalars for TensorBoard.")] = False,
+    stock: Stock = False,
     backend: Backend = None,
 ):
     """Train a model into a run folder, or go on with one: --resume RUN."""
-    _use(backend)
+    _use(backend, stock)
     from keras_segen.runs import training
     from keras_segen.tasks.registry import read
 
@@ -343,6 +368,7 @@ def evaluate(
         int | None,
         typer.Option(help="For pictures: how many of each side; default all, at most 10,000."),
     ] = None,
+    stock: Stock = False,
     backend: Backend = None,
 ):
     """Evaluate the model of a run on a split; writes evaluation-SPLIT.json.
@@ -350,7 +376,7 @@ def evaluate(
     Masks: figures of every class, also as .csv and .html. Pictures of a GAN or VAE: distances to
     real ones, and a VAE's bounds.
     """
-    _use(backend)
+    _use(backend, stock)
     from keras_segen import runs
     from keras_segen.runs import training
     from keras_segen.runs.evaluate import CLASS_FIGURES
@@ -441,6 +467,7 @@ def predict(
     fold: Annotated[
         bool, typer.Option(help="Fold batch normalization into the convolutions: faster.")
     ] = False,
+    stock: Stock = False,
     backend: Backend = None,
 ):
     """Write masks and overlays for photos.
@@ -448,7 +475,7 @@ def predict(
     A photo is brought to the size of the training, and the result back to its own; with
     --full-size it is predicted at its own size.
     """
-    _use(backend)
+    _use(backend, stock)
     from keras_segen import runs
 
     options = {
@@ -495,10 +522,11 @@ def generate(
         Path | None, typer.Option(help="A folder to write the samples to, a file each.")
     ] = None,
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("samples.png"),
+    stock: Stock = False,
     backend: Backend = None,
 ):
     """Make images with the model of a run: samples, ways between them, what is near to them."""
-    _use(backend)
+    _use(backend, stock)
     from keras_segen import runs
 
     done = runs.generate(
@@ -523,6 +551,7 @@ def crossval(
     tasks,
     folds: Annotated[int, typer.Option(help="Parts that the training split is cut into.")] = 5,
     out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("runs/crossval"),
+    stock: Stock = False,
     backend: Backend = None,
 ):
     """Train models on the same folds and compare them; again after an interruption, it goes on.
@@ -530,7 +559,7 @@ def crossval(
     A .json file is a run.json, or has an entry "experiment" like it; the options here do not
     change it.
     """
-    _use(backend)
+    _use(backend, stock)
     from keras_segen.runs import crossval
 
     try:
@@ -570,8 +599,10 @@ def compare(
         bool, typer.Option(help="Find where they part: layer by layer, step by step.")
     ] = False,
     parity_steps: Annotated[int, typer.Option(help="With --parity: training steps.", min=1)] = 20,
+    stock: Stock = False,
 ):
     """Train on each backend from the same weights and batches, and report what differs."""
+    _leave_stock(stock)
     from keras_segen.compare import report
     from keras_segen.compare.run import run
 
@@ -583,15 +614,16 @@ def compare(
 
 @bench.command()
 @takes_task
-def loader(task, backend: Backend = None):
+def loader(task, stock: Stock = False, backend: Backend = None):
     """Measure what feeding costs: epochs from the loader against the same batches in memory.
 
     --epochs epochs of each kind are measured, in pairs, after one that warms up.
     """
-    _use(backend)
+    _use(backend, stock)
     from keras_segen.bench.loader import loader_ratio
 
     result = loader_ratio(task, task.epochs, tell=console.print)
+    _print_replacements()
     console.print(
         f"loader / memory = {result['ratio']:.3f} (median of {len(result['ratios'])} pairs, "
         f"{min(result['ratios']):.3f} to {max(result['ratios']):.3f})"
@@ -607,14 +639,16 @@ def bench_predict(
         str, typer.Option(help="Sides of square images, ascending.")
     ] = "1000,2000,4000,10000",
     tile: Annotated[int, typer.Option(help="Pixels.")] = 512,
+    stock: Stock = False,
     backend: Backend = None,
 ):
     """Measure the memory that large images take, and what folding batch normalization saves."""
-    _use(backend)
+    _use(backend, stock)
     from keras_segen.bench import prediction
 
     sides = _numbers("--sizes", sizes, r"\d+(,\d+)*", ",")
     model = prediction.model_to_predict(run)
+    _print_replacements()
     folding = prediction.folding_ratio(model, tile)
     console.print(
         f"tile {tile}: {folding['plain_ms']:.0f} ms, folded {folding['folded_ms']:.0f} ms; "
@@ -640,13 +674,14 @@ def bench_native(
     steps: Annotated[int, typer.Option(help="Steps per round, two of them not timed.")] = 12,
     rounds: Annotated[int, typer.Option(help="Rounds that are timed.")] = 10,
     out: Annotated[Path, typer.Option(help="The folder for results.")] = Path("runs/bench"),
+    stock: Stock = False,
     backend: Backend = None,
 ):
     """Measure what Keras costs on top of a loop written by hand, once both are proven equal.
 
     The result is written into --out, and compared with the latest one there of the same settings.
     """
-    _use(backend)
+    _use(backend, stock)
     from keras_segen.bench import contests, native
 
     contest = contests.contest(
@@ -687,12 +722,14 @@ def bench_costs(
     steps: Annotated[int, typer.Option(help="Steps per round, two of them not timed.")] = 8,
     rounds: Annotated[int, typer.Option(help="Rounds that are timed.")] = 5,
     out: Annotated[Path, typer.Option(help="The folder for results.")] = Path("runs/bench"),
+    stock: Stock = False,
 ):
     """Measure what a step costs on each framework, in each mode, and how that grows with size.
 
     Training, prediction and loading; time, CPU time, start-up, compilation and memory. The result
     is written into --out, and compared with the latest one there of the same settings.
     """
+    _leave_stock(stock)
     from keras_segen.bench import costs, costs_report
 
     if image_size is None:

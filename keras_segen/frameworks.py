@@ -26,6 +26,11 @@ def choose():
         os.environ["KERAS_BACKEND"] = found[0]
 
 
+def stock_is_chosen():
+    """Whether the commands and their processes leave Keras as it ships: `KERAS_SEGEN_STOCK=1`."""
+    return os.environ.get("KERAS_SEGEN_STOCK", "0") not in ("", "0")
+
+
 def require(name=None):
     """Raises if a framework cannot run.
 

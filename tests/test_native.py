@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from keras_segen import data
+from keras_segen.backend import faster
 from keras_segen.bench import contests, handwritten, native, proof
 from keras_segen.bench.earlier import find_earlier
 from keras_segen.bench.rounds import Held
@@ -151,19 +152,20 @@ def test_a_result_is_written_and_compared_with_the_one_before(tmp_path, read_jso
     (path,) = tmp_path.iterdir()
     assert read_json(path) == first and first["earlier"] is None
     assert [(row["work"], row["side"]) for row in first["rows"]] == [
+        ("train", "stock"),
         ("train", "fit"),
+        ("predict", "stock"),
         ("predict", "infer"),
     ]
     for row in first["rows"]:
-        assert row["native_ms"]["count"] == row["ours_ms"]["count"] == 2
+        assert row["native_ms"]["count"] == row["keras_ms"]["count"] == 2
         assert 0 < row["ratio_p10"] <= row["ratio"] <= row["ratio_p90"]
 
     path = path.rename(path.with_name(path.name.replace("-20", "-19")))  # another second's
     second = native.run(contest, tmp_path, steps=3, rounds=1)
     assert second["earlier"]["time"] == first["time"]
     assert second["earlier"]["ratios"] == {
-        "train, fit": first["rows"][0]["ratio"],
-        "predict, infer": first["rows"][1]["ratio"],
+        f"{row['work']}, {row['side']}": row["ratio"] for row in first["rows"]
     }
     other = native.conditions(contest, 4)
     pattern = f"vae-{other['backend']}-*.json"
@@ -173,6 +175,44 @@ def test_a_result_is_written_and_compared_with_the_one_before(tmp_path, read_jso
     path.write_text("{}")
     with pytest.raises(ValueError, match="result of `bench native`, but is none"):
         native.run(contest, tmp_path, steps=3, rounds=1)
+
+
+class Watched(contests.SegmentationContest):
+    """Notes for each of its models what is replaced in Keras when it is built, traced or run."""
+
+    seen = {}  # model -> set of active replacements
+
+    def build(self, dataset, side="fit", proving=False):
+        model = super().build(dataset, side, proving)
+        seen = self.seen.setdefault(model, {self.replaced()})
+        for method in ("compute_loss", "call"):
+
+            def watched(*args, own=getattr(model, method), **options):
+                seen.add(self.replaced())
+                return own(*args, **options)
+
+            setattr(model, method, watched)
+        return model
+
+    @staticmethod
+    def replaced():
+        return frozenset(faster.active()) - {"freed_memory"}
+
+
+def test_stock_keras_is_built_traced_and_run_without_replacements():
+    contest = tiny("unet", Watched)
+    dataset = contest.load_data()
+    batches = Held(dataset, 4, count=3, seed=0, drop_last=True)
+    faster.apply("adam")
+    try:
+        rows = native.take_times(contest, dataset, batches, rounds=2)
+        assert "adam" in faster.active()
+    finally:
+        faster.remove("adam")
+    stock, *others = Watched.seen.values()
+    assert stock == {frozenset()}
+    assert len(others) == 2 and all(seen == {frozenset(["adam"])} for seen in others)
+    assert [row["side"] for row in rows] == ["stock", *contest.SIDES, "stock", "infer"]
 
 
 @pytest.mark.once
@@ -193,7 +233,7 @@ def test_the_command_prints_a_table(tmp_path):
 
 def test_the_table_shows_what_an_earlier_result_said():
     row = {"ratio": 1.25, "ratio_p10": 1.0, "ratio_p90": 1.5}
-    row |= {"ours_ms": {"median": 20.0}, "native_ms": {"median": 16.0}}
+    row |= {"keras_ms": {"median": 20.0}, "native_ms": {"median": 16.0}}
     rows = [{"work": "train", "side": side, **row} for side in ("fit", "fit with metrics")]
     earlier = {"time": "2026-11-22T00:00:00+00:00", "ratios": {"train, fit": 1.5}}
     shown = [text for _, text in native.table({"rows": rows, "earlier": None}).shown[0]]

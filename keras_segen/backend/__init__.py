@@ -4,14 +4,13 @@
 the framework that Keras runs on.
 """
 
-from keras_segen import frameworks, machine
+from keras_segen import frameworks
 
 frameworks.require()
 
 import keras  # noqa: E402  (a missing framework is reported above, in one line)
 
 frameworks.require(keras.backend.backend())
-machine.keep_freed_memory()
 
 if keras.backend.backend() == "tensorflow":
     from keras_segen.backend.tensorflow import (

@@ -6,9 +6,7 @@ import weakref
 
 import tensorflow as tf
 
-from keras_segen.backend.faster import on_tensorflow
-
-on_tensorflow.speed_up()
+from keras_segen.backend import faster
 
 
 def check(condition, message):
@@ -236,4 +234,5 @@ def settings():
         ),
         "TensorFloat-32": bool(gpus) and tf.config.experimental.tensor_float_32_execution_enabled(),
         "oneDNN": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "1") != "0",
+        "replacements": faster.summary(),
     }

@@ -8,13 +8,8 @@ import torch
 from keras.src.backend.common import dtypes as keras_dtypes
 from keras.src.utils.module_utils import tensorflow as tensorflow_if_imported
 
+from keras_segen.backend import faster
 from keras_segen.backend.philox import philox
-
-with contextlib.suppress(ImportError):  # a Keras whose inner rooms are others stays as it is
-    from keras_segen.backend.faster import calls_on_torch, layers_on_torch
-
-    layers_on_torch.speed_up()
-    calls_on_torch.speed_up()
 
 
 def check(condition, message):
@@ -270,4 +265,5 @@ def settings():
         "inter-op threads": torch.get_num_interop_threads(),
         "TensorFloat-32": cuda and torch.backends.cudnn.allow_tf32,
         "oneDNN": torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled,
+        "replacements": faster.summary(),
     }

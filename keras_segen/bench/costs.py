@@ -295,6 +295,7 @@ def conditions(task, image_sizes, batch_sizes, chosen, threads, steps):
         "modes": chosen,
         "threads": threads,
         "steps": steps,
+        **({"stock": True} if frameworks.stock_is_chosen() else {}),
         **{key: here[key] for key in ("processor", "cores")},
     }
     return json.loads(json.dumps(values))  # lists, as in a file

@@ -146,7 +146,9 @@ class Handlers:
         import keras
 
         from keras_segen import backend, generation, segmentation  # noqa: F401  (what is timed)
+        from keras_segen.backend import faster
 
+        faster.apply_by_default()
         imports = time.time() - psutil.Process().create_time()
         backend.limit_threads(threads)
         keras.config.set_max_epochs(None)  # limits of a notebook would cut a round short
@@ -169,6 +171,7 @@ class Handlers:
                 "layout": keras.config.image_data_format(),
                 "freed_memory": machine.freed_memory,
             },
+            "replacements": faster.status(),
         }
 
     def open(self, image_size, batch_size):

@@ -134,6 +134,7 @@ def mode_table(result):
             own = process["settings"]
             text += f"; {count(own['threads'], 'thread')} within an operation, "
             text += f"{own['inter-op threads']} side by side, {own['layout']}, {own['device']}"
+            text += f"; replaced in Keras: {own['replacements']}"
         if "auto" in process:
             text += f"; “auto” would be jit_compile={process['auto']}"
         rows.append([name(process), text, process.get("imports_seconds")])

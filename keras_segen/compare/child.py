@@ -70,6 +70,7 @@ def train(folder, started):
     import keras
 
     from keras_segen import backend, machine
+    from keras_segen.backend import faster
     from keras_segen.compare import clock
     from keras_segen.compare.checks import LOSS_STEPS, loss_difference
     from keras_segen.report.numbers import plain
@@ -139,6 +140,7 @@ def train(folder, started):
                 "precision": task.precision,
                 **machine.versions(),
             },
+            "replacements": faster.status(),
             "parameters": task.count_parameters(model),
             "weights_sha256": weights,
             "batches_crc32": batches.checksums,
@@ -223,8 +225,10 @@ def serve(folder, started):
 def answer(phase, folder, threads):
     """Runs a phase in a folder."""
     from keras_segen import backend
+    from keras_segen.backend import faster
 
     backend.limit_threads(threads)
+    faster.apply_by_default()
     folder = Path(folder)
     settings = json.loads((folder / "experiment.json").read_text(encoding="utf-8"))
     for module in settings["modules"]:

@@ -30,6 +30,7 @@ from PIL import Image
 from keras_segen import backend, machine, plot
 from keras_segen import generation as _generation  # noqa: F401  (saved models hold
 from keras_segen import layers as _layers  # noqa: F401  (          classes of ours)
+from keras_segen.backend import faster
 from keras_segen.data.loader import Batches
 from keras_segen.determinism import seed_random_layers
 from keras_segen.tasks.registry import read
@@ -188,6 +189,7 @@ def _start(epoch):
         "command": shlex.join(["keras-segen", *sys.argv[1:]]),
         "versions": machine.versions(),
         "settings": backend.settings(),
+        "replacements": faster.status(),
     }
 
 
