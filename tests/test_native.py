@@ -185,13 +185,15 @@ class Watched(contests.SegmentationContest):
     def build(self, dataset, side="fit", proving=False):
         model = super().build(dataset, side, proving)
         seen = self.seen.setdefault(model, {self.replaced()})
-        for method in ("compute_loss", "call"):
 
-            def watched(*args, own=getattr(model, method), **options):
+        def watch(own):
+            def watched(*args, **options):
                 seen.add(self.replaced())
                 return own(*args, **options)
 
-            setattr(model, method, watched)
+            return watched
+
+        model.compute_loss, model.call = watch(model.compute_loss), watch(model.call)
         return model
 
     @staticmethod
