@@ -82,8 +82,8 @@ class Worker:
         Returns:
             dict: what the handler returned; or, if it raised, `error` (its kind and the first
             line of what it said), `wrong` (bool: a ValueError or OSError, which a user can mend)
-            and `details` (the last lines of the log). A process that died answers so, too, now
-            and to every further request.
+            and `details` (the traceback). A process that died answers so, too, with the last
+            lines of its log, now and to every further request.
         """
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps({"request": request, "values": values}) + "\n")
@@ -94,19 +94,14 @@ class Worker:
             said = json.loads(line)
             if "event" in said:
                 on_event(said["event"])
-            elif "error" in said["answer"]:
-                return {**said["answer"], "details": self._last_lines()}
             else:
                 return said["answer"]
+        log = self.log.read_text(encoding="utf-8", errors="replace").strip()
         return {
             "error": f"The process ended with exit status {self.process.wait()}.",
             "wrong": False,
-            "details": self._last_lines(),
+            "details": "\n".join(log.splitlines()[-12:]),
         }
-
-    def _last_lines(self, count=24):
-        said = self.log.read_text(encoding="utf-8", errors="replace").strip()
-        return "\n".join(said.splitlines()[-count:])
 
     def end(self):
         """Ends the process and all that it started, if they still run."""
@@ -139,7 +134,11 @@ def serve(handlers):
         except Exception as error:
             traceback.print_exc()
             wrong = isinstance(error, (ValueError, OSError))
-            answer = {"error": error_line(error), "wrong": wrong}
+            answer = {
+                "error": error_line(error),
+                "wrong": wrong,
+                "details": traceback.format_exc()[-10_000:],
+            }
         _say(answer=answer)
 
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 
-import keras
 import numpy as np
 import psutil
 import pytest
@@ -16,9 +15,6 @@ from keras_segen.compare import checks
 from keras_segen.compare.run import notes, run
 from keras_segen.tasks import GanTask, SegmentationTask, VaeTask
 
-ONCE = pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="runs both backends itself, once is enough"
-)
 MASKS, PICTURES = SegmentationTask(), GanTask()
 SMALL = ("compare", "unet", "--data", "shapes", "--filters", "4,8", "--epochs", "1")
 
@@ -47,7 +43,7 @@ def compared(tmp_path_factory):
     return folder, process.returncode, output + errors
 
 
-@ONCE
+@pytest.mark.once
 def test_both_backends_train_the_same_model(compared):
     folder, code, output = compared
     result = report(folder)
@@ -60,13 +56,14 @@ def test_both_backends_train_the_same_model(compared):
     assert len(result["loss_difference"]) == 24
 
 
-@ONCE
+@pytest.mark.once
 def test_the_report_tells_what_each_backend_cost(compared):
     folder, _, output = compared
     result = report(folder)
     for backend in ("tensorflow", "torch"):
         found = result["backends"][backend]
-        assert found["settings"]["threads"] == os.cpu_count()
+        threads = [found["settings"][kind] for kind in ("threads", "inter-op threads")]
+        assert threads == [os.cpu_count()] * 2
         assert len(found["losses"]["loss"]) == 24 == found["steps_per_epoch"]
         assert found["history"]["loss"] == [pytest.approx(np.mean(found["losses"]["loss"]))]
         assert found["milliseconds"]["step"]["median"] > 0
@@ -80,13 +77,14 @@ def test_the_report_tells_what_each_backend_cost(compared):
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 
-@ONCE
+@pytest.mark.once
 def test_other_programs_that_were_busy_are_told():
     assert notes({}) == notes({"torch": {"others_busy": 0.1}}) == []
     (note,) = notes({"tensorflow": {"others_busy": 0.04}, "torch": {"others_busy": 1.26}})
     assert "0.0 while TensorFlow trained and 1.3 while PyTorch trained" in note
 
 
+@pytest.mark.once
 def test_the_backends_are_equal_to_rounding_layer_by_layer(compared):
     folder, _, output = compared
     parity = report(folder)["parity"]
@@ -122,7 +120,7 @@ def test_no_training_takes_float64():
         task.build_model(task.load_data("train"))
 
 
-@ONCE
+@pytest.mark.once
 def test_a_failing_backend_does_not_lose_the_other(tmp_path):
     broken = tmp_path / "broken"
     (broken / "torch").mkdir(parents=True)
@@ -136,7 +134,7 @@ def test_a_failing_backend_does_not_lose_the_other(tmp_path):
     assert "broken on purpose" in output
 
 
-@ONCE
+@pytest.mark.once
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_leaves_no_child_and_keeps_what_there_is(tmp_path, number):
     process = start(*SMALL, "--out", tmp_path / "out", "--workers", 1)
@@ -157,13 +155,20 @@ def test_an_interruption_leaves_no_child_and_keeps_what_there_is(tmp_path, numbe
     assert found["backends"]["tensorflow"]["metrics"]["mean_iou"] >= 0
 
 
-@ONCE
+@pytest.mark.once
 def test_a_folder_with_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     process = start(*SMALL, "--out", tmp_path)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and "holds no comparison" in errors
     assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_a_comparison_needs_a_thread(tmp_path, threads):
+    with pytest.raises(ValueError, match=f"threads is {threads}, expected 1 or more"):
+        run(SegmentationTask(), tmp_path / "out", threads=threads)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_comparison_refuses_early_stopping(tmp_path):
@@ -276,7 +281,7 @@ def compared_gans(tmp_path_factory):
     return folder, process.returncode, output + errors
 
 
-@ONCE
+@pytest.mark.once
 def test_both_backends_train_the_same_gan(compared_gans):
     folder, code, output = compared_gans
     result = report(folder)

@@ -379,38 +379,33 @@ def test_the_page_fits_and_is_quiet_in_a_browser(scheme, tmp_path):
 
 
 @pytest.mark.once
-def test_both_backends_are_measured_by_turns_and_a_mode_that_fails_is_named(tmp_path, read_json):
+def test_both_backends_are_measured_by_turns(tmp_path, read_json):
     process = start(
-        *("--image-size", "16x16", "--batch-size", "2", "--modes", "graph,eager,compile"),
+        *("--image-size", "16x16", "--batch-size", "2", "--modes", "graph,eager"),
         *("--rounds", "2", "--steps", "3", "--threads", "1", "--out", tmp_path),
         KERAS_MAX_STEPS_PER_EPOCH="1",  # a notebook's limit is not for this
-        CXX=str(tmp_path / "nothing"),  # torch.compile finds no C++ compiler
     )
     output, errors = process.communicate(timeout=600)
-    assert process.returncode == 1, output + errors
+    assert process.returncode == 0, output + errors
     result = only_result(tmp_path, read_json)
-    assert result["status"] == "failed" and result["earlier"] is None
+    assert result["status"] == "done" and result["earlier"] is None
     assert [(p["backend"], p["mode"]) for p in result["processes"]] == [
         ("tensorflow", "graph"),
         ("tensorflow", "eager"),
         ("torch", "eager"),
-        ("torch", "compile"),
     ]
     for process in result["processes"]:
         assert process["settings"]["threads"] == process["settings"]["inter-op threads"] == 1
         assert process["settings"]["layout"] == "channels_last"
         assert process["imports_seconds"] > 0.5 and process["parameters"] == 1838
-    traced, eager, _, failed = result["cells"]
-    assert "compiler" in failed["error"] and failed["error"].split(":")[0] in failed["details"]
-    for cell in result["cells"][:3]:
+    traced, eager, _ = result["cells"]
+    for cell in result["cells"]:
         assert cell["seconds"]["first_step"] > 0 and cell["memory_mib"]["resident"] > 100
         assert all(cell[work]["ms"]["count"] == 2 for work in costs.WORKS)
     assert traced["seconds"]["first_step"] > eager["train"]["ms"]["median"] / 1e3
     assert not any(note.startswith("Not equal") for note in result["notes"])
     assert "run_eagerly=True, jit_compile=False, float32; 1 thread within" in output
-    assert "PyTorch, compile, 16x16, batch 2" in output and "Exception encountered" not in output
-    page = (tmp_path / f"{result['name']}.html").read_text(encoding="utf-8")
-    assert "PyTorch, compile, 16x16, batch 2" in page
+    assert (tmp_path / f"{result['name']}.html").exists()
 
 
 def run_tiny(model, folder, sizes, modes=("eager",), tell=lambda text: None):

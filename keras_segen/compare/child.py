@@ -45,10 +45,8 @@ def parity(folder, started):
     """Records the first training steps, layer by layer, in float32 and float64: `parity.npz`."""
     import keras
 
-    from keras_segen.backend import faster
     from keras_segen.compare.layerwise.record import record
 
-    faster.apply_by_default()
     tell(phase="building")
     settings = json.loads((folder / "experiment.json").read_text(encoding="utf-8"))
     task = read(settings["experiment"])
@@ -76,7 +74,6 @@ def train(folder, started):
     from keras_segen.compare.checks import LOSS_STEPS, loss_difference
     from keras_segen.report.numbers import plain
 
-    faster.apply_by_default()
     task = read_json(folder / "experiment.json")
     seconds = {"imports": time.perf_counter() - started}
     folder = folder / keras.backend.backend()
@@ -205,10 +202,8 @@ def serve(folder, started):
     """Loads the models that the other backends saved and predicts the same images with them."""
     import keras
 
-    from keras_segen.backend import faster
     from keras_segen.runs.training import load_model
 
-    faster.apply_by_default()
     task = read_json(folder / "experiment.json")
     val_data = task.load_data("val")
     here = keras.backend.backend()
@@ -227,8 +222,10 @@ def serve(folder, started):
 def answer(phase, folder, threads):
     """Runs a phase in a folder."""
     from keras_segen import backend
+    from keras_segen.backend import faster
 
     backend.limit_threads(threads)
+    faster.apply_by_default()
     folder = Path(folder)
     settings = json.loads((folder / "experiment.json").read_text(encoding="utf-8"))
     for module in settings["modules"]:

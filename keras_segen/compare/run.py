@@ -231,7 +231,7 @@ def _run_child(phase, backend, folder, threads, outcome, progress, bars):
         worker.end()
     outcome["status"] = "failed" if "error" in answer else "ok"
     if "error" in answer:
-        outcome["error"] = answer["details"] or answer["error"]
+        outcome["error"] = "\n".join(answer["details"].splitlines()[-12:]) or answer["error"]
     progress.update(bar, phase="failed" if "error" in answer else "done", loss="")
 
 
