@@ -95,7 +95,7 @@ def run(
         {
             "experiment": task.to_dict(),
             "parity_steps": parity_steps,
-            "modules": list(modules),
+            "modules": [*modules, *_module_of(task)],
         },
     )
     if write_own is not None:
@@ -132,6 +132,17 @@ def run(
     result = _conclude(task, folder, outcomes, interrupted, command)
     report.write_report(result, folder)
     return result
+
+
+def _module_of(task):
+    """The module that a process must import to know the kind of a task, if it is not ours."""
+    module = type(task).__module__
+    if module == "__main__":
+        raise ValueError(
+            f"{type(task).__name__} is defined in this notebook or script, where other processes "
+            "cannot import it: put it into a file of its own, and import it from there."
+        )
+    return [] if module.split(".")[0] == "keras_segen" else [module]
 
 
 def _check_parity(task, steps):
