@@ -12,7 +12,7 @@ import typer
 from rich.text import Text
 
 from keras_segen import frameworks
-from keras_segen.cli.common import app, console
+from keras_segen.cli.common import app, console, use
 
 
 @app.command()
@@ -67,6 +67,7 @@ def datasets(
 @app.command()
 def models():
     """List the models: those that make masks, then those that make pictures."""
+    use(None)
     from keras_segen import generation, segmentation
 
     texts = {name: inspect.getdoc(builder) for name, builder in segmentation.MODELS.items()}

@@ -1,22 +1,39 @@
 """What the commands share: the application, where they print, and options that many have."""
 
+import importlib
 import os
 from typing import Annotated
 
 import rich.console
 import typer
 
-from keras_segen import frameworks
+from keras_segen import __version__, frameworks
 
 app = typer.Typer(
-    help="Image segmentation and generation on TensorFlow and PyTorch, each model written once.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 # Names of classes, paths and errors come from outside: nothing that is printed is markup.
 console = rich.console.Console(markup=False, highlight=False, soft_wrap=True)
 errors = rich.console.Console(markup=False, highlight=False, soft_wrap=True, stderr=True)
+
+
+def _print_version(asked: bool):
+    if asked:
+        console.print(f"keras-segen {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def keras_segen(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = False,
+):
+    """Image segmentation and generation on TensorFlow and PyTorch, each model written once."""
 
 
 def complete(words):
@@ -38,11 +55,11 @@ Backend = Annotated[
 
 
 def use(backend):
-    """Chooses the framework, before Keras is imported."""
+    """Chooses the framework, and starts it before anything else imports Keras."""
     if backend is not None:
         os.environ["KERAS_BACKEND"] = backend
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     frameworks.require()
+    importlib.import_module("keras_segen.backend")
 
 
 def numbers(option, text, between=",", count=None):

@@ -8,13 +8,25 @@ import rich.table
 import typer
 from rich.text import Text
 
-from keras_segen.cli.common import Backend, app, console, decimals, errors, use
+from keras_segen.cli.common import Backend, app, complete, console, decimals, errors, use
+from keras_segen.data.dataset import SPLITS, check_split
+from keras_segen.run_folder import find_model, load_run
+from keras_segen.tasks import registry
+
+
+def _task_of(run):
+    """The task of a run whose model is there, without Keras."""
+    task = registry.read(load_run(run)["experiment"])
+    find_model(run)
+    return task
 
 
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    split: Annotated[
+        str, typer.Option(help="train, val or test.", autocompletion=complete(SPLITS))
+    ] = "test",
     extractor: Annotated[
         str | None,
         typer.Option(
@@ -33,13 +45,13 @@ def evaluate(
     Masks: figures of every class, also as .csv and .html. Pictures of a GAN or VAE: distances to
     real ones, and a VAE's bounds.
     """
+    task = _task_of(run)
+    check_split(split)
     use(backend)
     from keras_segen import runs
-    from keras_segen.runs import training
     from keras_segen.runs.evaluate import CLASS_FIGURES
-    from keras_segen.tasks.registry import read
 
-    if read(training.load_run(run)["experiment"]).makes == "pictures":
+    if task.makes == "pictures":
         from keras_segen.runs import judge
 
         given = {} if extractor is None else {"extractor": extractor}
@@ -128,9 +140,9 @@ def predict(
     A photo is brought to the size of the training, and the result back to its own; with
     --full-size it is predicted at its own size.
     """
-    use(backend)
-    from keras_segen import runs
-
+    _task_of(run)
+    if not source.exists():
+        raise FileNotFoundError(f"{source} does not exist: name an image or a folder of images.")
     options = {
         "output": output,
         "full_size": full_size,
@@ -140,6 +152,9 @@ def predict(
         "scales": decimals("--scales", scales),
         "fold": fold,
     }
+    use(backend)
+    from keras_segen import runs
+
     with rich.progress.Progress(console=errors) as progress:
         bar = progress.add_task("predicting", total=None)
         written = runs.predict(run, source, out, tell=lambda path: progress.advance(bar), **options)
@@ -178,6 +193,8 @@ def generate(
     backend: Backend = None,
 ):
     """Make images with the model of a run: samples, ways between them, what is near to them."""
+    _task_of(run)
+    check_split(split)
     use(backend)
     from keras_segen import runs
 

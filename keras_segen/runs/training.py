@@ -16,7 +16,6 @@ the moment of a kill, `resume` finds the end of a finished epoch and goes on fro
 import csv
 import datetime
 import hashlib
-import json
 import math
 import shlex
 import sys
@@ -34,6 +33,7 @@ from keras_segen.data.loader import Batches
 from keras_segen.determinism import seed_random_layers
 from keras_segen.tasks.registry import read
 from keras_segen.files import write_atomically, write_json
+from keras_segen.run_folder import check_new, find_model, load_run
 
 
 def train(task, folder, tensorboard=False, callbacks=(), verbose="auto"):
@@ -56,10 +56,7 @@ def train(task, folder, tensorboard=False, callbacks=(), verbose="auto"):
             infinite: the epochs before are kept.
     """
     folder = Path(folder)
-    if (folder / "run.json").exists():
-        raise FileExistsError(
-            f"{folder} holds a run already: go on with --resume {folder}, or name another folder."
-        )
+    check_new(folder)
     train_data, val_data = task.load_data("train"), task.load_data("val")
     model = task.build_model(train_data, tell=print if verbose else lambda line: None)
     batches = task.training_batches(train_data)
@@ -141,28 +138,13 @@ def _load_checkpoint(path, task, train_data, first_epoch):
     return model
 
 
-def load_run(folder):
-    """Reads the `run.json` of a run folder.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    path = Path(folder) / "run.json"
-    if not path.exists():
-        raise FileNotFoundError(f"{folder} is no run folder: it has no run.json.")
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def load_model(folder):
     """Loads the model that a run folder keeps, without its optimizer.
 
     Raises:
         FileNotFoundError: no epoch of the run is finished yet.
     """
-    path = Path(folder) / "model.keras"
-    if not path.exists():
-        raise FileNotFoundError(f"{folder} has no model.keras yet: no epoch is finished.")
-    return keras.models.load_model(path, compile=False, safe_mode=True)
+    return keras.models.load_model(find_model(folder), compile=False, safe_mode=True)
 
 
 def model_digest(folder):
