@@ -6,7 +6,7 @@ imports neither Keras nor a framework; each name below is loaded when it is firs
 
 import importlib
 
-from keras_segen import frameworks
+from keras_segen import frameworks, registration
 
 __version__ = "0.1.0"
 
@@ -14,6 +14,7 @@ __all__ = [
     "compare",
     "data",
     "determinism",
+    "faster",
     "generation",
     "initialize",
     "losses",
@@ -25,9 +26,10 @@ __all__ = [
 ]
 
 # Those that import Keras: if its framework is missing, they say so in one line.
-_ON_KERAS = ("generation", "initialize", "losses", "metrics", "runs", "segmentation")
+_ON_KERAS = ("faster", "generation", "initialize", "losses", "metrics", "runs", "segmentation")
 
 frameworks.choose()
+registration.register_with_keras()
 
 
 def __getattr__(name):
@@ -35,6 +37,8 @@ def __getattr__(name):
         frameworks.require()
     if name == "initialize":
         return importlib.import_module("keras_segen.determinism").initialize
+    if name == "faster":
+        return importlib.import_module("keras_segen.backend.faster")
     if name in __all__:
         return importlib.import_module(f"keras_segen.{name}")
     raise AttributeError(f"module 'keras_segen' has no attribute {name!r}")

@@ -42,6 +42,11 @@ def chosen():
     return os.environ.get("KERAS_BACKEND") or settings.get("backend", "tensorflow")
 
 
+def stock_is_chosen():
+    """Whether the commands and their processes leave Keras as it ships: `KERAS_SEGEN_STOCK=1`."""
+    return os.environ.get("KERAS_SEGEN_STOCK", "0") not in ("", "0")
+
+
 def require(name=None):
     """Raises if a framework cannot run.
 

@@ -24,18 +24,29 @@ def keep_freed_memory():
     each new one with zeros, page by page: a good part of a U-Net's step on TensorFlow.
     Kept, the same blocks serve every step; the peak stays what it was.
 
-    Whoever has set one of glibc's own variables (`MALLOC_…`, `GLIBC_TUNABLES`) or another
-    allocator (`LD_PRELOAD`) keeps that, and on other systems nothing changes.
+    Where `why_freed_memory_is_not_kept` gives a reason, nothing changes. It cannot be undone.
     """
     global freed_memory
-    chosen = {"GLIBC_TUNABLES", "LD_PRELOAD"} & os.environ.keys()
-    if chosen or any(name.startswith("MALLOC_") for name in os.environ):
-        freed_memory = "as the environment says"
-    elif sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+    if why_freed_memory_is_not_kept() is None:
+        libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(M_TOP_PAD, 64 * 2**20)
         freed_memory = "kept"
+
+
+def why_freed_memory_is_not_kept():
+    """Returns the reason, a str, or None where `keep_freed_memory` can keep it.
+
+    Whoever has set one of glibc's own variables or another allocator keeps that.
+    """
+    chosen = {"GLIBC_TUNABLES", "LD_PRELOAD"} & os.environ.keys()
+    chosen |= {name for name in os.environ if name.startswith("MALLOC_")}
+    if chosen:
+        return f"the environment sets {', '.join(sorted(chosen))}"
+    if sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"):
+        return "the C library of this system is not glibc"
+    return None
 
 
 def describe():
@@ -45,7 +56,6 @@ def describe():
         "processor": _processor(),
         "cores": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "freed_memory": freed_memory,
     }
 
 

@@ -12,16 +12,14 @@ import numpy as np
 import psutil
 import pytest
 
-from keras_segen.compare import checks as parity
+from keras_segen.compare import checks
 from keras_segen.compare.run import notes, run
-from keras_segen.compare.subjects import SUBJECTS
-from keras_segen.tasks.segmentation import SegmentationTask
-from keras_segen.tasks.vae import VaeTask
+from keras_segen.tasks import GanTask, SegmentationTask, VaeTask
 
 ONCE = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="runs both backends itself, once is enough"
 )
-MASKS, PICTURES = SUBJECTS["masks"], SUBJECTS["pictures"]
+MASKS, PICTURES = SegmentationTask(), GanTask()
 SMALL = ("compare", "unet", "--data", "shapes", "--filters", "4,8", "--epochs", "1")
 
 
@@ -56,7 +54,7 @@ def test_both_backends_train_the_same_model(compared):
     assert code == 0 and result["status"] == "passed", output
     measured = {check["name"]: check["measured"] for check in result["checks"]}
     assert measured["initial weights"] == measured["batches"] == 0
-    assert measured["logits before training"] <= parity.OUTPUT_TOLERANCE
+    assert measured["logits before training"] <= checks.OUTPUT_TOLERANCE
     assert measured["loss over the first 20 steps"] <= 1e-3
     assert len(result["hand_over"]) == 2 and all(row["passed"] for row in result["hand_over"])
     assert len(result["loss_difference"]) == 24
@@ -193,13 +191,17 @@ def results():
     )
 
 
+def checked(results, arrays, serving, task=MASKS):
+    return checks.checks(results, arrays, checks.hand_over(arrays, serving, task), task)
+
+
 def failed(*values):
-    return [check["name"] for check in parity.checks(*values, MASKS) if not check["passed"]]
+    return [check["name"] for check in checked(*values) if not check["passed"]]
 
 
 def test_equal_backends_pass_every_check():
     assert failed(*results()) == []
-    assert len(parity.checks(*results(), MASKS)) == 6
+    assert len(checked(*results())) == 6
 
 
 def test_each_planted_difference_fails_its_check():
@@ -217,7 +219,7 @@ def test_each_planted_difference_fails_its_check():
 
     values = results()
     values[0]["b"]["losses"] = {"loss": [2.0, 1.5, 1.002]}
-    (check,) = [check for check in parity.checks(*values, MASKS) if not check["passed"]]
+    (check,) = [check for check in checked(*values) if not check["passed"]]
     assert check["measured"] == pytest.approx(0.002, rel=0.01)
     assert check["tolerance"] == 1e-3
     assert "step 3 is the first beyond it" in check["note"]
@@ -240,7 +242,7 @@ def test_differing_pictures_fail_a_generators_checks():
     saved = dict.fromkeys(("first_outputs", "last_outputs"), np.full((2, 4, 4, 3), 0.5, "float32"))
 
     def failed(b=(), served=()):
-        found = parity.checks(
+        found = checked(
             {"a": one, "b": {**one, **dict(b)}},
             {"a": saved, "b": saved},
             {("a", "b"): {**saved, **dict(served)}},
@@ -284,7 +286,7 @@ def test_both_backends_train_the_same_gan(compared_gans):
     assert 0 < measured["d_loss and g_loss over the first 20 steps"] < 1e-2
     for found in result["backends"].values():
         assert len(found["rounding"]) == 20 and 0 < max(found["rounding"]) < 1e-2
-    assert measured["tensorflow model run on torch"] <= parity.OUTPUT_TOLERANCE
+    assert measured["tensorflow model run on torch"] <= checks.OUTPUT_TOLERANCE
     assert 0 < result["disagreement"]["mean"] < result["disagreement"]["largest"] < 0.1
     for found in result["backends"].values():
         assert len(found["losses"]["d_loss"]) == len(found["losses"]["g_loss"]) == 24
@@ -295,9 +297,9 @@ def test_both_backends_train_the_same_gan(compared_gans):
 
 
 def test_layer_by_layer_is_for_masks(tmp_path):
-    with pytest.raises(ValueError, match="vae makes pictures.*leave out --parity"):
+    with pytest.raises(ValueError, match="vae makes new pictures.*leave out --parity"):
         run(VaeTask(), tmp_path / "out", parity_steps=2)
 
 
 def test_a_missing_batch_is_a_difference():
-    assert parity.differing({"epoch 0, step 0": 1}, {}) == 1
+    assert checks.differing({"epoch 0, step 0": 1}, {}) == 1

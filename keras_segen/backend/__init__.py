@@ -6,7 +6,7 @@ the framework that Keras runs on.
 
 import sys
 
-from keras_segen import frameworks, machine
+from keras_segen import frameworks
 from keras_segen.backend import quiet
 
 frameworks.require()
@@ -16,7 +16,6 @@ if frameworks.chosen() == "tensorflow" and "keras" not in sys.modules:
 import keras  # noqa: E402  (a missing framework is reported above, in one line)
 
 frameworks.require(keras.backend.backend())
-machine.keep_freed_memory()
 
 if keras.backend.backend() == "tensorflow":
     from keras_segen.backend.tensorflow import (
@@ -26,6 +25,7 @@ if keras.backend.backend() == "tensorflow":
         gradients,
         infer,
         input_gradient,
+        limit_threads,
         make_loader,
         minimize,
         peak_device_memory,
@@ -43,6 +43,7 @@ else:
         gradients,
         infer,
         input_gradient,
+        limit_threads,
         make_loader,
         minimize,
         peak_device_memory,
@@ -60,6 +61,7 @@ __all__ = [
     "gradients",
     "infer",
     "input_gradient",
+    "limit_threads",
     "make_loader",
     "minimize",
     "peak_device_memory",

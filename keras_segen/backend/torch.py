@@ -8,13 +8,8 @@ import torch
 from keras.src.backend.common import dtypes as keras_dtypes
 from keras.src.utils.module_utils import tensorflow as tensorflow_if_imported
 
+from keras_segen.backend import faster
 from keras_segen.backend.philox import philox
-
-with contextlib.suppress(ImportError):  # a Keras whose inner rooms are others stays as it is
-    from keras_segen.backend.faster import calls_on_torch, layers_on_torch
-
-    layers_on_torch.speed_up()
-    calls_on_torch.speed_up()
 
 
 def check(condition, message):
@@ -248,6 +243,15 @@ def peak_device_memory():
     return int(torch.cuda.max_memory_allocated()) if torch.cuda.is_available() else None
 
 
+def limit_threads(threads):
+    """Limits the threads within an operation, and those for operations side by side.
+
+    Called once, before anything is computed: PyTorch allows the second limit no later.
+    """
+    torch.set_num_threads(threads)
+    torch.set_num_interop_threads(threads)
+
+
 def settings():
     """Returns what affects speed and numbers here, as a dict of plain values."""
     cuda = torch.cuda.is_available()
@@ -258,6 +262,8 @@ def settings():
         "mode": "eager",
         "compiler": "none (torch.compile off)",
         "threads": torch.get_num_threads(),
+        "inter-op threads": torch.get_num_interop_threads(),
         "TensorFloat-32": cuda and torch.backends.cudnn.allow_tf32,
         "oneDNN": torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled,
+        "replacements": faster.summary(),
     }

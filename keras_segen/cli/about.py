@@ -1,6 +1,5 @@
 """What there is: versions and frameworks, data sets, models."""
 
-import inspect
 import json
 import os
 import subprocess
@@ -12,7 +11,7 @@ import typer
 from rich.text import Text
 
 from keras_segen import frameworks
-from keras_segen.cli.common import app, console, use
+from keras_segen.cli.common import app, console
 
 
 @app.command()
@@ -32,7 +31,10 @@ def doctor():
         if backend not in frameworks.installed():
             console.print(f"{backend}: not installed (pip install 'keras-segen[{backend}]')")
             continue
-        code = "import json; from keras_segen import backend; print(json.dumps(backend.settings()))"
+        code = (
+            "import json; from keras_segen import backend; from keras_segen.backend import faster; "
+            "faster.apply_by_default(); print(json.dumps([backend.settings(), faster.status()]))"
+        )
         done = subprocess.run(
             [sys.executable, "-c", code],
             env={**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "2"},
@@ -41,8 +43,10 @@ def doctor():
         )
         if done.returncode == 0:
             works.append(backend)
-            found = json.loads(done.stdout.splitlines()[-1])
+            found, replaced = json.loads(done.stdout.splitlines()[-1])
             console.print(f"{backend}: runs; " + ", ".join(f"{k} {v}" for k, v in found.items()))
+            for name, text in replaced.items():
+                console.print(f"  {name}: {text}")
         else:
             console.print(f"{backend}: fails: {done.stderr.strip().splitlines()[-1]}")
     if not works:
@@ -67,13 +71,12 @@ def datasets(
 @app.command()
 def models():
     """List the models: those that make masks, then those that make pictures."""
-    use(None)
-    from keras_segen import generation, segmentation
+    from keras_segen.tasks.registry import KINDS
 
-    texts = {name: inspect.getdoc(builder) for name, builder in segmentation.MODELS.items()}
-    for name, builders in generation.NETWORKS.items():
-        texts[name] = sys.modules[builders[0].__module__].__doc__
-    _print_list({name: text.splitlines()[0] for name, text in texts.items()})
+    texts = {}
+    for kind in KINDS:
+        texts |= kind.describe_models()
+    _print_list(texts)
 
 
 def _print_list(texts):

@@ -1,6 +1,5 @@
 """What the commands share: the application, where they print, and options that many have."""
 
-import importlib
 import os
 from typing import Annotated
 
@@ -54,12 +53,32 @@ Backend = Annotated[
 ]
 
 
-def use(backend):
-    """Chooses the framework, and starts it before anything else imports Keras."""
+Stock = Annotated[
+    bool, typer.Option("--stock", help="Leave Keras as it ships. Without it, it is made faster.")
+]
+
+
+def use(backend, stock):
+    """Chooses the framework, and Keras as it ships or made faster, here and in child processes."""
     if backend is not None:
         os.environ["KERAS_BACKEND"] = backend
+    leave_stock(stock)
     frameworks.require()
-    importlib.import_module("keras_segen.backend")
+    from keras_segen.backend import faster  # starts the framework, before Keras is imported
+
+    faster.apply_by_default()
+
+
+def leave_stock(stock):
+    """Lets this process and its children leave Keras as it ships, if `stock`."""
+    if stock:
+        os.environ["KERAS_SEGEN_STOCK"] = "1"
+
+
+def print_replacements():
+    from keras_segen.backend import faster
+
+    console.print(f"Replaced in Keras: {faster.summary()}")
 
 
 def numbers(option, text, between=",", count=None):

@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Annotated
 
-import rich.table
 import typer
 
-from keras_segen.cli.common import Backend, app, console, errors, use
+from keras_segen.cli.common import Backend, Stock, app, console, errors, leave_stock, use
 from keras_segen.cli.fields import takes_task, takes_tasks
 
 
@@ -16,6 +15,7 @@ def crossval(
     tasks,
     folds: Annotated[int, typer.Option(help="Parts that the training split is cut into.")] = 5,
     out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("runs/crossval"),
+    stock: Stock = False,
     backend: Backend = None,
 ):
     """Train models on the same folds and compare them; again after an interruption, it goes on.
@@ -23,7 +23,7 @@ def crossval(
     A .json file is a run.json, or has an entry "experiment" like it; the options here do not
     change it.
     """
-    use(backend)
+    use(backend, stock)
     from keras_segen.runs import crossval
 
     try:
@@ -33,23 +33,9 @@ def crossval(
     except KeyboardInterrupt:
         errors.print(f"Interrupted. The same command goes on in {out}.")
         raise typer.Exit(130) from None
-    table = rich.table.Table("model", *crossval.FIGURES.values())
-    for name, model in result["models"].items():
-        found = [model[figure] for figure in crossval.FIGURES]
-        table.add_row(name, *(f"{f['mean']:.4f} ± {f['standard_deviation']:.4f}" for f in found))
-    console.print(table)
+    for table in crossval.tables(result, next(iter(tasks.values()))):
+        console.print(table.to_rich())
     if result["differences"]:
-        table = rich.table.Table("difference", "figure", "mean", "standard error", "t", "p")
-        for row in result["differences"]:
-            error, t, p = (row[key] for key in ("corrected_standard_error", "t", "p"))
-            table.add_row(
-                f"{row['second']} − {row['first']}",
-                crossval.FIGURES[row["figure"]],
-                f"{row['mean']:+.4f}",
-                f"{error:.4f}",
-                *("–" if value is None else f"{value:.3f}" for value in (t, p)),
-            )
-        console.print(table)
         console.print(result["caution"])
     console.print(f"Plot and more: {out / 'crossval.html'}")
 
@@ -65,8 +51,10 @@ def compare(
         bool, typer.Option(help="Find where they part: layer by layer, step by step.")
     ] = False,
     parity_steps: Annotated[int, typer.Option(help="With --parity: training steps.", min=1)] = 20,
+    stock: Stock = False,
 ):
     """Train on each backend from the same weights and batches, and report what differs."""
+    leave_stock(stock)
     from keras_segen.compare import report
     from keras_segen.compare.run import run
 

@@ -67,7 +67,7 @@ def takes_tasks(command):
         "Default: unet."
     )
     argument = typer.Argument(help=text, show_default=False, autocompletion=complete(_models()))
-    kinds = [kind for kind in registry.KINDS if "fold" in _names(kind)]
+    kinds = [kind for kind in registry.KINDS if kind.fold_figures]
 
     def call(models, given, values):
         tasks = {}

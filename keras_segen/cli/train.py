@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from keras_segen.cli.common import Backend, app, console, errors, use
+from keras_segen.cli.common import Backend, Stock, app, console, errors, use
 from keras_segen.cli.fields import takes_task
 from keras_segen.run_folder import check_new, load_run
 from keras_segen.tasks import registry
 
-WITH_RESUME = ("resume", "tensorboard", "backend")
+WITH_RESUME = ("resume", "tensorboard", "stock", "backend")
 
 
 @app.command()
@@ -24,6 +24,7 @@ def train(
         Path | None, typer.Option(help="Go on with this run folder, with its settings.")
     ] = None,
     tensorboard: Annotated[bool, typer.Option(help="Also log scalars for TensorBoard.")] = False,
+    stock: Stock = False,
     backend: Backend = None,
 ):
     """Train a model into a run folder, or go on with one: --resume RUN."""
@@ -34,7 +35,7 @@ def train(
         check_new(run)
     folder = resume or run
     console.print(f"{Path(task.model).name} on {task.data}, into {folder}")
-    use(backend)
+    use(backend, stock)
     from keras_segen.runs import training
 
     begin = functools.partial(training.train, task) if resume is None else training.resume

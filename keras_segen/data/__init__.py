@@ -28,6 +28,7 @@ from keras_segen.data.pictures import (
 from keras_segen.data.public import Pets
 from keras_segen.data.shapes import Shapes
 from keras_segen.data.subset import Subset, assign_folds
+from keras_segen.data.tree import Spec
 from keras_segen.data.voc import VOC2012
 from keras_segen.spelling import did_you_mean
 
@@ -47,6 +48,7 @@ __all__ = [
     "Pets",
     "Pictures",
     "Shapes",
+    "Spec",
     "Subset",
     "VOC2012",
     "arrays",

@@ -29,10 +29,11 @@ from PIL import Image
 from keras_segen import backend, machine, plot
 from keras_segen import generation as _generation  # noqa: F401  (saved models hold
 from keras_segen import layers as _layers  # noqa: F401  (          classes of ours)
+from keras_segen.backend import faster
 from keras_segen.data.loader import Batches
 from keras_segen.determinism import seed_random_layers
 from keras_segen.tasks.registry import read
-from keras_segen.files import write_atomically, write_json
+from keras_segen.files import remove_leftovers, write_atomically, write_json
 from keras_segen.run_folder import check_new, find_model, load_run
 
 
@@ -40,7 +41,7 @@ def train(task, folder, tensorboard=False, callbacks=(), verbose="auto"):
     """Trains a task into a new run folder.
 
     Args:
-        task: a `keras_segen.tasks.SegmentationTask`, `GanTask` or `VaeTask`.
+        task: a `keras_segen.tasks.Task`.
         folder: path of the run folder; it must not hold a run yet.
         tensorboard: bool, whether scalars are also written for TensorBoard, to
             `folder/tensorboard` (needs the package tensorboard).
@@ -57,6 +58,7 @@ def train(task, folder, tensorboard=False, callbacks=(), verbose="auto"):
     """
     folder = Path(folder)
     check_new(folder)
+    remove_leftovers(folder, folder / "previews")
     train_data, val_data = task.load_data("train"), task.load_data("val")
     model = task.build_model(train_data, tell=print if verbose else lambda line: None)
     batches = task.training_batches(train_data)
@@ -87,6 +89,7 @@ def resume(folder, tensorboard=False, callbacks=(), verbose="auto"):
     """
     folder = Path(folder)
     run = load_run(folder)
+    remove_leftovers(folder, folder / "previews")
     task = read(run["experiment"])
     train_data, val_data = task.load_data("train"), task.load_data("val")
     found, expected = task.describe_data(train_data, val_data), run["data"]
@@ -138,6 +141,16 @@ def _load_checkpoint(path, task, train_data, first_epoch):
     return model
 
 
+def open_run(folder):
+    """Reads what a run folder was trained for: `(task, contents of its run.json)`.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+    """
+    run = load_run(folder)
+    return read(run["experiment"]), run
+
+
 def load_model(folder):
     """Loads the model that a run folder keeps, without its optimizer.
 
@@ -168,6 +181,7 @@ def _start(epoch):
         "command": shlex.join(["keras-segen", *sys.argv[1:]]),
         "versions": machine.versions(),
         "settings": backend.settings(),
+        "replacements": faster.status(),
     }
 
 

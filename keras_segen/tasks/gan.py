@@ -27,6 +27,9 @@ GAN_DEFAULTS = {
     },
 }
 
+# Blocks of a discriminator whose number does not follow from the size of the images.
+BLOCKS = {"sngan": 4}
+
 
 @fields.document
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,12 @@ class GanTask(GenerationTask):
     """
 
     MODELS: ClassVar[tuple] = tuple(GAN_DEFAULTS)
+    quantities: ClassVar[dict] = {
+        "d_loss": "loss of the discriminator",
+        "g_loss": "loss of the generator",
+        "val_d_real_accuracy": "share of validation images taken for real",
+        "val_d_fake_accuracy": "share of generated images seen through",
+    }
 
     model: str = "dcgan"
     learning_rate: float = 2e-4
@@ -92,9 +101,9 @@ class GanTask(GenerationTask):
 
     def networks(self, build_first, build_second, image_shape, num_classes):
         filters = other_filters = self.filters  # None: the paper's
-        if self.model == "sngan":
+        if self.model in BLOCKS:
             filters = filters or (64,) * self.halvings(image_shape)
-            other_filters = (max(1, filters[0] // 2),) * 4
+            other_filters = (max(1, filters[0] // 2),) * BLOCKS[self.model]
         generator = build_first(image_shape, self.latent_dim, filters, num_classes)
         return generator, build_second(image_shape, other_filters, num_classes)
 
@@ -132,3 +141,6 @@ class GanTask(GenerationTask):
     @property
     def losses(self):
         return ("d_loss", "g_loss")
+
+    def decoder_of(self, model):
+        return model.ema_generator

@@ -3,17 +3,20 @@
 import dataclasses
 import inspect
 import math
+import time
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
-from keras_segen import data
+from keras_segen import data, frameworks
 from keras_segen.data import imbalance
-from keras_segen.data.loader import SAMPLINGS
+from keras_segen.data.loader import SAMPLINGS, Batches
+from keras_segen.report.numbers import percent, show
+from keras_segen.report.tables import Cell, Column, Table
 from keras_segen.tasks import fields
 from keras_segen.tasks.fields import field
-from keras_segen.tasks.task import Phase, Task, is_file
+from keras_segen.tasks.task import Figure, Phase, Task, is_file
 
 # The terms of a loss: name -> class of `keras_segen.losses`.
 LOSSES = {
@@ -29,6 +32,9 @@ LOSSES = {
 WEIGHTED_LOSSES = ("cross_entropy", "binary_cross_entropy", "focal")  # by class_weights
 SMOOTHED_LOSSES = ("cross_entropy", "binary_cross_entropy")  # by label_smoothing
 NUM_PREVIEWS = 4
+NUM_PROBES = 16  # images whose logits a comparison looks at
+NUM_PICTURES = 6  # images that it draws
+EQUAL_PIXELS = 0.9999  # that keep their class when a model is handed over
 
 # Channels that a laptop trains in reasonable time, by model, without and with an encoder.
 FILTERS = {
@@ -52,8 +58,32 @@ class SegmentationTask(Task):
     """
 
     MODELS: ClassVar[tuple] = tuple(FILTERS)
-    makes: ClassVar[str] = "masks"
     own_sizes: ClassVar[dict] = {"shapes": 64}
+    does: ClassVar[str] = "labels the pixels of photos"
+    used_by: ClassVar[str] = "predict"
+
+    section: ClassVar[str] = "Predictions"
+    outputs_are: ClassVar[str] = "logits"
+    inputs_are: ClassVar[str] = "images"
+    figures: ClassVar[dict] = {
+        "mean_iou": Figure("Mean IoU, validation", "0 to 1", 4, "mean IoU"),
+        "mean_dice": Figure("Mean Dice, validation", "0 to 1", 4),
+        "pixel_accuracy": Figure("Pixel accuracy, validation", "0 to 1", 4),
+    }
+    quantities: ClassVar[dict] = {
+        "val_loss": "validation loss",
+        "val_mean_iou": "validation mean IoU",
+    }
+    handed_over: ClassVar[tuple] = (
+        ("largest_difference", Column("Largest difference of the logits")),
+        ("equal_pixels", Column("Equal pixels", percent)),
+    )
+    fold_figures: ClassVar[dict] = {
+        "mean_iou": "mean IoU",
+        "mean_dice": "mean Dice",
+        "pixel_accuracy": "pixel accuracy",
+    }
+    fold_details: ClassVar[dict] = {"class_iou": "IoU of every class"}
 
     model: str = "unet"
     channels: int = 3
@@ -251,6 +281,19 @@ class SegmentationTask(Task):
             ),
         ]
         return [phase for phase in phases if phase.first < phase.end]
+
+    @classmethod
+    def takes(cls, model):
+        return is_file(model) or super().takes(model)
+
+    @classmethod
+    def describe_models(cls):
+        from keras_segen import segmentation
+
+        return {
+            name: inspect.getdoc(build).splitlines()[0]
+            for name, build in segmentation.MODELS.items()
+        }
 
     def load_data(self, split):
         """Loads a split of the data set: a `keras_segen.data.Dataset`."""
@@ -455,3 +498,189 @@ class SegmentationTask(Task):
 
     def outcome(self, history):
         return f"Best validation mean IoU {max(history['val_mean_iou']):.4f}"
+
+    def evaluate(self, model, dataset, *, batch_size=None):
+        """As `keras_segen.segmentation.evaluate`; `batch_size` None is that of the training."""
+        from keras_segen.segmentation.evaluate import evaluate
+
+        return evaluate(model, dataset, batch_size or self.batch_size)
+
+    def predict(
+        self,
+        model,
+        about,
+        paths,
+        out,
+        *,
+        output="classes",
+        full_size=False,
+        tile=None,
+        overlap=None,
+        flips="none",
+        scales=(1.0,),
+        fold=False,
+    ):
+        """Writes masks for photos, see `keras_segen.segmentation.label_photos`.
+
+        Each photo is brought to the size of the training, at which the network knows things, and
+        the probabilities back to the photo's own size before the class is chosen.
+
+        Args:
+            output: `"classes"`, `"probabilities"` or `"entropy"`.
+            full_size: bool, whether photos are predicted at their own size, in tiles: for photos
+                in which things are as large, in pixels, as in the images of the training.
+            tile: int or `(height, width)`, with `full_size`: size of the tiles; None is 512. The
+                size of the training may be too small: near the edge of a tile a network sees no
+                surroundings, and where tiles overlap little that shows as seams.
+            overlap: int, with `full_size`: pixels that tiles share; None is a quarter of the tile.
+            flips, scales, fold: as in `keras_segen.segmentation.Predictor`.
+
+        Raises:
+            ValueError: an option is out of range.
+        """
+        from keras_segen import segmentation
+        from keras_segen.segmentation.predict import DEFAULT_TILE
+
+        if not full_size and (tile is not None or overlap is not None):
+            raise ValueError(
+                "tile and overlap cut photos at their own size, and these are brought to the size "
+                "of the training: add full_size (--full-size), or leave both out."
+            )
+        if full_size and tile is None:
+            tile = DEFAULT_TILE
+        predictor = segmentation.Predictor(
+            model, tile, overlap, flips=flips, scales=scales, fold=fold
+        )
+        size = None if full_size else tuple(about["image_shape"][:2])
+        palette, label_ids = np.array(about["palette"], "uint8"), np.array(about["label_ids"])
+        return segmentation.label_photos(predictor, paths, out, palette, label_ids, output, size)
+
+    def outputs(self, model, dataset):
+        """Logits of some validation images."""
+        from keras_segen import backend
+
+        images = [dataset[i][0] for i in range(min(NUM_PROBES, len(dataset)))]
+        return backend.infer(model, np.stack(images))
+
+    def apply(self, model, dataset):
+        """Predicts every image: `ids`, class ids `(items, height, width)`, uint8."""
+        from keras_segen import backend, metrics
+
+        ids, seconds = [], []
+        for images, _ in Batches(dataset, self.batch_size).read(epoch=0):
+            start = time.perf_counter()
+            logits = backend.infer(model, images)
+            seconds.append(time.perf_counter() - start)
+            ids.append(metrics.class_ids(logits).astype("uint8"))
+        return {"ids": np.concatenate(ids)}, seconds
+
+    def compared_figures(self, model, dataset, history):
+        from keras_segen.segmentation.evaluate import confusion_matrix, figures
+
+        matrix = confusion_matrix(model, dataset, self.batch_size)
+        found = figures(matrix, dataset.class_names)
+        return {**found, "class_iou": list(found["class_iou"].values())}
+
+    def hand_over(self, own, served):
+        """Holds the share of pixels that change their class against a limit."""
+        equal = float((own["ids"] == served["ids"]).mean())
+        a, b = (each["last_outputs"].astype("float64") for each in (own, served))
+        apart, largest = float(np.abs(a - b).max()), float(np.abs(a).max())
+        return {
+            "largest_difference": apart,
+            "largest_output": largest,
+            "equal_pixels": equal,
+            "measured": 1.0 - equal,
+            "tolerance": 1.0 - EQUAL_PIXELS,
+            "unit": "share of pixels that change",
+            "note": f"logits differ by at most {show(apart, 2)} (the largest is "
+            f"{show(largest, 2)})",
+        }
+
+    def conclude(self, dataset, arrays, folder):
+        """Draws what each backend predicts, and counts the pixels where they disagree."""
+        from keras_segen import plot
+
+        disagreement, pictures = None, []
+        if len(arrays) == 2:
+            a, b = (saved["ids"] for saved in arrays.values())
+            pixels = int((a != b).sum())
+            disagreement = {"pixels": pixels, "of": int(a.size), "share": pixels / a.size}
+        if arrays:
+            chosen = np.linspace(0, len(dataset) - 1, min(NUM_PICTURES, len(dataset))).astype(int)
+            images, truth = map(np.stack, zip(*(dataset[int(i)] for i in chosen), strict=True))
+            figure = plot.comparison(
+                images,
+                truth,
+                {
+                    frameworks.FRAMEWORKS[backend]: saved["ids"][chosen]
+                    for backend, saved in arrays.items()
+                },
+                palette=dataset.palette,
+                class_names=dataset.class_names,
+                ignore_class=dataset.ignore_class,
+            )
+            plot.save(figure, folder / "predictions.png")
+            pictures.append(
+                {
+                    "title": "The same validation images on both backends",
+                    "file": "predictions.png",
+                    "note": "Image, truth, what each backend's own training predicts, and where "
+                    "they disagree.",
+                }
+            )
+        return {
+            "class_names": list(dataset.class_names),
+            "palette": np.asarray(dataset.palette).tolist(),
+            "disagreement": disagreement,
+            "pictures": pictures,
+        }
+
+    @classmethod
+    def describe_disagreement(cls, disagreement):
+        pixels, total = show(disagreement["pixels"]), show(disagreement["of"])
+        if not disagreement["pixels"]:
+            return f"The backends give each of the {total} pixels the same class."
+        return (
+            f"The backends give {pixels} of {total} pixels ({percent(disagreement['share'])}) "
+            "another class."
+        )
+
+    @classmethod
+    def compared_tables(cls, report, columns):
+        """The IoU of every class."""
+        found = [
+            (backend.get("metrics") or {}).get("class_iou") or []
+            for backend in report["backends"].values()
+        ]
+        if not any(found):
+            return []
+        palette = report.get("palette") or []
+        rows = []
+        for number, name in enumerate(report.get("class_names") or []):
+            color = f"rgb{tuple(palette[number])}" if number < len(palette) else None
+            values = [each[number] if number < len(each) else None for each in found]
+            rows.append([Cell(name, swatch=color), *values])
+        columns = [dataclasses.replace(c, show=lambda value: show(value, 4)) for c in columns]
+        return [
+            Table(
+                "IoU of every class, validation",
+                ["Class", *columns],
+                rows,
+                note="Intersection over union, 0 to 1; a dash where the class occurs neither in "
+                "the truth nor in the prediction.",
+            )
+        ]
+
+    def check_layerwise(self):
+        if self.dropout:
+            raise ValueError(
+                f"dropout is {self.dropout}, and each backend draws other values to drop: "
+                "compare layer by layer with dropout=0."
+            )
+
+    def check_network(self, model, dataset, name):
+        from keras_segen.segmentation import check_network
+
+        self.check_images(dataset)
+        check_network(model, dataset, self.num_outputs(dataset), name)

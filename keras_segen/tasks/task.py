@@ -1,10 +1,15 @@
-"""What every training has in common, whether its model makes masks or pictures."""
+"""The interface of a task: what is trained, and all that the house asks about it.
+
+A task is plain values that go to JSON and back. One file beside this one holds one kind of task,
+and `registry.py` lists them; `docs/architecture.md` shows how to add one. Keras is imported inside
+the methods that need it.
+"""
 
 import contextlib
 import dataclasses
 import json
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from keras_segen import data
 from keras_segen.data.loader import Batches
@@ -29,18 +34,46 @@ class Phase:
     learning_rate: float
 
 
+class Figure(NamedTuple):
+    """A figure that a comparison shows of each backend, as it is named on a page.
+
+    `headline` is what the verdict calls it; without one it stands in the table only.
+    """
+
+    label: str
+    unit: str
+    digits: int
+    headline: str = ""
+
+
 @fields.document
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is trained, as plain values; the base of `keras_segen.tasks`'s classes.
+    """What is trained, as plain values; the base of all kinds of tasks.
 
-    Each class is for some models, `MODELS`, and says how they are built, compiled, watched and
-    drawn. `makes` is what these models make: `"masks"` or `"pictures"`.
+    A kind of task is a class for some models, `MODELS`. It says how they are built, compiled,
+    watched and drawn, how they are judged and used, and what a comparison of backends looks at.
     """
 
     MODELS: ClassVar[tuple] = ()
-    makes: ClassVar[str] = ""
     own_sizes: ClassVar[dict] = {}  # sizes of data sets that can be drawn at any
+    does: ClassVar[str] = ""  # what its models do, in words: "labels the pixels of photos"
+    used_by: ClassVar[str] = ""  # the command that puts them to use: "predict"
+
+    # What a comparison of backends calls things, and how far their losses may differ at least.
+    result: ClassVar[str] = "both came to the same result"
+    section: ClassVar[str] = "Outputs"
+    outputs_are: ClassVar[str] = "outputs"
+    inputs_are: ClassVar[str] = "inputs"
+    least_loss_tolerance: ClassVar[float] = 1e-3
+    work: ClassVar[tuple] = ("predict", "Prediction per batch")  # what `apply` takes the time of
+    figures: ClassVar[dict] = {}  # name, as in `compared_figures` -> Figure
+    quantities: ClassVar[dict] = {}  # column of the history -> what a chart calls it
+    handed_over: ClassVar[tuple] = ()  # columns of `report.tables.Column`, with the key of each
+
+    bench_sizes: ClassVar[tuple] = ((64, 64), (128, 128))  # of images, for `bench costs`
+    fold_figures: ClassVar[dict] = {}  # what folds are compared by -> its name; none: no folds
+    fold_details: ClassVar[dict] = {}  # dicts of such figures -> the title of their table
 
     model: str = field("What is trained: a name that `keras-segen models` lists.", common=True)
     data: str = field(
@@ -97,6 +130,16 @@ class Task:
         if path:  # so that a run resumes from anywhere
             path = Path(path).expanduser().resolve()
             object.__setattr__(self, "data", f"{name}{colon}{path}")
+
+    @classmethod
+    def takes(cls, model):
+        """Whether this kind of task trains a model: a name, or the path of a file."""
+        return model in cls.MODELS
+
+    @classmethod
+    def describe_models(cls):
+        """What the models are: dict from a name to a line."""
+        raise NotImplementedError
 
     @classmethod
     def default(cls, field, model):
@@ -275,6 +318,138 @@ class Task:
     def outcome(self, history):
         """What a training came to, in words."""
         raise NotImplementedError
+
+    # --- judged and used
+
+    def evaluate(self, model, dataset):
+        """Judges a trained model on a split.
+
+        Args:
+            model: what a run keeps.
+            dataset: what `load_data` returned.
+
+        A kind of task adds options of its own, by keyword: the commands pass on those that are
+        given, and refuse those that it lacks.
+
+        Returns:
+            A `keras_segen.report.evaluation.Evaluation`.
+        """
+        raise NotImplementedError
+
+    def predict(self, model, about, paths, out):
+        """Predicts photos and writes files, as `keras_segen.runs.predict` does.
+
+        Args:
+            model: what a run keeps.
+            about: dict, what `describe_data` said when the run began.
+            paths: list of image files, no two with one stem.
+            out: the folder to write to.
+
+        Yields:
+            The path of each file written. Options as in `evaluate`.
+        """
+        raise self._not_made_for("predicts no photos")
+
+    def generate(self, model, about, out, seed):
+        """Makes images and writes them, as `keras_segen.runs.generate` does.
+
+        Args:
+            model, about: as in `predict`.
+            out: path of the PNG to write.
+            seed: int.
+
+        Returns:
+            `(what, where)`: what was made, in words, and the path. Options as in `evaluate`.
+        """
+        raise self._not_made_for("makes no images")
+
+    def _not_made_for(self, what):
+        return ValueError(
+            f"{self.model} {self.does} and {what}: use keras-segen {self.used_by}, or name the "
+            "run of another model."
+        )
+
+    def network_to_predict(self, model, batch):
+        """What runs when a trained model is used, for a clock.
+
+        Args:
+            model: what `build_model` returned.
+            batch: a batch of the training, NumPy arrays.
+
+        Returns:
+            `(network, inputs)`: a `keras.Model` and what it takes.
+        """
+        return model, batch[0]
+
+    # --- compared between backends
+
+    def outputs(self, model, dataset):
+        """What a model makes of fixed inputs: float32 array, the first axis counts them."""
+        raise NotImplementedError
+
+    def apply(self, model, dataset):
+        """Runs the model over a data set.
+
+        Returns:
+            arrays: dict of NumPy arrays, which `hand_over` and `conclude` get.
+            seconds: list of float, the time of each batch.
+        """
+        raise NotImplementedError
+
+    def compared_figures(self, model, dataset, history):
+        """Returns what the model came to: dict of name -> float, those of `figures` and others."""
+        raise NotImplementedError
+
+    def hand_over(self, own, served):
+        """Compares what a model gave where it was trained with what it gives elsewhere.
+
+        Args:
+            own, served: dicts with `last_outputs`, and the arrays of `apply`.
+
+        Returns:
+            Dict of plain values: `measured`, `tolerance`, `unit` and `note` of the check, and what
+            `handed_over` shows.
+        """
+        raise NotImplementedError
+
+    def conclude(self, dataset, arrays, folder):
+        """Draws what the backends make, and says how far it differs.
+
+        Args:
+            dataset: the validation split.
+            arrays: dict of backend -> its arrays, as for `hand_over`.
+            folder: `pathlib.Path` to draw into.
+
+        Returns:
+            Dict, parts of the report: `disagreement` (dict or None) and `pictures`, a list of
+            dicts with `title`, `file` and `note`.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def describe_disagreement(cls, disagreement):
+        """What `conclude` found as a sentence."""
+        raise NotImplementedError
+
+    @classmethod
+    def compared_tables(cls, report, columns):
+        """Further tables of a report.
+
+        Args:
+            report: dict, as in `report.json`.
+            columns: list of `keras_segen.report.tables.Column`, one for each backend.
+
+        Returns:
+            List of `keras_segen.report.tables.Table`.
+        """
+        return []
+
+    def check_layerwise(self):
+        """Raises a ValueError if the model cannot be compared layer by layer."""
+
+    def check_network(self, model, dataset, name):
+        """Raises a ValueError if a network of a user's own is not one for this task."""
+        raise ValueError(f"{self.model} is not trained from a network of one's own.")
 
 
 def is_file(model):

@@ -1,19 +1,20 @@
-"""Where Keras on PyTorch takes the long way from layer to layer: the same calls, made faster.
-
-As in `keras_on_torch.py`, each function here replaces one thing in Keras, for the whole process,
-and tests/test_keras_calls_on_torch.py holds the results to those of Keras as it is.
-"""
+"""Where Keras on PyTorch takes the long way from layer to layer: the same calls, made faster."""
 
 import functools
 import weakref
 
 import keras
 import torch
+from keras import layers
 from keras.src.backend.common import global_state as keras_state
-from keras.src.backend.common.variables import get_autocast_scope
-from keras.src.backend.torch import core as keras_core
+from keras.src.backend.common.variables import AutocastScope, get_autocast_scope
+from keras.src.layers.layer import CallContext
 from keras.src.models import functional as keras_functional
 from keras.src.ops import function as keras_function
+from torch.nn.modules import module as torch_module
+
+from keras_segen.backend.faster.layers_on_torch import PROBE, keras_core
+from keras_segen.backend.faster.probe import NotNeeded, python_calls
 
 # The layers that are no more than their `call`: classes, or modules all of whose classes are.
 PLAIN_LAYERS = (
@@ -29,24 +30,25 @@ PLAIN_LAYERS = (
 )
 
 
-def speed_up():
-    """Replaces all of it, once."""
-    read_variables_at_once()
-    run_graphs_by_plan()
-    call_plain_layers_directly()
-    call_plain_models_directly()
+def variables():
+    """Keras asks for four scopes, in a function each, whenever a variable gives its tensor.
 
-
-def read_variables_at_once():
-    """Lets a variable give its tensor without asking for every scope in a function of its own.
-
-    Keras asks whether it stands in a stateless scope, in a symbolic call or in one of another
-    type, and a training step reads its variables hundreds of times. Outside of all scopes, which
-    is seen at once, the value is the tensor.
+    It asks whether it stands in a stateless scope, in a symbolic call or in one of another type,
+    and a training step reads its variables hundreds of times. Outside of all scopes, which is
+    seen at once, the value is the tensor.
     """
+    probe = keras.Variable(torch.ones(1), name="probe", dtype="float32")
+    if len(python_calls(lambda: probe.value)) < 5:
+        raise NotNeeded("Keras reads a variable at once")
+    for scope, name in (
+        (keras.StatelessScope(), "stateless_scope"),
+        (AutocastScope("float16"), "autocast_scope"),
+        (keras.device("meta"), "torch_device"),
+    ):
+        with scope:
+            if getattr(keras_state.GLOBAL_STATE_TRACKER, name, None) is None:
+                raise RuntimeError(f"Keras does not keep its {name} where it was kept")
     original = keras_core.Variable.value
-    if "maybe_use_symbolic_tensor" not in original.fget.__code__.co_varnames:
-        return
 
     @functools.wraps(original.fget)
     def value(self):
@@ -60,24 +62,37 @@ def read_variables_at_once():
             return original.fget(self)
         return self._value
 
-    keras_core.Variable.value = property(value)
+    return [(keras_core.Variable, "value", property(value))]
 
 
-def run_graphs_by_plan():
-    """Lets a functional model remember how its tensors go from layer to layer.
+def _probe_model():
+    """A functional model of one layer; the numbers in later tensors' names do not count it."""
+    names = keras_state.get_global_attribute("object_name_uids")
+    before = dict(names or {})
+    inputs = keras.Input((1,), name="probe_input", dtype="float32")
+    model = keras.Model(inputs, layers.ReLU(**PROBE)(inputs), name="probe_model")
+    names = keras_state.get_global_attribute("object_name_uids")
+    names.clear()
+    names.update(before)
+    return model
 
-    Keras works it out anew in every call, by searching nested structures for symbolic tensors: in
-    a small network that takes longer than its layers. Here it is worked out in the first call, and
-    the others follow the plan. The layers are called as before, in the same order.
+
+def graphs():
+    """Keras works out anew in every call how the tensors of a functional model go on.
+
+    It searches nested structures for symbolic tensors: in a small network that takes longer than
+    its layers. Here it is worked out in the first call, and the others follow the plan. The
+    layers are called as before, in the same order.
 
     Keras also keeps every tensor until the last layer is done. Here one that no later layer wants
     is let go: without gradients, which keep their own, the next layers write to the same memory.
 
-    Symbolic calls are left to Keras, as is all of it where Keras runs its graphs another way.
+    Symbolic calls are left to Keras.
     """
-    original = getattr(keras_function.Function, "_run_through_graph", None)
-    if original is None or "fill_in" not in original.__code__.co_names:
-        return
+    model, x = _probe_model(), torch.ones(1, 1)
+    if "fill_in" not in python_calls(lambda: model(x, training=False)):
+        raise NotNeeded("Keras does not search its graphs in every call")
+    original = keras_function.Function._run_through_graph
     plans = weakref.WeakKeyDictionary()
 
     @functools.wraps(original)
@@ -104,7 +119,7 @@ def run_graphs_by_plan():
         outputs = [found[id(output)] for output in self.outputs]
         return keras.tree.pack_sequence_as(self._outputs_struct, outputs)
 
-    keras_function.Function._run_through_graph = run
+    return [(keras_function.Function, "_run_through_graph", run)]
 
 
 def _plan(graph):
@@ -142,72 +157,107 @@ def _fill_in(arguments):
     return arguments.fill_in
 
 
-def call_plain_layers_directly():
-    """Lets a functional model call Keras' own layers without the checks of every call.
+def layer_calls():
+    """Keras goes through the checks of `Layer.__call__` for each of its own layers.
 
-    `Layer.__call__` looks for masks, types to convert, values to infer, symbolic tensors and
-    more, anew for each layer and step: 0.1 ms each on a laptop, as long as the work itself in the
-    small layers of a GAN. In a model that is built, on plain float32 tensors, nothing comes of
-    it but `layer.call`. Everything else takes Keras' way: composite layers and those of users,
-    mixed precision, masks, regularized activities, hooks, quantization, distribution.
+    It looks for masks, types to convert, values to infer, symbolic tensors and more, anew for each
+    layer and step: 0.1 ms each on a laptop, as long as the work itself in the small layers of a
+    GAN. In a model that is built, on plain float32 tensors, nothing comes of it but `layer.call`.
+    Everything else takes Keras' way: composite layers and those of users, mixed precision, masks,
+    regularized activities, hooks, quantization, distribution.
     """
-    if not hasattr(keras_functional, "operation_fn"):
-        return
-    original = keras_functional.operation_fn
+    model, x = _probe_model(), torch.ones(1, 1)
+    if python_calls(lambda: model(x, training=False)).count("__call__") < 3:
+        raise NotNeeded("Keras calls its layers directly")
 
-    @functools.wraps(original)
-    def operation_fn(operation, **context):
-        way_of_keras = original(operation, **context)
-        training = context.get("training")
-        if training is None or len(context) > 1 or not _is_plain(operation):
-            return way_of_keras
+    def directly(operation, training, otherwise):
+        if training is None or not _is_plain(operation):
+            return otherwise
         options = {"training": training} if operation._call_has_training_arg else {}
 
         def call(*args, **kwargs):
             more = [name for name, value in kwargs.items() if value is not None]
             if more not in ([], ["training"]) or len(args) != 1 or not _are_plain(args[0]):
-                return way_of_keras(*args, **kwargs)
+                return otherwise(*args, **kwargs)
             return operation.call(*args, **options)
 
         return call
 
-    keras_functional.operation_fn = operation_fn
+    if TOLD:
+        original = keras_functional.operation_fn
+
+        @functools.wraps(original)
+        def operation_fn(operation, **context):
+            otherwise = original(operation, **context)
+            if len(context) > 1:
+                return otherwise
+            return directly(operation, context.get("training"), otherwise)
+
+        return [(keras_functional, "operation_fn", operation_fn)]
+
+    def run(self, inputs, *args, **kwargs):
+        way_of_keras = super(keras_functional.Functional, self)._run_through_graph
+        context = keras_state.get_global_attribute("current_call_ctx")
+        if args or kwargs or context is None or vars(context).keys() != {"entry_layer", "training"}:
+            return way_of_keras(inputs, *args, **kwargs)
+        training = context.training
+        return way_of_keras(inputs, lambda operation: directly(operation, training, operation))
+
+    return [(keras_functional.Functional, "_run_through_graph", run)]
 
 
-def call_plain_models_directly():
-    """Lets a functional model be called for a prediction without most checks of every call.
+# Whether a graph tells its layers that they train; in Keras 3.16 they ask the call around them.
+TOLD = hasattr(keras_functional, "operation_fn")
 
-    As with its layers, what `Layer.__call__` looks for is mostly not there, and looking takes
-    0.2 ms. The shape of the input is checked as before; a single one that needs no conversion goes
-    straight into the graph. Training is left to Keras, which tells the layers inside of other
-    layers that it is training; that they predict is what they take for granted. Where Keras'
-    functional models have a call of their own, nothing is replaced.
+
+def model_calls():
+    """Keras goes through the checks of `Layer.__call__` for a functional model that predicts.
+
+    As with its layers, what is looked for is mostly not there, and looking takes 0.2 ms. The shape
+    of the input is checked as before; a single one that needs no conversion goes straight into
+    the graph. Training is left to Keras, which tells the layers inside of other layers that it is
+    training; that they predict is what they take for granted.
     """
-    model = keras_functional.Functional
-    if "__call__" in vars(model):
-        return
+    kind = keras_functional.Functional
+    model, x = _probe_model(), torch.ones(1, 1)
+    if len(python_calls(lambda: model(x, training=False))) < 20:
+        raise NotNeeded("Keras calls a model directly")
+    if "__call__" in vars(kind):
+        raise RuntimeError("Keras' functional models have a call of their own")
 
-    @functools.wraps(model.__call__)
+    @functools.wraps(kind.__call__)
     def call(self, *args, **kwargs):
         if (
-            type(self) is not model
+            type(self) is not kind
             or len(args) != 1
             or kwargs.keys() != {"training"}
             or kwargs["training"] is not False
             or not _are_plain(args[0])
             or not _needs_nothing_else(self)
+            or keras_state.get_global_attribute("current_call_ctx") is not None
         ):
-            return super(model, self).__call__(*args, **kwargs)
+            return super(kind, self).__call__(*args, **kwargs)
         (x,) = args
         self._assert_input_compatibility(x)
-        if type(x) is not torch.Tensor or not _stays_as_it_is(x, self):
+        straight = type(x) is torch.Tensor and _stays_as_it_is(x, self)
+        if TOLD and straight:
+            outputs = self._run_through_graph(
+                [x], lambda operation: keras_functional.operation_fn(operation, training=False)
+            )
+            return keras_functional.unpack_singleton(outputs)
+        if TOLD:
             return self.call(x, training=False)
-        outputs = self._run_through_graph(
-            [x], lambda operation: keras_functional.operation_fn(operation, training=False)
-        )
-        return keras_functional.unpack_singleton(outputs)
+        context = CallContext(entry_layer=self)
+        context.set_value("training", False)
+        keras_state.set_global_attribute("current_call_ctx", context)
+        try:
+            if not straight:
+                return self.call(x, training=False)
+            return keras_functional.unpack_singleton(self._run_through_graph([x]))
+        finally:
+            keras_state.set_global_attribute("current_call_ctx", None)
 
-    model.__call__ = call
+    return [(kind, "__call__", call)]
 
 
 def _stays_as_it_is(x, model):
@@ -231,6 +281,7 @@ def _needs_nothing_else(layer):
     """Whether nobody asked for anything around the `call` of a layer, or of a model."""
     return (
         layer.built
+        and layer._called  # which Keras writes down, and an export asks for
         and layer.compute_dtype == layer.variable_dtype == "float32"
         and layer.activity_regularizer is None
         and layer.quantization_mode is None
@@ -239,6 +290,7 @@ def _needs_nothing_else(layer):
         and not layer._forward_pre_hooks
         and not layer._backward_hooks
         and not layer._backward_pre_hooks
+        and not torch_module._has_any_global_hook()
         and keras.distribution.distribution() is None
         and get_autocast_scope() is None
     )

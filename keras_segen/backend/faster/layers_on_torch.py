@@ -1,100 +1,104 @@
-"""Where Keras on PyTorch takes the long way in a layer: the same results, found faster.
-
-Each function here replaces one thing in Keras, for the whole process, and says what it costs, what
-is replaced and when it is not. tests/test_keras_on_torch.py holds the results to those of Keras as
-it is, and fails once a newer Keras no longer needs one of them.
-"""
+"""Where Keras on PyTorch takes the long way in a layer: the same results, found faster."""
 
 import functools
+import math
 
 import keras
 import torch
-from keras import ops
-from keras.src.backend.torch import core as keras_core
-from keras.src.backend.torch import nn as keras_nn
+from keras import layers, ops
+from keras.src.backend.common.backend_utils import compute_conv_transpose_output_crops_for_torch
 from keras.src.backend.torch.optimizers import torch_adam
 from keras.src.layers.convolutional.base_conv import BaseConv
 from keras.src.layers.convolutional.base_conv_transpose import BaseConvTranspose
+from torch.utils._python_dispatch import TorchDispatchMode
 
-PARTS_OF_CONVOLUTIONS = (
-    "_apply_same_padding",
-    "_maybe_convert_to_channels_last",
-    "_transpose_conv_kernel",
-    "_transpose_spatial_inputs",
-    "compute_conv_transpose_output_crops_for_torch",
-)
+from keras_segen.backend.faster.probe import NotNeeded
 
+try:
+    from keras.src.backend.torch import core as keras_core
+    from keras.src.backend.torch import nn as keras_nn
+except ImportError:  # Keras 3.16
+    from keras.src.backend.torch.ops import core as keras_core
+    from keras.src.backend.torch.ops import nn as keras_nn
 
-def speed_up():
-    """Replaces all of it, once."""
-    drop_copies_around_convolutions()
-    lay_kernels_out_for_convolutions()
-    put_all_of_a_convolution_inside()
-    add_biases_inside_of_products()
-    take_softmax_over_channels_as_over_planes()
-    fuse_batch_normalization()
-    update_as_adam_in_fewer_passes()
+# Of the layers that are made to look at what Keras does: no number is drawn, no name counted.
+PROBE = {"name": "probe", "dtype": "float32"}
+ZEROS = {**PROBE, "kernel_initializer": "zeros"}
 
 
-def drop_copies_around_convolutions():
-    """Keeps Keras from copying images to channels-first memory and back around each operation.
+def operations(function):
+    """The names of PyTorch's operations in a call, such as `convolution`, in their order."""
+    found = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            found.append(operation.overloadpacket.__name__)
+            return operation(*args, **(kwargs or {}))
+
+    with Watch(), torch.no_grad():
+        function()
+    return found
+
+
+def image_layout():
+    """Keras copies images to channels-first memory around convolutions and poolings.
 
     Keras 3.15 ends the transposition before every convolution and pooling in `.contiguous()`: a
     copy to channels-first memory, which `conv` at once copies back to channels-last. In a U-Net's
     forward pass on a CPU these copies take as long as the convolutions. The bare permutation has
-    the same values; PyTorch takes it as an image in channels-last memory.
-
-    Where Keras no longer copies, or no longer has the function, nothing is replaced.
+    the same values; PyTorch takes it as an image in channels-last memory. Keras 3.16 copies only
+    before transposed convolutions and adaptive poolings.
     """
-    original = getattr(keras_nn, "_transpose_spatial_inputs", None)
-    if original is None or not original(torch.empty(1, 2, 2, 2)).is_contiguous():
-        return
+    original = keras_nn._transpose_spatial_inputs
+    if not original(torch.empty(1, 2, 2, 2)).is_contiguous():
+        raise NotNeeded("Keras does not copy images")
 
-    def transpose_without_copy(inputs):
+    @functools.wraps(original)
+    def transpose(inputs, *args, **kwargs):
         if inputs.ndim != 4 or torch.compiler.is_exporting():
-            return original(inputs)
+            return original(inputs, *args, **kwargs)
         return torch.permute(inputs, (0, 3, 1, 2))
 
-    keras_nn._transpose_spatial_inputs = transpose_without_copy
+    return [(keras_nn, "_transpose_spatial_inputs", transpose)]
 
 
-def lay_kernels_out_for_convolutions():
-    """Lets kernels lie in memory in the order in which PyTorch's convolutions want them.
+def kernel_layout():
+    """Keras copies the kernel of a convolution to channels-last memory in every call.
 
-    Keras 3.15 transposes a kernel (height, width, in, out) to PyTorch's order of axes and copies
-    the result to channels-last memory, in every convolution of every step and prediction. If its
-    numbers lie in the order (out, height, width, in) from the beginning, the transposed kernel is
-    in channels-last memory already, and nothing is copied. Shape and values are the same.
+    Keras transposes a kernel (height, width, in, out) to PyTorch's order of axes and copies the
+    result, in every convolution of every step and prediction. If its numbers lie in the order
+    (out, height, width, in) from the beginning, the transposed kernel is in channels-last memory
+    already, and nothing is copied. Shape and values are the same.
 
-    All variables of four axes are laid out so, those of optimizers too: operations on several
-    tensors are fastest if these lie alike. Where Keras does not copy kernels, nothing changes.
+    All variables of four axes that are made from now on are laid out so, those of optimizers too:
+    operations on several tensors are fastest if these lie alike. They stay valid in any Keras.
     """
-    transpose = getattr(keras_nn, "_transpose_conv_kernel", None)
-    convert = getattr(keras_nn, "_maybe_convert_to_channels_last", None)
     kernel = torch.empty(2, 2, 2, 2)
-    if transpose is None or convert is None:
-        return
-    if convert(transpose(kernel)).data_ptr() == kernel.data_ptr():
-        return
+    copied = keras_nn._maybe_convert_to_channels_last(keras_nn._transpose_conv_kernel(kernel))
+    if copied.data_ptr() == kernel.data_ptr():
+        raise NotNeeded("Keras does not copy kernels")
     original = keras_core.Variable._initialize
 
     @functools.wraps(original)
     def initialize(self, value):
         original(self, value)
-        if self._value.ndim == 4 and self._value is not value:  # not a parameter of somebody else
+        if (
+            self._value.ndim == 4
+            and self._value is not value  # not a parameter of somebody else
+            and keras.distribution.distribution() is None
+        ):
             laid_out = self._value.data.permute(3, 2, 0, 1)
             laid_out = laid_out.contiguous(memory_format=torch.channels_last)
             self._value.data = laid_out.permute(2, 3, 1, 0)
 
-    keras_core.Variable._initialize = initialize
+    return [(keras_core.Variable, "_initialize", initialize)]
 
 
-def put_all_of_a_convolution_inside():
-    """Lets PyTorch's convolutions add their biases, leave out rims and apply ReLU in place.
+def convolution():
+    """Keras adds the biases of a convolution, cuts off rims and takes ReLU in passes of their own.
 
-    Keras 3.15 adds the bias to the output of a convolution, and takes ReLU of the sum: two more
-    passes over the picture, each into new memory, where PyTorch's convolution adds the bias as it
-    goes. (SiLU only works in place where no gradient is asked for, which would need a copy.)
+    Each pass goes over the picture, into new memory, where PyTorch's convolution adds the bias as
+    it goes. (SiLU only works in place where no gradient is asked for, which would need a copy.)
 
     Of a transposed convolution with `padding="same"` Keras computes the rim as well and cuts it
     off, because PyTorch can only leave out as much on the left as on the right, or a little less
@@ -102,14 +106,21 @@ def put_all_of_a_convolution_inside():
     times as long, and its gradient is copied to channels-first memory. Where PyTorch can leave
     out what Keras cuts off, it does so here.
 
-    The values are the same. Pictures with channels first, sequences, volumes and layers with a
-    `convolution_op` of their own are left to Keras, as is all of it where Keras no longer adds.
+    The values are the same. Pictures with channels first, sequences, volumes, exports and layers
+    with a `convolution_op` of their own are left to Keras.
     """
-    if not all(hasattr(keras_nn, name) for name in PARTS_OF_CONVOLUTIONS):
-        return
-    for layer, convolve in ((BaseConv, _convolve), (BaseConvTranspose, _convolve_transposed)):
-        if "add" in layer.call.__code__.co_names:
-            layer.call = _all_inside(layer.call, convolve)
+    changes = []
+    for base, kind, convolve in (
+        (BaseConv, layers.Conv2D, _convolve),
+        (BaseConvTranspose, layers.Conv2DTranspose, _convolve_transposed),
+    ):
+        layer = kind(1, 1, data_format="channels_last", **ZEROS)
+        layer.build((None, 2, 2, 1))
+        if "add" in operations(lambda layer=layer: layer.call(torch.ones(1, 2, 2, 1))):
+            changes.append((base, "call", _all_inside(base.call, convolve)))
+    if not changes:
+        raise NotNeeded("Keras adds biases as it convolves")
+    return changes
 
 
 def _all_inside(original, convolve):
@@ -118,7 +129,7 @@ def _all_inside(original, convolve):
         x = inputs if type(inputs) is torch.Tensor else keras_core.convert_to_tensor(inputs)
         outputs = None
         if x.ndim == 4 and self.data_format == "channels_last":
-            outputs = convolve(self, x)
+            outputs = None if torch.compiler.is_exporting() else convolve(self, x)
         if outputs is None:
             return original(self, inputs)
         outputs, activation = _activated_in_place(outputs, self.activation)
@@ -140,14 +151,22 @@ def _activated_in_place(outputs, activation):
 def _convolve(layer, x):
     if type(layer).convolution_op is not BaseConv.convolution_op:
         return None
-    x = keras_nn._transpose_spatial_inputs(x)
+    x = torch.permute(x, (0, 3, 1, 2))
     padding = 0
     if layer.padding == "same":
-        x, padding = keras_nn._apply_same_padding(
-            x, layer.kernel_size, layer.strides, "channels_last", "conv", layer.dilation_rate
-        )
+        rims = [
+            max(0, (math.ceil(size / step) - 1) * step + (kernel - 1) * dilation + 1 - size)
+            for size, kernel, step, dilation in zip(
+                x.shape[2:], layer.kernel_size, layer.strides, layer.dilation_rate, strict=True
+            )
+        ]
+        padding = [rim // 2 for rim in rims]
+        if any(rim % 2 for rim in rims):
+            (top, left), (height, width) = padding, rims
+            x = torch.nn.functional.pad(x, (left, width - left, top, height - top))
+            padding = 0
     return torch.nn.functional.conv2d(
-        keras_nn._maybe_convert_to_channels_last(x),
+        x.contiguous(memory_format=torch.channels_last),
         _kernel(layer),
         _value(layer.bias),
         stride=layer.strides,
@@ -158,7 +177,7 @@ def _convolve(layer, x):
 
 
 def _convolve_transposed(layer, x):
-    crops = keras_nn.compute_conv_transpose_output_crops_for_torch(
+    crops = compute_conv_transpose_output_crops_for_torch(
         x.shape,
         layer.kernel.shape,
         layer.strides,
@@ -173,7 +192,7 @@ def _convolve_transposed(layer, x):
     ):
         return None
     return torch.nn.functional.conv_transpose2d(
-        keras_nn._transpose_spatial_inputs(x),
+        torch.permute(x, (0, 3, 1, 2)),
         _kernel(layer),
         _value(layer.bias),
         stride=layer.strides,
@@ -184,25 +203,26 @@ def _convolve_transposed(layer, x):
 
 
 def _kernel(layer):
-    kernel = keras_nn._transpose_conv_kernel(_value(layer.kernel))
-    return keras_nn._maybe_convert_to_channels_last(kernel)
+    kernel = torch.permute(_value(layer.kernel), (3, 2, 0, 1))
+    return kernel.contiguous(memory_format=torch.channels_last)
 
 
 def _value(weight):
     return weight.value if isinstance(weight, keras.Variable) else weight
 
 
-def add_biases_inside_of_products():
-    """Lets PyTorch add the bias of a dense layer as it multiplies.
+def dense():
+    """Keras adds the bias of a dense layer apart from the product.
 
-    As with convolutions, Keras 3.15 adds it apart, each through checks of types and devices that
-    take longer than the product of a small layer. The values are the same to rounding. Sequences
-    and other types than float32 are left to Keras, as is all of it where Keras no longer adds.
+    Each goes through checks of types and devices that take longer than the product of a small
+    layer. The values are the same to rounding. Sequences and other types than float32 are left to
+    Keras.
     """
-    layer = keras.layers.Dense
-    original = layer.call
-    if "add" not in original.__code__.co_names:
-        return
+    layer = layers.Dense(1, **ZEROS)
+    layer.build((None, 1))
+    if "addmm" in operations(lambda: layer.call(torch.ones(1, 1))):
+        raise NotNeeded("Keras adds the bias as it multiplies")
+    original = layers.Dense.call
 
     @functools.wraps(original)
     def call(self, inputs, training=None):
@@ -214,19 +234,23 @@ def add_biases_inside_of_products():
         outputs, activation = _activated_in_place(outputs, self.activation)
         return outputs if activation is None else activation(outputs)
 
-    layer.call = call
+    return [(layers.Dense, "call", call)]
 
 
-def take_softmax_over_channels_as_over_planes():
-    """Lets a softmax over the last of four axes run as one over the first after the batch.
+def softmax():
+    """Keras takes a softmax over channels pixel by pixel.
 
-    PyTorch works through the last axis pixel by pixel, a handful of classes each time, and
-    through another axis with as many pixels at once as the processor takes: with 6 classes that
-    is five times as fast on a CPU, copies to and fro included, and the softmax was most of what
-    a loss costs. The values are the same to rounding.
+    PyTorch works through the last axis a handful of classes at a time, and through another axis
+    with as many pixels at once as the processor takes: with 6 classes that is five times as fast
+    on a CPU, copies to and fro included, and the softmax was most of what a loss costs. The
+    values are the same to rounding.
     """
-    for name in ("softmax", "log_softmax"):
-        setattr(keras_nn, name, _over_planes(getattr(keras_nn, name)))
+    if "permute" in operations(lambda: keras_nn.softmax(torch.ones(1, 2, 2, 2), -1)):
+        raise NotNeeded("Keras takes the softmax over another axis")
+    return [(keras_nn, name, _over_planes(getattr(keras_nn, name))) for name in SOFTMAXES]
+
+
+SOFTMAXES = ("softmax", "log_softmax")
 
 
 def _over_planes(original):
@@ -240,22 +264,24 @@ def _over_planes(original):
     return over_planes
 
 
-def fuse_batch_normalization():
-    """Lets batch normalization run as PyTorch's own operation.
+def batch_normalization():
+    """Keras composes batch normalization of a dozen passes over the picture.
 
-    Keras 3.15 composes it of means, squares, differences and products of the whole picture, each
-    a pass over it, and as many on the way back: a good part of a U-Net's training step on a CPU.
-    PyTorch's operation computes the same in two passes, and the variance from the differences to
-    the mean instead of as E[x^2] - E[x]^2, which loses its digits where the mean is large.
+    Means, squares, differences and products, and as many on the way back: a good part of a U-Net's
+    training step on a CPU. PyTorch's operation computes the same in two passes, and the variance
+    from the differences to the mean instead of as E[x^2] - E[x]^2, which loses its digits where
+    the mean is large.
 
-    Only what is usual is replaced: float32 pictures whose last axis is normalized. Where Keras no
-    longer computes the moments itself, nothing is.
+    Only what is usual is replaced: float32 pictures whose last axis is normalized.
     """
-    layer = keras.layers.BatchNormalization
-    original = layer.call
+    layer = layers.BatchNormalization(**PROBE)
+    layer.build((None, 2, 2, 1))
+    found = operations(lambda: layer.call(torch.ones(1, 2, 2, 1), training=True))
+    if any("batch_norm" in name for name in found):
+        raise NotNeeded("Keras normalizes in one operation")
+    original = layers.BatchNormalization.call
+    moments = layers.BatchNormalization._moments
     batch_norm = torch.nn.functional.batch_norm
-    if "_moments" not in original.__code__.co_names:
-        return
 
     @functools.wraps(original)
     def call(self, inputs, training=None, mask=None):
@@ -270,6 +296,7 @@ def fuse_batch_normalization():
             and mask is None
             and not self.renorm
             and not self.synchronized
+            and type(self)._moments is moments
             and not torch.compiler.is_exporting()
         )
         if not usual:
@@ -288,20 +315,24 @@ def fuse_batch_normalization():
             x = batch_norm(x, *moving, *weights, False, 0.0, self.epsilon)
         return torch.permute(x, (0, 2, 3, 1))
 
-    layer.call = call
+    return [(layers.BatchNormalization, "call", call)]
 
 
-def update_as_adam_in_fewer_passes():
-    """Lets Adam and AdamW update all weights in seven passes over them in place of ten.
+def adam():
+    """Keras updates all weights as Adam and AdamW do in ten passes over them; here it is seven.
 
-    Keras 3.15 composes the update of sums, products and quotients of all weights at once, each a
-    pass over memory, half of them into new memory; PyTorch has operations for several of them.
-    The values are the same to rounding. On a GPU, where the rate would have to be waited for, and
-    with `amsgrad`, the update is Keras', as it is where Keras uses these operations itself.
+    Keras composes the update of sums, products and quotients of all weights at once, each a pass
+    over memory, half of them into new memory; PyTorch has operations for several of them. The
+    values are the same to rounding. On a GPU, where the rate would have to be waited for, and with
+    `amsgrad`, the update is Keras'.
     """
+    variable = keras.Variable(torch.ones(1), name="probe", dtype="float32")
+    optimizer = keras.optimizers.Adam(name="probe")
+    optimizer.build([variable])
+    found = operations(lambda: optimizer._parallel_update_step([torch.ones(1)], [variable], 0.0))
+    if "_foreach_addcdiv_" in found:
+        raise NotNeeded("Keras updates in fewer passes")
     original = torch_adam.Adam._parallel_update_step
-    if "_foreach_addcdiv_" in original.__code__.co_names:
-        return
 
     @functools.wraps(original)
     def update(self, grads, variables, learning_rate):
@@ -320,7 +351,7 @@ def update_as_adam_in_fewer_passes():
         torch._foreach_add_(roots, self.epsilon)
         torch._foreach_addcdiv_(values, means, roots, -rate)
 
-    torch_adam.Adam._parallel_update_step = update
+    return [(torch_adam.Adam, "_parallel_update_step", update)]
 
 
 def _rate_of_adam(optimizer, learning_rate):
