@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import time
 import keras
 import pytest
 from PIL import Image
+
+import keras_segen
 
 
 def run(*arguments, cwd=None, code=0, **environment):
@@ -151,10 +154,17 @@ def test_a_terminated_training_says_how_to_go_on(picture_folder, tmp_path):
     [
         (["train", "--data", "folder:nowhere", "--image-size", "16x16"], "nowhere"),
         (["train", "--data", "coco"], "no data set is named 'coco'"),
+        (["train", "--data", "camvid"], "Did you mean camvid:PATH?"),
         (["train", "--image-size", "16"], "--image-size is '16', expected whole numbers"),
         (["train", "--filters", "a"], "--filters is 'a'"),
         (["train", "--optimizer", "lion"], "optimizer is 'lion'"),
         (["train", "unett"], "no model 'unett'"),
+        (["train", "unett"], "Did you mean unet?"),
+        (["train", "--run", ""], "--run is empty: expected a value"),
+        (["train", "--data="], "--data is empty: expected a value"),
+        (["train", "--resume", "nowhere"], "no run.json"),
+        (["train", "--resume", "nowhere", "--seed", "1"], "--seed would change nothing"),
+        (["train", "fcn", "--resume", "nowhere"], "model would change nothing"),
         (["train", "unet", "--r1", "1"], "--r1 is for dcgan, sngan; unet has none"),
         (["train", "vae", "--loss", "hinge"], "fcn, dcgan, sngan; vae has none"),
         (["crossval", "vae"], "vae makes pictures"),
@@ -169,6 +179,69 @@ def test_what_a_user_can_mend_is_one_line(arguments, message, tmp_path):
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     assert lines[-1].startswith("error: ") and message in lines[-1]
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["evaluate", "nowhere"], "nowhere is no run folder: it has no run.json"),
+        (["evaluate", "damaged"], "run.json is damaged"),
+        (["evaluate", "list"], "run.json has no experiment as a training writes it"),
+        (["evaluate", "other"], "epochs is 'many', expected a whole number"),
+        (["evaluate", "begun"], "begun has no model.keras yet"),
+        (["evaluate", "finished", "--split", "all"], "split is 'all', expected one of train"),
+        (["predict", "nowhere", "photo.png"], "nowhere is no run folder"),
+        (["predict", "finished", "photo.png"], "photo.png does not exist"),
+        (["generate", "nowhere"], "nowhere is no run folder"),
+        (["train", "--data", "folder:nowhere"], "nowhere: no such folder"),
+        (["train", "--data", "coco"], "no data set is named 'coco'"),
+        (["train", "--run", "begun"], "begun holds a run already"),
+        (["train", "--resume", "nowhere"], "nowhere is no run folder"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_what_needs_no_keras_is_said_without_it(arguments, message, tmp_path):
+    (tmp_path / "without" / "keras").mkdir(parents=True)
+    (tmp_path / "without" / "keras" / "__init__.py").write_text("raise SystemError('imported')")
+    settings = {"experiment": {"model": "unet"}, "data": {}, "starts": []}
+    for name, text in {
+        "damaged": "{",
+        "list": "[]",
+        "other": json.dumps({**settings, "experiment": {"model": "unet", "epochs": "many"}}),
+        "begun": json.dumps(settings),
+        "finished": json.dumps(settings),
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(text)
+    (tmp_path / "finished" / "model.keras").touch()
+    path = os.pathsep.join([str(tmp_path / "without"), os.environ.get("PYTHONPATH", "")])
+    done = run(*arguments, cwd=tmp_path, code=1, PYTHONPATH=path)
+    assert done.stderr.startswith("error: ") and message in done.stderr
+
+
+def test_brackets_in_names_are_printed_as_they_are(picture_folder, tmp_path):
+    root, folder = tmp_path / "[red]data[/red]", tmp_path / "[/red]"
+    shutil.copytree(picture_folder, root)
+    table = (root / "classes.csv").read_text()
+    (root / "classes.csv").write_text(table.replace("disc", "[/red]"))
+    done = run(
+        *("train", "--data", f"folder:{root}", "--image-size", "16x16", "--filters", "4,8"),
+        *("--epochs", 1, "--run", folder),
+    )
+    assert f"; the run is in {folder}" in done.stdout and str(root) in done.stdout
+    done = run("evaluate", folder, "--split", "val")
+    assert "│ [/red] " in done.stdout and f"{folder}/evaluation-val.html" in done.stdout
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "torch"])
+def test_nothing_but_the_answer_is_printed(backend):
+    done = run("models", KERAS_BACKEND=backend, TF_CPP_MIN_LOG_LEVEL="")
+    assert done.stderr == ""
+
+
+def test_the_version_is_shown():
+    assert run("--version").stdout == f"keras-segen {keras_segen.__version__}\n"
+    assert run("bench", "native", "-h").stdout == run("bench", "native", "--help").stdout
 
 
 @pytest.mark.parametrize(
@@ -211,10 +284,13 @@ def test_a_training_is_repeated_from_a_file(trained, tmp_path):
     assert again["experiment"] == {**first["experiment"], "seed": 7}
     (tmp_path / "small.yaml").write_text(
         f"model: plain_unet\ndata: {first['experiment']['data']}\nimage_size: 16x16\n"
-        "filters: [4, 8]\nepochs: 1\nlearning_rate: 1e-2\n"
+        "filters: [4, 8]\nepochs: 2\nlearning_rate: 1e-2\n"
     )
-    run("train", "--config", tmp_path / "small.yaml", "--run", tmp_path / "small")
+    done = run("train", "--config", tmp_path / "small.yaml", "--run", tmp_path / "small")
     small = json.loads((tmp_path / "small" / "run.json").read_text())["experiment"]
+    lines = [line for line in done.stdout.splitlines() if "loss" in line]
+    assert [line.split(":")[0] for line in lines] == ["epoch 1 of 2", "epoch 2 of 2"]
+    assert "val_mean_iou 0." in lines[1] and "\x1b" not in done.stdout + done.stderr
     assert (small["model"], small["image_size"], small["filters"]) == (
         "plain_unet",
         [16, 16],

@@ -4,9 +4,14 @@
 the framework that Keras runs on.
 """
 
+import sys
+
 from keras_segen import frameworks
+from keras_segen.backend import quiet
 
 frameworks.require()
+if frameworks.chosen() == "tensorflow" and "keras" not in sys.modules:
+    quiet.start()
 
 import keras  # noqa: E402  (a missing framework is reported above, in one line)
 

@@ -22,6 +22,7 @@ def main():
     """The entry point: one line for what a user can mend, a traceback for what is our fault."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
+        _check_arguments(sys.argv[1:])
         app(prog_name="keras-segen")
     except KeyboardInterrupt:
         sys.exit(130)
@@ -30,6 +31,15 @@ def main():
             raise
         errors.print(Text.assemble(("error:", "bold red"), f" {error}"))
         sys.exit(1)
+
+
+def _check_arguments(arguments):
+    """Raises a ValueError if one is empty, as that of a variable which is not set."""
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        option, equals, value = argument.partition("=")
+        if not argument or (option.startswith("--") and equals and not value):
+            name = option or (before if before.startswith("-") else "An argument")
+            raise ValueError(f"{name} is empty: expected a value, or leave it out.")
 
 
 def _interrupt(number, frame):

@@ -6,17 +6,33 @@ from typing import Annotated
 import rich.console
 import typer
 
-from keras_segen import frameworks
+from keras_segen import __version__, frameworks
 
 app = typer.Typer(
-    help="Image segmentation and generation on TensorFlow and PyTorch, each model written once.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 # Names of classes, paths and errors come from outside: nothing that is printed is markup.
 console = rich.console.Console(markup=False, highlight=False, soft_wrap=True)
 errors = rich.console.Console(markup=False, highlight=False, soft_wrap=True, stderr=True)
+
+
+def _print_version(asked: bool):
+    if asked:
+        console.print(f"keras-segen {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def keras_segen(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = False,
+):
+    """Image segmentation and generation on TensorFlow and PyTorch, each model written once."""
 
 
 def complete(words):
@@ -46,10 +62,9 @@ def use(backend, stock):
     """Chooses the framework, and Keras as it ships or made faster, here and in child processes."""
     if backend is not None:
         os.environ["KERAS_BACKEND"] = backend
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     leave_stock(stock)
     frameworks.require()
-    from keras_segen.backend import faster
+    from keras_segen.backend import faster  # starts the framework, before Keras is imported
 
     faster.apply_by_default()
 

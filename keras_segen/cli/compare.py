@@ -27,7 +27,9 @@ def crossval(
     from keras_segen.runs import crossval
 
     try:
-        result = crossval.cross_validate(tasks, out, folds, tell=console.print)
+        result = crossval.cross_validate(
+            tasks, out, folds, verbose="auto" if console.is_terminal else 0, tell=console.print
+        )
     except KeyboardInterrupt:
         errors.print(f"Interrupted. The same command goes on in {out}.")
         raise typer.Exit(130) from None

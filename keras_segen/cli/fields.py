@@ -235,4 +235,15 @@ def make_task(model, given):
             raise ValueError(
                 f"--{name.replace('_', '-')} is for {', '.join(others)}; {model} has none."
             )
-    return kind(**{**given, "model": model})
+    task = kind(**{**given, "model": model})
+    _check_data(task)
+    return task
+
+
+def _check_data(task):
+    """Raises what loading raises if there is no such data set, before Keras is imported."""
+    name, _, path = task.data.partition(":")
+    alone = {usage.partition("[")[0] for usage in data.DATASETS}
+    known = {usage.partition(":")[0] for usage in alone}
+    if task.data not in alone and not (name in known and path and Path(path).exists()):
+        task.load_data("train")

@@ -7,13 +7,24 @@ import rich.progress
 import typer
 from rich.text import Text
 
-from keras_segen.cli.common import Backend, Stock, app, console, decimals, errors, use
+from keras_segen.cli.common import Backend, Stock, app, complete, console, decimals, errors, use
+from keras_segen.data.dataset import SPLITS, check_split
+from keras_segen.run_folder import find_model, load_run
+from keras_segen.tasks import registry
+
+
+def _check_run(run):
+    """Raises what is wrong with a run folder, before Keras is imported."""
+    registry.read(load_run(run)["experiment"])
+    find_model(run)
 
 
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    split: Annotated[
+        str, typer.Option(help="train, val or test.", autocompletion=complete(SPLITS))
+    ] = "test",
     extractor: Annotated[
         str | None,
         typer.Option(
@@ -33,6 +44,8 @@ def evaluate(
     Masks: figures of every class. Pictures of a GAN or VAE: distances to real ones, and a VAE's
     bounds.
     """
+    _check_run(run)
+    check_split(split)
     use(backend, stock)
     from keras_segen import runs
 
@@ -81,9 +94,9 @@ def predict(
     A photo is brought to the size of the training, and the result back to its own; with
     --full-size it is predicted at its own size.
     """
-    use(backend, stock)
-    from keras_segen import runs
-
+    _check_run(run)
+    if not source.exists():
+        raise FileNotFoundError(f"{source} does not exist: name an image or a folder of images.")
     options = {
         "output": output,
         "full_size": full_size,
@@ -93,6 +106,9 @@ def predict(
         "scales": scales and decimals("--scales", scales),
         "fold": fold,
     }
+    use(backend, stock)
+    from keras_segen import runs
+
     with rich.progress.Progress(console=errors) as progress:
         bar = progress.add_task("predicting", total=None)
         written = runs.predict(run, source, out, tell=lambda path: progress.advance(bar), **options)
@@ -135,6 +151,8 @@ def generate(
     backend: Backend = None,
 ):
     """Make images with the model of a run: samples, ways between them, what is near to them."""
+    _check_run(run)
+    check_split(split)
     use(backend, stock)
     from keras_segen import runs
 

@@ -16,7 +16,6 @@ the moment of a kill, `resume` finds the end of a finished epoch and goes on fro
 import csv
 import datetime
 import hashlib
-import json
 import math
 import shlex
 import sys
@@ -35,6 +34,7 @@ from keras_segen.data.loader import Batches
 from keras_segen.determinism import seed_random_layers
 from keras_segen.tasks.registry import read
 from keras_segen.files import remove_leftovers, write_atomically, write_json
+from keras_segen.run_folder import check_new, find_model, load_run
 
 
 def train(task, folder, tensorboard=False, callbacks=(), verbose="auto"):
@@ -57,10 +57,7 @@ def train(task, folder, tensorboard=False, callbacks=(), verbose="auto"):
             infinite: the epochs before are kept.
     """
     folder = Path(folder)
-    if (folder / "run.json").exists():
-        raise FileExistsError(
-            f"{folder} holds a run already: go on with --resume {folder}, or name another folder."
-        )
+    check_new(folder)
     remove_leftovers(folder, folder / "previews")
     train_data, val_data = task.load_data("train"), task.load_data("val")
     model = task.build_model(train_data, tell=print if verbose else lambda line: None)
@@ -144,18 +141,6 @@ def _load_checkpoint(path, task, train_data, first_epoch):
     return model
 
 
-def load_run(folder):
-    """Reads the `run.json` of a run folder.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    path = Path(folder) / "run.json"
-    if not path.exists():
-        raise FileNotFoundError(f"{folder} is no run folder: it has no run.json.")
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def open_run(folder):
     """Reads what a run folder was trained for: `(task, contents of its run.json)`.
 
@@ -172,10 +157,7 @@ def load_model(folder):
     Raises:
         FileNotFoundError: no epoch of the run is finished yet.
     """
-    path = Path(folder) / "model.keras"
-    if not path.exists():
-        raise FileNotFoundError(f"{folder} has no model.keras yet: no epoch is finished.")
-    return keras.models.load_model(path, compile=False, safe_mode=True)
+    return keras.models.load_model(find_model(folder), compile=False, safe_mode=True)
 
 
 def model_digest(folder):
