@@ -32,7 +32,7 @@ class Noisy(Items):
 
     def read(self, index):
         image, _ = self.clean.read(index)
-        noise = rng("noise", self.split, index).normal(0, 0.1, image.shape)
+        noise = rng("noise", self.split, index).normal(0, 0.2, image.shape)
         return np.clip(image + noise, 0, 1).astype("float32"), image
 
 
@@ -42,7 +42,7 @@ class DenoisingTask(Task):
     """One training of a network from noisy images to clean ones."""
 
     MODELS: ClassVar[tuple] = ("denoiser",)
-    own_sizes: ClassVar[dict] = {"shapes": 16}
+    own_sizes: ClassVar[dict] = {"shapes": 32}
     does: ClassVar[str] = "takes the noise off images"
     used_by: ClassVar[str] = "evaluate"
     figures: ClassVar[dict] = {"psnr": Figure("PSNR, validation", "dB", 4, "the validation PSNR")}
@@ -72,7 +72,7 @@ class DenoisingTask(Task):
 
         self.check_images(dataset)
         images = x = keras.Input(dataset.image_shape, name="images")
-        x = layers.Conv2D(8, 3, padding="same", activation="relu", name="conv0")(x)
+        x = layers.Conv2D(16, 3, padding="same", activation="swish", name="conv0")(x)
         noise = layers.Conv2D(dataset.image_shape[2], 3, padding="same", name="conv1")(x)
         model = keras.Model(images, layers.Subtract(name="clean")([images, noise]), name="denoiser")
         initialize(model, self.seed)

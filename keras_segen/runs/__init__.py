@@ -1,0 +1,20 @@
+"""A run folder: trained, resumed, evaluated, put to use."""
+
+# Some functions hide the modules of their names: `runs.evaluate(...)` evaluates.
+from keras_segen.runs.crossval import cross_validate
+from keras_segen.runs.evaluate import evaluate
+from keras_segen.runs.generate import generate
+from keras_segen.runs.predict import predict
+from keras_segen.runs.training import load_model, load_run, read_history, resume, train
+
+__all__ = [
+    "cross_validate",
+    "evaluate",
+    "generate",
+    "load_model",
+    "load_run",
+    "predict",
+    "read_history",
+    "resume",
+    "train",
+]

@@ -1,0 +1,52 @@
+"""The model of a run put to use: new images, ways between them, what is near to them."""
+
+from keras_segen.runs.training import load_model, open_run
+from keras_segen.tasks.registry import check_options
+
+
+def generate(
+    folder,
+    out="samples.png",
+    *,
+    count=None,
+    seed=0,
+    class_name=None,
+    interpolate=None,
+    traverse=None,
+    nearest=None,
+    split=None,
+    extractor=None,
+    separate=None,
+):
+    """Makes images with the model that a run keeps, and writes them.
+
+    Args:
+        folder: the run folder.
+        out: path of the PNG to write, a grid.
+        seed: int, for the images; other seeds give others.
+        count, class_name, interpolate, traverse, nearest, split, extractor, separate: as the
+            task's `generate` takes them; None for what it takes by itself.
+
+    Returns:
+        str, what was made and where it is.
+
+    Raises:
+        FileNotFoundError: the folder holds no run, or no epoch of it is finished.
+        ValueError: the run's model makes no images, there is no such class, or options do not fit
+            together.
+    """
+    options = {
+        "count": count,
+        "class_name": class_name,
+        "interpolate": interpolate,
+        "traverse": traverse,
+        "nearest": nearest,
+        "split": split,
+        "extractor": extractor,
+        "separate": separate,
+    }
+    options = {name: value for name, value in options.items() if value is not None}
+    task, run = open_run(folder)
+    check_options(task, "generate", options)
+    what, where = task.generate(load_model(folder), run["data"], out, seed, **options)
+    return f"{what} of {folder} (seed {seed}) in {where}"

@@ -1,0 +1,78 @@
+"""The model of a run put to use on files."""
+
+from pathlib import Path
+
+from keras_segen.runs.training import load_model, open_run
+from keras_segen.tasks.registry import check_options
+
+
+def predict(
+    folder,
+    source,
+    out,
+    tell=lambda path: None,
+    *,
+    output=None,
+    full_size=None,
+    tile=None,
+    overlap=None,
+    flips=None,
+    scales=None,
+    fold=None,
+):
+    """Predicts photos with the model that a run keeps.
+
+    Args:
+        folder: the run folder.
+        source: an image file or a folder of them; hidden files are left out.
+        out: the folder to write to.
+        tell: called with the path of each file that was written, overlays left out.
+        output, full_size, tile, overlap, flips, scales, fold: as the task's `predict` takes them;
+            None for what it takes by itself.
+
+    Returns:
+        List of the paths written, overlays left out.
+
+    Raises:
+        FileNotFoundError: `source` does not exist, or the folder holds no run.
+        ValueError: there is no file in it, two files have one name, or one is no image; an
+            option is out of range; or the run's model makes nothing of photos.
+    """
+    options = {
+        "output": output,
+        "full_size": full_size,
+        "tile": tile,
+        "overlap": overlap,
+        "flips": flips,
+        "scales": scales,
+        "fold": fold,
+    }
+    options = {name: value for name, value in options.items() if value is not None}
+    task, run = open_run(folder)
+    check_options(task, "predict", options)
+    paths, written = photos(source), []
+    for path in task.predict(load_model(folder), run["data"], paths, out, **options):
+        written.append(path)
+        tell(path)
+    return written
+
+
+def photos(source):
+    """The image files that a path names: list of `pathlib.Path`, no two with one stem."""
+    source = Path(source)
+    if not source.exists():
+        raise FileNotFoundError(f"{source} does not exist: name an image or a folder of images.")
+    if source.is_file():
+        return [source]
+    paths = sorted(p for p in source.iterdir() if p.is_file() and not p.name.startswith("."))
+    if not paths:
+        raise ValueError(f"{source} holds no file: name a folder of images.")
+    stems = {}
+    for path in paths:
+        if path.stem in stems:
+            raise ValueError(
+                f"{path} and {stems[path.stem]} would both be written to {path.stem}.png: "
+                "rename one of them."
+            )
+        stems[path.stem] = path
+    return paths
