@@ -24,13 +24,13 @@ import keras
 import numpy as np
 
 from keras_segen import plot
+from keras_segen.files import write_atomically, write_json, write_text
 from keras_segen.report import html
 from keras_segen.report.numbers import listing, setting
 from keras_segen.report.tables import Cell, Column, Table, decimals
 from keras_segen.runs import training
 from keras_segen.runs.evaluate import evaluate
 from keras_segen.tasks.registry import KINDS
-from keras_segen.files import write_atomically, write_json, write_text
 
 CAUTION = (
     "The folds share most of their training images, so their results are not independent, and no "
@@ -58,10 +58,11 @@ def cross_validate(tasks, folder, folds=5, verbose="auto", tell=lambda line: Non
     Returns:
         Dict of plain values, as in `crossval.json`: `data`, `folds`, `seed`, `groups` (number of
         groups, or None), `held_out` (images per fold), `backend`; `models`: dict of name -> dict
-        with `experiment`, for each of `fold_figures` a dict of `by_fold`, `mean` and
+        with `experiment`, for each of the task's `fold_figures` a dict of `by_fold`, `mean` and
         `standard_deviation`, and for each of its `fold_details`, such as `class_iou`, a dict
-        (of class name -> list by fold, None where the class is absent); `differences`: list of dicts as `difference` makes them, with
-        `first`, `second`, `figure`, one for each pair and figure; `caution`.
+        (of class name -> list by fold, None where the class is absent); `differences`: list of
+        dicts as `difference` makes them, with `first`, `second`, `figure`, one for each pair and
+        figure; `caution`.
 
     Raises:
         ValueError: the tasks do not fit together, there are fewer groups than folds, or
