@@ -6,7 +6,7 @@ imports neither Keras nor a framework; each name below is loaded when it is firs
 
 import importlib
 
-from keras_segen import frameworks
+from keras_segen import frameworks, registration
 
 __version__ = "0.1.0"
 
@@ -29,6 +29,7 @@ __all__ = [
 _ON_KERAS = ("faster", "generation", "initialize", "losses", "metrics", "runs", "segmentation")
 
 frameworks.choose()
+registration.register_with_keras()
 
 
 def __getattr__(name):

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import uuid
 from pathlib import Path
@@ -29,6 +30,17 @@ def write_atomically(path):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(*folders):
+    """Removes what `write_atomically` left in folders when it was killed.
+
+    Args:
+        folders: paths; nobody else writes into them now. They need not exist.
+    """
+    for path in (path for folder in folders for path in Path(folder).glob(".*")):
+        if re.fullmatch(r"\..+-[0-9a-f]{8}(\.[^.]+)?", path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

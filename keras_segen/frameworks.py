@@ -6,8 +6,10 @@ in one line. It looks for the frameworks but imports none.
 """
 
 import importlib.util
+import json
 import os
 import sys
+from pathlib import Path
 
 FRAMEWORKS = {"tensorflow": "TensorFlow", "torch": "PyTorch"}
 
@@ -18,12 +20,26 @@ def installed():
 
 
 def choose():
-    """Sets `KERAS_BACKEND` if nobody has and only one framework is installed."""
+    """Sets `KERAS_BACKEND` if nobody has and only one framework is installed.
+
+    TensorFlow is told to write errors only, if nobody has said otherwise.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if os.environ.get("KERAS_BACKEND") or "keras" in sys.modules:
         return
     found = installed()
     if len(found) == 1:
         os.environ["KERAS_BACKEND"] = found[0]
+
+
+def chosen():
+    """Returns the name of the framework that Keras takes: of `KERAS_BACKEND`, or its own file."""
+    folder = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
+    try:
+        settings = json.loads((folder / "keras.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        settings = {}
+    return os.environ.get("KERAS_BACKEND") or settings.get("backend", "tensorflow")
 
 
 def stock_is_chosen():

@@ -11,6 +11,39 @@ import traceback
 import psutil
 
 
+def num_threads(threads=None):
+    """Returns how many threads a process gets: so many, or one per core for None.
+
+    Raises:
+        ValueError: fewer than one is asked for.
+    """
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads is {threads}, expected 1 or more.")
+    return threads or os.cpu_count()
+
+
+def environment(backend, threads):
+    """Returns the environment of a process that runs a backend: dict of str.
+
+    PyTorch has no variable for operations side by side: the process calls
+    `keras_segen.backend.limit_threads` as well.
+
+    Args:
+        backend: str, the Keras backend of the process.
+        threads: int, threads within an operation and for operations side by side.
+    """
+    return {
+        **os.environ,
+        "KERAS_BACKEND": backend,
+        "OMP_NUM_THREADS": str(threads),
+        "TF_NUM_INTRAOP_THREADS": str(threads),
+        "TF_NUM_INTEROP_THREADS": str(threads),
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+        # So that the process finds what this one finds: a user's own layers.
+        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+    }
+
+
 class Worker:
     """A process that answers requests: each is a line of JSON, and so is its answer.
 
@@ -20,29 +53,17 @@ class Worker:
     Args:
         module: str, what the process runs, such as `"keras_segen.bench.costs_child"`: it calls
             `serve`.
-        backend: str, the Keras backend of the process.
-        threads: int, threads within an operation and for operations side by side.
-        log: path of a file for what the process writes to standard error.
-        **environment: further variables of its environment.
+        backend, threads: as `environment` takes them.
+        log: path of a file to which what the process writes to standard error is added.
+        **variables: further variables of its environment.
     """
 
-    def __init__(self, module, backend, threads, log, **environment):
-        # Keras would cut trainings short.
-        without = ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH")
-        inherited = {name: text for name, text in os.environ.items() if name not in without}
+    def __init__(self, module, backend, threads, log, **variables):
         self.log = log
-        with open(log, "w", encoding="utf-8") as errors:
+        with open(log, "a", encoding="utf-8") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", module],
-                env={
-                    **inherited,
-                    "KERAS_BACKEND": backend,
-                    "OMP_NUM_THREADS": str(threads),
-                    "TF_NUM_INTRAOP_THREADS": str(threads),
-                    "TF_NUM_INTEROP_THREADS": str(threads),
-                    "TF_CPP_MIN_LOG_LEVEL": "2",
-                    **environment,
-                },
+                env={**environment(backend, threads), **variables},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -50,28 +71,36 @@ class Worker:
                 start_new_session=True,
             )
 
-    def ask(self, request, **values):
+    def ask(self, request, on_event=lambda event: None, **values):
         """Sends a request and waits for its answer.
+
+        Args:
+            request: str, one of the handlers' names.
+            on_event: called with each dict that the handler tells meanwhile (see `tell`).
+            **values: what the handler is called with, plain values.
 
         Returns:
             dict: what the handler returned; or, if it raised, `error` (its kind and the first
             line of what it said), `wrong` (bool: a ValueError or OSError, which a user can mend)
-            and `details` (the traceback). A process that died answers so, too, now and to every
-            further request.
+            and `details` (the traceback). A process that died answers so, too, with the last
+            lines of its log, now and to every further request.
         """
-        line = ""
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps({"request": request, "values": values}) + "\n")
             self.process.stdin.flush()
-            line = self.process.stdout.readline()
-        if line.endswith("\n"):
-            return json.loads(line)
-        status = self.process.wait()
-        said = self.log.read_text(encoding="utf-8", errors="replace").strip()
+        for line in self.process.stdout:
+            if not line.endswith("\n"):
+                break  # it died in the middle of it
+            said = json.loads(line)
+            if "event" in said:
+                on_event(said["event"])
+            else:
+                return said["answer"]
+        log = self.log.read_text(encoding="utf-8", errors="replace").strip()
         return {
-            "error": f"The process ended with exit status {status}.",
+            "error": f"The process ended with exit status {self.process.wait()}.",
             "wrong": False,
-            "details": "\n".join(said.splitlines()[-12:]),
+            "details": "\n".join(log.splitlines()[-12:]),
         }
 
     def end(self):
@@ -90,33 +119,48 @@ class Worker:
 def serve(handlers):
     """Answers the requests of a `Worker`, until there are no more.
 
-    What libraries print goes to standard error.
+    What libraries print goes to standard error, as does the traceback of an error.
 
     Args:
         handlers: dict from a request's name to a callable, from its values to a dict.
     """
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    global _answers
+    _answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     for line in sys.stdin:
         asked = json.loads(line)
         try:
             answer = handlers[asked["request"]](**asked["values"])
         except Exception as error:
+            traceback.print_exc()
+            wrong = isinstance(error, (ValueError, OSError))
             answer = {
-                "error": describe(error),
-                "wrong": isinstance(error, (ValueError, OSError)),
-                "details": traceback.format_exc()[:10_000],
+                "error": error_line(error),
+                "wrong": wrong,
+                "details": traceback.format_exc()[-10_000:],
             }
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+        _say(answer=answer)
 
 
-def describe(error):
+def tell(**event):
+    """Tells the process that asks how far it is; ends this one when nobody listens any more."""
+    _say(event=event)
+
+
+def _say(**line):
+    try:
+        _answers.write(json.dumps(line) + "\n")
+        _answers.flush()
+    except BrokenPipeError:
+        os._exit(1)
+
+
+def error_line(error):
     """The kind of an error and the first line of what it says.
 
     Keras puts a line of its own in front of what an operation said; that one is left out.
 
-    >>> describe(ValueError("no\\n\\nbecause of this and that"))
+    >>> error_line(ValueError("no\\n\\nbecause of this and that"))
     'ValueError: no'
     """
     said = re.sub(r"\x1b\[\d*m", "", str(error))  # Keras prints some in bold

@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 
 import pytest
 from PIL import Image
@@ -10,7 +11,20 @@ from keras_segen.data import Shapes
 LONG = ("test_training", "test_compare", "test_notebooks", "test_crossval", "test_costs")
 
 
+def pytest_configure(config):
+    config.addinivalue_line(
+        "markers",
+        "once: starts the backends that it needs itself; runs in the first of the suite's two "
+        "runs, that on TensorFlow",
+    )
+
+
 def pytest_collection_modifyitems(items):
+    if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
+        skip = pytest.mark.skip(reason="once is enough: it runs with KERAS_BACKEND=tensorflow")
+        for item in items:
+            if item.get_closest_marker("once"):
+                item.add_marker(skip)
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else 99)
 
 

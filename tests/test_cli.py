@@ -1,6 +1,8 @@
 """The commands, each run as a process, as a user would."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +11,8 @@ import time
 import keras
 import pytest
 from PIL import Image
+
+import keras_segen
 
 
 def run(*arguments, cwd=None, code=0, **environment):
@@ -52,9 +56,10 @@ def test_doctor_exits_with_1_if_nothing_can_run(tmp_path):
 def test_lists():
     datasets, models = run("datasets").stdout, run("models").stdout
     assert datasets.startswith("shapes  ") and "\nfolder:PATH  " in datasets
+    assert len({line[len("fashion_mnist[:PATH]") :][:2] for line in datasets.splitlines()}) == 1
     assert models.startswith("unet  ") and "\nplain_unet  " in models
     for name in ("dcgan", "sngan", "vae"):
-        assert f"\n{name}  {name.upper()}: " in models
+        assert f"\n{name:10}  {name.upper()}: " in models
 
 
 def test_train_resume_evaluate_predict(trained, picture_folder, tmp_path):
@@ -149,10 +154,17 @@ def test_a_terminated_training_says_how_to_go_on(picture_folder, tmp_path):
     [
         (["train", "--data", "folder:nowhere", "--image-size", "16x16"], "nowhere"),
         (["train", "--data", "coco"], "no data set is named 'coco'"),
+        (["train", "--data", "camvid"], "Did you mean camvid:PATH?"),
         (["train", "--image-size", "16"], "--image-size is '16', expected whole numbers"),
         (["train", "--filters", "a"], "--filters is 'a'"),
         (["train", "--optimizer", "lion"], "optimizer is 'lion'"),
         (["train", "unett"], "no model 'unett'"),
+        (["train", "unett"], "Did you mean unet?"),
+        (["train", "--run", ""], "--run is empty: expected a value"),
+        (["train", "--data="], "--data is empty: expected a value"),
+        (["train", "--resume", "nowhere"], "no run.json"),
+        (["train", "--resume", "nowhere", "--seed", "1"], "--seed would change nothing"),
+        (["train", "fcn", "--resume", "nowhere"], "model would change nothing"),
         (["train", "unet", "--r1", "1"], "--r1 is for dcgan, sngan; unet has none"),
         (["train", "vae", "--loss", "hinge"], "fcn, dcgan, sngan; vae has none"),
         (["crossval", "vae"], "vae makes pictures"),
@@ -167,6 +179,152 @@ def test_what_a_user_can_mend_is_one_line(arguments, message, tmp_path):
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     assert lines[-1].startswith("error: ") and message in lines[-1]
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["evaluate", "nowhere"], "nowhere is no run folder: it has no run.json"),
+        (["evaluate", "damaged"], "run.json is damaged"),
+        (["evaluate", "list"], "run.json has no experiment as a training writes it"),
+        (["evaluate", "other"], "epochs is 'many', expected a whole number"),
+        (["evaluate", "begun"], "begun has no model.keras yet"),
+        (["evaluate", "finished", "--split", "all"], "split is 'all', expected one of train"),
+        (["predict", "nowhere", "photo.png"], "nowhere is no run folder"),
+        (["predict", "finished", "photo.png"], "photo.png does not exist"),
+        (["generate", "nowhere"], "nowhere is no run folder"),
+        (["train", "--data", "folder:nowhere"], "nowhere: no such folder"),
+        (["train", "--data", "coco"], "no data set is named 'coco'"),
+        (["train", "--run", "begun"], "begun holds a run already"),
+        (["train", "--resume", "nowhere"], "nowhere is no run folder"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_what_needs_no_keras_is_said_without_it(arguments, message, tmp_path):
+    (tmp_path / "without" / "keras").mkdir(parents=True)
+    (tmp_path / "without" / "keras" / "__init__.py").write_text("raise SystemError('imported')")
+    settings = {"experiment": {"model": "unet"}, "data": {}, "starts": []}
+    for name, text in {
+        "damaged": "{",
+        "list": "[]",
+        "other": json.dumps({**settings, "experiment": {"model": "unet", "epochs": "many"}}),
+        "begun": json.dumps(settings),
+        "finished": json.dumps(settings),
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(text)
+    (tmp_path / "finished" / "model.keras").touch()
+    path = os.pathsep.join([str(tmp_path / "without"), os.environ.get("PYTHONPATH", "")])
+    done = run(*arguments, cwd=tmp_path, code=1, PYTHONPATH=path)
+    assert done.stderr.startswith("error: ") and message in done.stderr
+
+
+def test_brackets_in_names_are_printed_as_they_are(picture_folder, tmp_path):
+    root, folder = tmp_path / "[red]data[/red]", tmp_path / "[/red]"
+    shutil.copytree(picture_folder, root)
+    table = (root / "classes.csv").read_text()
+    (root / "classes.csv").write_text(table.replace("disc", "[/red]"))
+    done = run(
+        *("train", "--data", f"folder:{root}", "--image-size", "16x16", "--filters", "4,8"),
+        *("--epochs", 1, "--run", folder),
+    )
+    assert f"; the run is in {folder}" in done.stdout and str(root) in done.stdout
+    done = run("evaluate", folder, "--split", "val")
+    assert "│ [/red] " in done.stdout and f"{folder}/evaluation-val.html" in done.stdout
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "torch"])
+def test_nothing_but_the_answer_is_printed(backend):
+    done = run("models", KERAS_BACKEND=backend, TF_CPP_MIN_LOG_LEVEL="")
+    assert done.stderr == ""
+
+
+def test_the_version_is_shown():
+    assert run("--version").stdout == f"keras-segen {keras_segen.__version__}\n"
+    assert run("bench", "native", "-h").stdout == run("bench", "native", "--help").stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["train", "--config", "{folder}/typo.yaml"], "'batchsize', which is no field of a task. "),
+        (["train", "--config", "{folder}/typo.yaml"], "Did you mean batch_size?"),
+        (["train", "--config", "{folder}/broken.yaml"], "broken.yaml cannot be read: "),
+        (["train", "--config", "{folder}/broken.json"], "broken.json cannot be read: "),
+        (["train", "--config", "{folder}/list.yaml"], "list.yaml holds no settings"),
+        (["train", "--config", "{folder}/rate.yaml"], "learning_rate in "),
+        (["train", "--config", "{folder}/size.yaml"], "size.yaml is '16', expected whole numbers"),
+        (["train", "--config", "{folder}/type.yaml"], "epochs is 'many', expected a whole number"),
+        (["train", "vae", "--config", "{folder}/unet.yaml"], "--dropout is for unet, plain_unet"),
+        (["crossval", "{folder}/list.json"], "list.json holds no settings"),
+        (["crossval", "{folder}/model.json"], "There is no model 3"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_what_is_wrong_in_a_file_of_settings_is_said(arguments, message, tmp_path):
+    texts = {
+        **{"typo.yaml": "batchsize: 8", "broken.yaml": "epochs: [1\nseed: 2", "list.yaml": "- 1"},
+        **{"broken.json": '{"epochs": ', "list.json": "[]", "model.json": '{"model": 3}'},
+        **{"rate.yaml": "learning_rate: fast", "size.yaml": "image_size: '16'"},
+        **{"type.yaml": "epochs: many", "unet.yaml": "dropout: 0.5"},
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    arguments = [argument.format(folder=tmp_path) for argument in arguments]
+    done = run(*arguments, cwd=tmp_path, code=1)
+    lines = done.stderr.splitlines()
+    assert lines[-1].startswith("error: ") and message in lines[-1]
+
+
+def test_a_training_is_repeated_from_a_file(trained, tmp_path):
+    """The run.json of another run, or YAML; an option beside it comes first."""
+    run("train", "--config", trained / "run.json", "--seed", 7, "--run", tmp_path / "again")
+    first, again = (json.loads((f / "run.json").read_text()) for f in (trained, tmp_path / "again"))
+    assert again["experiment"] == {**first["experiment"], "seed": 7}
+    (tmp_path / "small.yaml").write_text(
+        f"model: plain_unet\ndata: {first['experiment']['data']}\nimage_size: 16x16\n"
+        "filters: [4, 8]\nepochs: 2\nlearning_rate: 1e-2\n"
+    )
+    done = run("train", "--config", tmp_path / "small.yaml", "--run", tmp_path / "small")
+    small = json.loads((tmp_path / "small" / "run.json").read_text())["experiment"]
+    lines = [line for line in done.stdout.splitlines() if "loss" in line]
+    assert [line.split(":")[0] for line in lines] == ["epoch 1 of 2", "epoch 2 of 2"]
+    assert "val_mean_iou 0." in lines[1] and "\x1b" not in done.stdout + done.stderr
+    assert (small["model"], small["image_size"], small["filters"]) == (
+        "plain_unet",
+        [16, 16],
+        [4, 8],
+    )
+    assert small["learning_rate"] == 0.01
+
+
+@pytest.mark.parametrize(
+    "words, found",
+    [
+        ("train dc", ["dcgan"]),
+        ("train --optimizer adam", ["adam", "adamw"]),
+        ("train --data cam", ["camvid:"]),
+        ("bench costs --lik", ["--likelihood"]),
+        ("evaluate --backend to", ["torch"]),
+    ],
+)
+def test_a_shell_completes_commands_and_values(words, found):
+    done = run(
+        _KERAS_SEGEN_COMPLETE="complete_bash",
+        COMP_WORDS=f"keras-segen {words}",
+        COMP_CWORD=str(len(words.split())),
+    )
+    assert done.stdout.split() == found
+
+
+def test_help_shows_what_is_common_first():
+    shown = run("train", "--help").stdout
+    places = [shown.index(text) for text in ("--data", "--epochs", "--run", "More options", "--r1")]
+    assert places == sorted(places)
+    assert "One of adam, adamw, sgd. Default: adam." in shown
+    assert "dcgan 100; sngan 128; vae 64" in shown
+    assert "--fold " not in run("crossval", "--help").stdout
 
 
 @pytest.mark.parametrize("option", ["--epochs", "--schedule", "--early-stopping", "--fold"])

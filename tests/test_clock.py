@@ -4,6 +4,7 @@ import pytest
 
 from keras_segen import backend
 from keras_segen.bench import loader
+from keras_segen.bench.rounds import Held
 from keras_segen.compare import clock
 from keras_segen.data.loader import Batches
 from keras_segen.tasks.segmentation import SegmentationTask
@@ -14,8 +15,8 @@ def plan(**options):
     return SegmentationTask(**{**values, **options})
 
 
-def test_spread_is_in_milliseconds():
-    found = clock.spread([0.001, 0.002, 0.003, 0.004, 0.005])
+def test_milliseconds_are_a_median_and_percentiles():
+    found = clock.milliseconds([0.001, 0.002, 0.003, 0.004, 0.005])
     assert found == {"median": 3.0, "p10": 1.4, "p90": 4.6, "count": 5}
 
 
@@ -47,10 +48,10 @@ def test_recorder_sees_the_loss_of_each_step():
     assert all(wait >= 0 for wait in recorder.waits)
 
 
-def test_in_memory_hands_out_the_first_epoch_each_time():
+def test_held_batches_are_the_first_epoch_each_time():
     task = plan()
     dataset = task.load_data("train")
-    stored = task.training_batches(dataset, kind=loader.InMemory)
+    stored = task.training_batches(dataset, kind=Held)
     expected = list(Batches(dataset, 64, seed=0).read(0))
     for epoch in range(2):
         for (images, masks), (x, y) in zip(stored.read(epoch), expected, strict=True):

@@ -7,21 +7,15 @@ import subprocess
 import sys
 import time
 
-import keras
 import numpy as np
 import psutil
 import pytest
 
-from keras_segen.compare import checks as parity
+from keras_segen.compare import checks
 from keras_segen.compare.run import notes, run
-from keras_segen.compare.subjects import SUBJECTS
-from keras_segen.tasks.segmentation import SegmentationTask
-from keras_segen.tasks.vae import VaeTask
+from keras_segen.tasks import GanTask, SegmentationTask, VaeTask
 
-ONCE = pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="runs both backends itself, once is enough"
-)
-MASKS, PICTURES = SUBJECTS["masks"], SUBJECTS["pictures"]
+MASKS, PICTURES = SegmentationTask(), GanTask()
 SMALL = ("compare", "unet", "--data", "shapes", "--filters", "4,8", "--epochs", "1")
 
 
@@ -49,26 +43,27 @@ def compared(tmp_path_factory):
     return folder, process.returncode, output + errors
 
 
-@ONCE
+@pytest.mark.once
 def test_both_backends_train_the_same_model(compared):
     folder, code, output = compared
     result = report(folder)
     assert code == 0 and result["status"] == "passed", output
     measured = {check["name"]: check["measured"] for check in result["checks"]}
     assert measured["initial weights"] == measured["batches"] == 0
-    assert measured["logits before training"] <= parity.OUTPUT_TOLERANCE
+    assert measured["logits before training"] <= checks.OUTPUT_TOLERANCE
     assert measured["loss over the first 20 steps"] <= 1e-3
     assert len(result["hand_over"]) == 2 and all(row["passed"] for row in result["hand_over"])
     assert len(result["loss_difference"]) == 24
 
 
-@ONCE
+@pytest.mark.once
 def test_the_report_tells_what_each_backend_cost(compared):
     folder, _, output = compared
     result = report(folder)
     for backend in ("tensorflow", "torch"):
         found = result["backends"][backend]
-        assert found["settings"]["threads"] == os.cpu_count()
+        threads = [found["settings"][kind] for kind in ("threads", "inter-op threads")]
+        assert threads == [os.cpu_count()] * 2
         assert len(found["losses"]["loss"]) == 24 == found["steps_per_epoch"]
         assert found["history"]["loss"] == [pytest.approx(np.mean(found["losses"]["loss"]))]
         assert found["milliseconds"]["step"]["median"] > 0
@@ -82,13 +77,14 @@ def test_the_report_tells_what_each_backend_cost(compared):
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 
-@ONCE
+@pytest.mark.once
 def test_other_programs_that_were_busy_are_told():
     assert notes({}) == notes({"torch": {"others_busy": 0.1}}) == []
     (note,) = notes({"tensorflow": {"others_busy": 0.04}, "torch": {"others_busy": 1.26}})
     assert "0.0 while TensorFlow trained and 1.3 while PyTorch trained" in note
 
 
+@pytest.mark.once
 def test_the_backends_are_equal_to_rounding_layer_by_layer(compared):
     folder, _, output = compared
     parity = report(folder)["parity"]
@@ -124,7 +120,7 @@ def test_no_training_takes_float64():
         task.build_model(task.load_data("train"))
 
 
-@ONCE
+@pytest.mark.once
 def test_a_failing_backend_does_not_lose_the_other(tmp_path):
     broken = tmp_path / "broken"
     (broken / "torch").mkdir(parents=True)
@@ -138,7 +134,7 @@ def test_a_failing_backend_does_not_lose_the_other(tmp_path):
     assert "broken on purpose" in output
 
 
-@ONCE
+@pytest.mark.once
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_leaves_no_child_and_keeps_what_there_is(tmp_path, number):
     process = start(*SMALL, "--out", tmp_path / "out", "--workers", 1)
@@ -159,13 +155,20 @@ def test_an_interruption_leaves_no_child_and_keeps_what_there_is(tmp_path, numbe
     assert found["backends"]["tensorflow"]["metrics"]["mean_iou"] >= 0
 
 
-@ONCE
+@pytest.mark.once
 def test_a_folder_with_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     process = start(*SMALL, "--out", tmp_path)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and "holds no comparison" in errors
     assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_a_comparison_needs_a_thread(tmp_path, threads):
+    with pytest.raises(ValueError, match=f"threads is {threads}, expected 1 or more"):
+        run(SegmentationTask(), tmp_path / "out", threads=threads)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_comparison_refuses_early_stopping(tmp_path):
@@ -193,13 +196,17 @@ def results():
     )
 
 
+def checked(results, arrays, serving, task=MASKS):
+    return checks.checks(results, arrays, checks.hand_over(arrays, serving, task), task)
+
+
 def failed(*values):
-    return [check["name"] for check in parity.checks(*values, MASKS) if not check["passed"]]
+    return [check["name"] for check in checked(*values) if not check["passed"]]
 
 
 def test_equal_backends_pass_every_check():
     assert failed(*results()) == []
-    assert len(parity.checks(*results(), MASKS)) == 6
+    assert len(checked(*results())) == 6
 
 
 def test_each_planted_difference_fails_its_check():
@@ -217,7 +224,7 @@ def test_each_planted_difference_fails_its_check():
 
     values = results()
     values[0]["b"]["losses"] = {"loss": [2.0, 1.5, 1.002]}
-    (check,) = [check for check in parity.checks(*values, MASKS) if not check["passed"]]
+    (check,) = [check for check in checked(*values) if not check["passed"]]
     assert check["measured"] == pytest.approx(0.002, rel=0.01)
     assert check["tolerance"] == 1e-3
     assert "step 3 is the first beyond it" in check["note"]
@@ -240,7 +247,7 @@ def test_differing_pictures_fail_a_generators_checks():
     saved = dict.fromkeys(("first_outputs", "last_outputs"), np.full((2, 4, 4, 3), 0.5, "float32"))
 
     def failed(b=(), served=()):
-        found = parity.checks(
+        found = checked(
             {"a": one, "b": {**one, **dict(b)}},
             {"a": saved, "b": saved},
             {("a", "b"): {**saved, **dict(served)}},
@@ -274,7 +281,7 @@ def compared_gans(tmp_path_factory):
     return folder, process.returncode, output + errors
 
 
-@ONCE
+@pytest.mark.once
 def test_both_backends_train_the_same_gan(compared_gans):
     folder, code, output = compared_gans
     result = report(folder)
@@ -284,7 +291,7 @@ def test_both_backends_train_the_same_gan(compared_gans):
     assert 0 < measured["d_loss and g_loss over the first 20 steps"] < 1e-2
     for found in result["backends"].values():
         assert len(found["rounding"]) == 20 and 0 < max(found["rounding"]) < 1e-2
-    assert measured["tensorflow model run on torch"] <= parity.OUTPUT_TOLERANCE
+    assert measured["tensorflow model run on torch"] <= checks.OUTPUT_TOLERANCE
     assert 0 < result["disagreement"]["mean"] < result["disagreement"]["largest"] < 0.1
     for found in result["backends"].values():
         assert len(found["losses"]["d_loss"]) == len(found["losses"]["g_loss"]) == 24
@@ -295,9 +302,9 @@ def test_both_backends_train_the_same_gan(compared_gans):
 
 
 def test_layer_by_layer_is_for_masks(tmp_path):
-    with pytest.raises(ValueError, match="vae makes pictures.*leave out --parity"):
+    with pytest.raises(ValueError, match="vae makes new pictures.*leave out --parity"):
         run(VaeTask(), tmp_path / "out", parity_steps=2)
 
 
 def test_a_missing_batch_is_a_difference():
-    assert parity.differing({"epoch 0, step 0": 1}, {}) == 1
+    assert checks.differing({"epoch 0, step 0": 1}, {}) == 1

@@ -195,7 +195,7 @@ def test_published_data_sets_are_resized_and_cached_as_folders_are(tmp_path, whe
         for index in range(4):
             for one, other in zip(plain[index], cached[index], strict=True):
                 assert np.array_equal(one, other)
-    assert cached.image_shape == (3, 4, 1) and cached.target_shape == (3, 4)
+    assert cached.image_shape == (3, 4, 1) and cached.target_spec.shape == (3, 4)
     assert cached.pixel_counts().sum() == sum((plain[i][1] != 255).sum() for i in range(4))
 
 

@@ -13,7 +13,7 @@ import keras_segen as ks
 from keras_segen import backend
 from keras_segen.segmentation import ENCODERS, efficientnet_lite0, fcn, unet
 from keras_segen.segmentation.efficientnet_lite0 import efficientnet_lite0_classifier
-from keras_segen.tasks.segmentation import ENCODERS as NAMES
+from keras_segen.tasks import SegmentationTask, fields
 
 CHANNELS = {
     "vgg16": (64, 128, 256, 512, 512),
@@ -61,7 +61,8 @@ def pretrained():
 
 
 def test_the_experiment_knows_every_encoder():
-    assert set(NAMES) == {"none", *ENCODERS} and CHANNELS.keys() == ENCODERS.keys()
+    names = fields.meaning(SegmentationTask, "encoder").choices
+    assert set(names) == {"none", *ENCODERS} and CHANNELS.keys() == ENCODERS.keys()
 
 
 def test_encoder_gives_five_features_of_any_size(encoder):

@@ -17,8 +17,8 @@ from keras_segen.data import arrays
 from keras_segen.data.dataset import Dataset
 from keras_segen.report.html import image_source
 from keras_segen.runs import training
-from keras_segen.runs.evaluate import draw_page
-from keras_segen.segmentation import evaluate as evaluation
+from keras_segen.segmentation import evaluate
+from keras_segen.segmentation.evaluate import confusion_matrix, measure
 from keras_segen.tasks.segmentation import SegmentationTask
 
 
@@ -39,7 +39,7 @@ def run(picture_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def result(run):
-    return runs.evaluate(run, "test", batch_size=3)
+    return runs.evaluate(run, "test", batch_size=3).figures
 
 
 @pytest.fixture(scope="module")
@@ -83,13 +83,11 @@ def test_measure_counts_what_the_metrics_count_on_the_whole():
     )
     share = metrics.probabilities(3 * np.eye(3)[predicted])
     for batch_size in (1, 3, 8):
-        measured = evaluation.measure(model, dataset, batch_size)
+        measured = measure(model, dataset, batch_size)
         np.testing.assert_array_equal(measured.matrix, expected)
         np.testing.assert_array_equal(measured.boundaries, boundaries)
         np.testing.assert_array_equal(measured.bins, metrics.calibration_bins(masks, share, 255))
-    np.testing.assert_array_equal(
-        evaluation.confusion_matrix(model, dataset, batch_size=4), expected
-    )
+    np.testing.assert_array_equal(confusion_matrix(model, dataset, batch_size=4), expected)
 
 
 def test_worst_images_come_first_and_only_so_many_are_kept():
@@ -100,25 +98,25 @@ def test_worst_images_come_first_and_only_so_many_are_kept():
         for (_, mask), classes in zip(dataset, predicted, strict=True)
     ]
     order = sorted(range(7), key=lambda index: (scores[index], index))
-    worst = evaluation.measure(model, dataset, batch_size=2, num_worst=3).worst
+    worst = measure(model, dataset, batch_size=2, num_worst=3).worst
     assert [each.index for each in worst] == order[:3]
     assert [each.mean_iou for each in worst] == [scores[index] for index in order[:3]]
     for each in worst:
         np.testing.assert_array_equal(each.predicted, predicted[each.index])
-    assert len(evaluation.measure(model, dataset, batch_size=2).worst) == 7
+    assert len(measure(model, dataset, batch_size=2).worst) == 7
 
 
 def test_an_image_that_is_void_all_over_is_none_of_the_worst():
     dataset, _ = scenes()
     dataset.masks[2] = 255
-    worst = evaluation.measure(lookup(np.eye(3)), dataset, batch_size=4).worst
+    worst = measure(lookup(np.eye(3)), dataset, batch_size=4).worst
     assert sorted(each.index for each in worst) == [0, 1, 3, 4, 5, 6]
 
 
 def test_one_channel_is_the_logit_of_class_one():
     dataset, predicted = scenes(num_classes=2)
-    one = evaluation.measure(lookup([[-2.0], [2.0]]), dataset, batch_size=4)
-    two = evaluation.measure(lookup([[2.0, 0.0], [0.0, 2.0]]), dataset, batch_size=4)
+    one = measure(lookup([[-2.0], [2.0]]), dataset, batch_size=4)
+    two = measure(lookup([[2.0, 0.0], [0.0, 2.0]]), dataset, batch_size=4)
     np.testing.assert_array_equal(one.matrix, two.matrix)
     np.testing.assert_allclose(one.bins, two.bins, atol=1e-3)
     assert one.matrix.sum() == 7 * 56
@@ -145,7 +143,7 @@ def test_evaluation_keeps_no_logits(monkeypatch):
 
     monkeypatch.setattr(backend, "infer", watched)
     dataset, _ = scenes(count=24)
-    evaluation.measure(lookup(np.eye(3)), dataset, batch_size=2)
+    measure(lookup(np.eye(3)), dataset, batch_size=2)
     assert len(most) == 12 and max(most) <= 2
 
 
@@ -223,23 +221,10 @@ def hostile_page(tmp_path_factory):
     dataset = Hostile(30, (40, 60, 3))
     inputs = keras.Input((None, None, 3))
     model = keras.Model(inputs, inputs * 1.0)
-    measured = evaluation.measure(model, dataset, batch_size=6)
-    result = {
-        "split": "test",
-        "images": len(dataset),
-        "backend": "torch",
-        "model_sha256": "0" * 64,
-        **evaluation.figures(measured.matrix, dataset.class_names),
-        "mean_boundary_f": 0.5,
-        "class_boundary_f": dict.fromkeys(dataset.class_names),
-        "expected_calibration_error": 0.1,
-        "worst": [evaluation.describe(each, dataset) for each in measured.worst],
-        "confusion_matrix": measured.matrix.tolist(),
-        "calibration_bins": measured.bins.tolist(),
-    }
-    run = {"experiment": {"model": "<i>unet", "data": "folder:<u>"}}
+    found = evaluate(model, dataset, batch_size=6)
+    found.subject, found.settings = "<i>unet", {"data": "folder:<u>"}
     path = tmp_path_factory.mktemp("hostile") / "evaluation-test.html"
-    path.write_text(draw_page(result, run, dataset, measured.worst), "utf-8")
+    path.write_text(found.page(), "utf-8")
     return path
 
 

@@ -14,7 +14,7 @@ import keras_segen as ks
 from keras_segen import plot, runs
 from keras_segen.files import write_json
 from keras_segen.generation import GAN, VAE, dcgan_discriminator, dcgan_generator, explore
-from keras_segen.runs.generate import load
+from keras_segen.runs import load_model
 
 SHAPE, NAMES = (8, 8, 1), ("disc", "box", "star")
 
@@ -201,7 +201,7 @@ def run_folders(tmp_path_factory):
     images = keras.Input((8, 8, 3))
     (root / "unet").mkdir()
     keras.Model(images, layers.Conv2D(2, 1)(images)).save(root / "unet" / "model.keras")
-    write_json(root / "unet" / "run.json", {"experiment": {"model": "unet"}})
+    write_json(root / "unet" / "run.json", {"experiment": {"model": "unet"}, "data": {}})
     return root
 
 
@@ -215,7 +215,7 @@ def test_the_samples_of_a_run_are_those_of_its_model(run_folders, tmp_path):
         run_folders / "gan", tmp_path / "a.png", count=6, seed=3, class_name="star"
     )
     assert said == f"6 samples of {run_folders / 'gan'} (seed 3) in {tmp_path / 'a.png'}"
-    _, model = load(run_folders / "gan")
+    model = load_model(run_folders / "gan")
     classes = sorted(NAMES)  # those of a folder of pictures are sorted
     expected = model.generate(6, labels=classes.index("star"), seed=3)
     plot.save(plot.images(expected), tmp_path / "b.png")
@@ -226,7 +226,7 @@ def test_the_samples_of_a_run_are_those_of_its_model(run_folders, tmp_path):
 
 def test_samples_as_files_have_their_own_size_and_the_name_of_their_class(run_folders, tmp_path):
     runs.generate(run_folders / "gan", count=70, separate=tmp_path / "files", seed=1)
-    _, model = load(run_folders / "gan")
+    model = load_model(run_folders / "gan")
     names = sorted(path.name for path in (tmp_path / "files").iterdir())
     assert names[:4] == [f"{k:05d}_{sorted(NAMES)[k % 3]}.png" for k in range(4)]
     expected = model.generate(70, seed=1)
@@ -263,7 +263,7 @@ def test_every_picture_of_a_run(run_folders, tmp_path, run, options, said):
     [
         ("gan", {"class_name": "cow"}, "no class is named 'cow'; expected one of box, disc, star"),
         ("vae", {"class_name": "disc"}, "trained without classes.*leave out the class 'disc'"),
-        ("unet", {}, "is a run of unet, which labels the pixels.*expected a run of a GAN or a VAE"),
+        ("unet", {}, "unet labels the pixels of photos and makes no images: use .* predict"),
         ("vae", {"interpolate": 3, "nearest": True}, "interpolate and nearest are different"),
         ("vae", {"split": "test"}, "split and extractor say what the nearest images are"),
         ("vae", {"separate": "x", "traverse": 3}, "traverse and separate are different"),

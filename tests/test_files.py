@@ -1,6 +1,11 @@
+import os
+import signal
+import subprocess
+import sys
+
 import pytest
 
-from keras_segen.files import write_atomically, write_json, write_text
+from keras_segen.files import remove_leftovers, write_atomically, write_json, write_text
 
 
 def test_write_atomically_replaces_the_file(tmp_path):
@@ -25,3 +30,24 @@ def test_json_takes_no_nan(tmp_path):
     with pytest.raises(ValueError):
         write_json(tmp_path / "a.json", {"loss": float("nan")})
     assert not list(tmp_path.iterdir())
+
+
+def test_what_killed_writes_left_is_removed_and_nothing_else(tmp_path):
+    code = """
+import os, signal, sys
+from keras_segen.files import write_atomically
+with write_atomically(sys.argv[1]) as temporary:
+    temporary.write_text("half of the n")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    for name in ("model.keras", "checkpoint-0002.keras", "plain"):
+        done = subprocess.run([sys.executable, "-c", code, str(tmp_path / name)])
+        assert done.returncode == -signal.SIGKILL
+    left = sorted(os.listdir(tmp_path))
+    assert len(left) == 3 and all(name.startswith(".") for name in left)
+    kept = [".env", ".model.keras", ".notes-2024.txt", "model-0a1b2c3d.keras", ".a-0A1B2C3D.txt"]
+    for name in kept:
+        (tmp_path / name).write_text("mine")
+    remove_leftovers(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == sorted(kept)
+    remove_leftovers(tmp_path / "nowhere")

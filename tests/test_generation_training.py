@@ -12,12 +12,11 @@ from PIL import Image
 from keras_segen import data, determinism, frameworks, generation, runs, segmentation
 from keras_segen.files import write_json
 from keras_segen.generation import adversarial, vae
-from keras_segen.runs import crossval, judge, training
-from keras_segen.tasks import SegmentationTask, registry
+from keras_segen.runs import crossval, training
+from keras_segen.tasks import SegmentationTask, fields, registry
 from keras_segen.tasks import gan as task_gan
-from keras_segen.tasks import vae as task_vae
 from keras_segen.tasks.gan import GanTask
-from keras_segen.tasks.vae import VaeTask
+from keras_segen.tasks.vae import VaeTask, bounds
 
 OTHER = {"tensorflow": "torch", "torch": "tensorflow"}[keras.backend.backend()]
 
@@ -142,7 +141,7 @@ def test_a_vae_keeps_the_epoch_with_the_best_bound(vae_run, pictures, read_json)
     history = training.read_history(vae_run)
     assert history["loss"][-1] < history["loss"][0]
     model = training.load_model(vae_run)
-    found = judge.bounds(model, plan("vae", pictures).load_data("val"), batch_size=4)
+    found = bounds(model, plan("vae", pictures).load_data("val"), batch_size=4)
     assert found["elbo"] == pytest.approx(max(history["val_elbo"]), rel=1e-5)
     assert (vae_run / "previews" / "reconstruction-0001.png").exists()
     assert (vae_run / "animation.gif").exists()
@@ -284,9 +283,9 @@ def test_names_and_choices_are_those_of_the_models():
     """The tasks know them without importing Keras."""
     assert tuple(segmentation.MODELS) == SegmentationTask.MODELS
     assert tuple(generation.NETWORKS) == GanTask.MODELS + VaeTask.MODELS
-    assert tuple(adversarial.LOSSES) == task_gan.GAN_LOSSES
+    assert tuple(adversarial.LOSSES) == fields.meaning(GanTask, "loss").choices
     assert task_gan.SMOOTHED_LOSSES == adversarial.SMOOTHED
-    assert set(task_vae.LIKELIHOODS) == set(vae.LIKELIHOODS)
+    assert set(vae.LIKELIHOODS) == set(fields.meaning(VaeTask, "likelihood").choices)
 
 
 @pytest.mark.parametrize("model", ["dcgan", "sngan", "vae"])
@@ -389,7 +388,7 @@ def small_extractor(tmp_path_factory):
 
 def test_a_run_is_judged_on_a_split(judged_run, small_extractor, tmp_path, monkeypatch, read_json):
     monkeypatch.setenv("KERAS_SEGEN_CACHE", str(tmp_path))
-    result = judge.evaluate(judged_run, "test", extractor=small_extractor, count=50)
+    result = runs.evaluate(judged_run, "test", extractor=small_extractor, count=50).figures
     assert result == read_json(judged_run / "evaluation-test.json")
     assert (result["split"], result["real_images"], result["fake_images"]) == ("test", 50, 50)
     assert result["extractor"] == "small.keras"
@@ -398,20 +397,20 @@ def test_a_run_is_judged_on_a_split(judged_run, small_extractor, tmp_path, monke
     assert result["sanity"]["real_against_real"]["kernel_distance"] < noise
     assert result["model_sha256"] == training.model_digest(judged_run)
 
-    bounds, weighted = result["bounds"], result["bounds"]["importance_weighted"]
-    assert bounds["images"] == weighted["images"] == 128 and weighted["samples"] == 64
-    assert bounds["elbo"] == pytest.approx(-(bounds["reconstruction"] + bounds["kl"]))
-    assert weighted["elbo"] == pytest.approx(bounds["elbo"], rel=1e-5)
+    both, weighted = result["bounds"], result["bounds"]["importance_weighted"]
+    assert both["images"] == weighted["images"] == 128 and weighted["samples"] == 64
+    assert both["elbo"] == pytest.approx(-(both["reconstruction"] + both["kl"]))
+    assert weighted["elbo"] == pytest.approx(both["elbo"], rel=1e-5)
     assert weighted["bound"] > weighted["elbo"]  # the tighter of the two
-    assert weighted["bits_per_dimension"] < bounds["bits_per_dimension"]
+    assert weighted["bits_per_dimension"] < both["bits_per_dimension"]
     dimensions = 8 * 8 * 3 * np.log(2)
-    assert bounds["bits_per_dimension"] == pytest.approx(8 - bounds["elbo"] / dimensions)
+    assert both["bits_per_dimension"] == pytest.approx(8 - both["elbo"] / dimensions)
 
 
 def test_the_bounds_of_a_vae_with_classes_are_told_them(pictures):
     trained = plan("vae", pictures, conditional=True)
     val_data = trained.load_data("train")
-    found = judge.bounds(trained.build_model(val_data), val_data, batch_size=4)
+    found = bounds(trained.build_model(val_data), val_data, batch_size=4)
     assert found["importance_weighted"]["images"] == 16
     assert found["importance_weighted"]["bound"] > found["elbo"]
 
@@ -421,12 +420,12 @@ def test_evaluating_a_run_knows_what_its_model_makes(gan_run, tmp_path):
         runs.evaluate(gan_run, "test")
     run = training.load_run(gan_run)
     write_json(tmp_path / "run.json", {**run, "experiment": {"model": "unet"}})
-    with pytest.raises(ValueError, match="a run of unet, which makes masks: use .*evaluation"):
-        judge.evaluate(tmp_path)
+    with pytest.raises(ValueError, match="count is for dcgan, sngan, vae, and this is a run"):
+        runs.evaluate(tmp_path, count=50)
 
 
 def test_what_is_for_masks_says_so(gan_run, pictures, tmp_path):
-    with pytest.raises(ValueError, match="makes pictures and no masks: use keras-segen generate"):
+    with pytest.raises(ValueError, match="makes new pictures and predicts no photos"):
         runs.predict(gan_run, tmp_path, tmp_path / "out")
-    with pytest.raises(ValueError, match="vae makes pictures.*unet, plain_unet, fcn"):
+    with pytest.raises(ValueError, match="vae makes new pictures.*unet, plain_unet, fcn"):
         crossval.cross_validate({"vae": plan("vae", pictures)}, tmp_path / "out")

@@ -6,6 +6,7 @@ import zlib
 
 import keras
 import numpy as np
+import psutil
 import pytest
 
 import keras_segen as ks
@@ -197,3 +198,22 @@ def test_an_augmentation_that_does_not_pickle_says_so():
     batches = Batches(shapes(), 4, seed=0, augment=nothing, workers=1)
     with pytest.raises(ValueError, match="module of its own, or use workers=0"):
         next(batches.read(0))
+
+
+def test_workers_end_when_their_process_is_killed(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import time\n"
+        "from keras_segen.data import Shapes\n"
+        "from keras_segen.data.loader import Batches\n"
+        "if __name__ == '__main__':\n"
+        "    next(Batches(Shapes('train', size=8, length=8), 2, workers=2).read(0))\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        workers = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+    assert len(workers) >= 2
+    assert not psutil.wait_procs(workers, timeout=10)[1]

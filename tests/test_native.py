@@ -1,19 +1,20 @@
 """Ours against networks written by hand: the same numbers, and no time without them."""
 
 import ast
-import json
 import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from keras_segen import data
-from keras_segen.bench import handwritten
-from keras_segen.bench import native as overhead
+from keras_segen.backend import faster
+from keras_segen.bench import contests, handwritten, native, proof
+from keras_segen.bench.earlier import find_earlier
+from keras_segen.bench.rounds import Held
 from keras_segen.data.loader import Batches
 
 TINY = {
@@ -25,31 +26,31 @@ TINY = {
 
 
 def tiny(network, kind=None, **options):
-    make = kind or overhead.NETWORKS[network]
+    make = kind or contests.NETWORKS[network]
     return make(network, **{**TINY[network], **options})
 
 
 def prove(contest, steps=10):
     dataset = contest.load_data()
-    batches = overhead.Stored(dataset, contest.batch_size, steps, contest.seed)
-    return overhead.prove(contest, dataset, batches)
+    options = {"count": steps, "seed": contest.seed, "drop_last": True}
+    return proof.prove(contest, dataset, Held(dataset, contest.batch_size, **options))
 
 
-@pytest.mark.parametrize("network", overhead.NETWORKS)
+@pytest.mark.parametrize("network", contests.NETWORKS)
 def test_equal_to_the_network_written_by_hand(network):
-    proof = prove(tiny(network))
-    assert proof["steps"] == 10
-    assert proof["predictions"] < 1e-5
-    assert proof["losses"] < 1e-5
+    found = prove(tiny(network))
+    assert found["steps"] == 10
+    assert found["predictions"] < 1e-5
+    assert found["losses"] < 1e-5
     if network in ("unet", "dcgan"):
-        assert 0 < proof["statistics"] < 1e-2
+        assert 0 < found["statistics"] < 1e-2
     else:
-        assert proof["statistics"] is None
+        assert found["statistics"] is None
 
 
 def test_equal_without_void_pixels(picture_folder):
-    proof = prove(tiny("unet", data=f"folder:{picture_folder}", batch_size=3), steps=4)
-    assert proof["losses"] < 1e-4
+    found = prove(tiny("unet", data=f"folder:{picture_folder}", batch_size=3), steps=4)
+    assert found["losses"] < 1e-4
 
 
 def test_equal_in_grey_and_at_other_sizes():
@@ -60,7 +61,7 @@ def test_equal_in_grey_and_at_other_sizes():
 # Faults of the native side, each of a kind that somebody makes who writes it by hand.
 
 
-class OtherKernel(overhead.Masks):
+class OtherKernel(contests.SegmentationContest):
     def native(self, dataset, weights, proving=False):
         kernel = weights["up0_upconv/kernel"]
         return super().native(
@@ -68,24 +69,24 @@ class OtherKernel(overhead.Masks):
         )
 
 
-class OtherRate(overhead.Masks):
+class OtherRate(contests.SegmentationContest):
     def native(self, dataset, weights, proving=False):
-        faster = type("Faster", (overhead.Masks,), {"LEARNING_RATE": 2e-3})
+        faster = type("Faster", (contests.SegmentationContest,), {"LEARNING_RATE": 2e-3})
         return faster(self.network, **TINY[self.network]).native(dataset, weights, proving)
 
 
-class OtherNoise(overhead.VAE):
+class OtherNoise(contests.VaeContest):
     def _draw(self, step, batch):
         return super()._draw(step + 1, batch)
 
 
-class OtherAverage(overhead.DCGAN):
+class OtherAverage(contests.DcganContest):
     def native(self, dataset, weights, proving=False):
-        slower = type("Slower", (overhead.DCGAN,), {"OPTIONS": {"average": 0.01}})
+        slower = type("Slower", (contests.DcganContest,), {"OPTIONS": {"average": 0.01}})
         return slower(self.network, **TINY[self.network]).native(dataset, weights, proving)
 
 
-class OtherMomentum(overhead.Masks):
+class OtherMomentum(contests.SegmentationContest):
     """Remembers ten times as slowly: takes the means of the native side a good part back."""
 
     def native(self, dataset, weights, proving=False):
@@ -114,85 +115,143 @@ def test_a_fault_is_found_and_named(network, kind, message):
         prove(tiny(network, kind))
 
 
-def test_stored_batches_are_those_of_the_loader_and_go_on_in_the_next_epoch():
+def test_held_batches_are_those_of_the_loader_and_go_on_in_the_next_epoch():
     dataset = data.Shapes("train", size=8, length=6)
-    stored = overhead.Stored(dataset, 2, steps=5, seed=3)
+    held = Held(dataset, 2, count=5, seed=3)
     expected = Batches(dataset, 2, seed=3)
     for _ in range(2):
-        for step, (images, masks) in enumerate(stored.read(0)):
+        for step, (images, masks) in enumerate(held.read(0)):
             x, y = expected.batch(*divmod(step, 3))
             assert (images == x).all() and (masks == y).all()
-    assert len(stored) == 5
-    with pytest.raises(ValueError, match="batch_size is 7, but shapes has 6 images"):
-        overhead.Stored(dataset, 7, steps=5, seed=0)
+    assert len(held) == len(held.moments) == 5
+    with pytest.raises(ValueError, match="has 6 items, the batch size is 7 and the last"):
+        Held(dataset, 7, count=5, seed=0, drop_last=True)
 
 
 def test_the_first_and_the_last_step_are_not_timed():
-    stored = overhead.Stored(data.Shapes("train", size=8, length=6), 2, steps=5, seed=0)
-    stored.taken = [0.0, 100.0, 101.0, 104.0, 106.0]
-    assert stored.seconds() == 2.0
-    next(stored.read(0))
+    held = Held(data.Shapes("train", size=8, length=6), 2, count=5, seed=0)
+    held.moments = [(0.0, 0.0), (100.0, 50.0), (101.0, 51.5), (104.0, 53.0), (106.0, 59.0)]
+    assert held.per_step() == (2.0, 3.0)
+    next(held.read(0))
     with pytest.raises(RuntimeError, match="1 of 5 batches"):
-        stored.seconds()
+        held.per_step()
+
+
+def test_the_clock_runs_while_a_side_works():
+    """A slow step is seen; a slow start and what comes after the last batch are not."""
+    held = Held(data.Shapes("train", size=8, length=6), 2, count=5, seed=0)
+    for pause, slow_steps in ((0.3, (0, 4)), (0.3, (1, 2, 3))):
+        for step, _ in enumerate(held.read(0)):
+            time.sleep(pause if step in slow_steps else 0)
+        assert (held.per_step()[0] >= pause) == (slow_steps == (1, 2, 3))
 
 
 def test_a_result_is_written_and_compared_with_the_one_before(tmp_path, read_json):
     contest = tiny("vae")
-    first = overhead.run(contest, tmp_path, steps=3, rounds=2)
+    first = native.run(contest, tmp_path, steps=3, rounds=2)
     (path,) = tmp_path.iterdir()
     assert read_json(path) == first and first["earlier"] is None
     assert [(row["work"], row["side"]) for row in first["rows"]] == [
+        ("train", "stock"),
         ("train", "fit"),
+        ("predict", "stock"),
         ("predict", "infer"),
     ]
     for row in first["rows"]:
-        assert row["native_ms"]["count"] == row["ours_ms"]["count"] == 2
+        assert row["native_ms"]["count"] == row["keras_ms"]["count"] == 2
         assert 0 < row["ratio_p10"] <= row["ratio"] <= row["ratio_p90"]
 
-    later = path.with_name("vae-" + first["settings"]["backend"] + "-99991231T235959Z.json")
-    later.write_text(json.dumps(first | {"time": "9999-12-31T23:59:59+00:00"}))
-    found = overhead.find_earlier(tmp_path, overhead.describe(contest, 3))
-    assert found["time"] == "9999-12-31T23:59:59+00:00"
-    assert found["ratios"] == {
-        "train, fit": first["rows"][0]["ratio"],
-        "predict, infer": first["rows"][1]["ratio"],
+    path = path.rename(path.with_name(path.name.replace("-20", "-19")))  # another second's
+    second = native.run(contest, tmp_path, steps=3, rounds=1)
+    assert second["earlier"]["time"] == first["time"]
+    assert second["earlier"]["ratios"] == {
+        f"{row['work']}, {row['side']}": row["ratio"] for row in first["rows"]
     }
-    assert overhead.find_earlier(tmp_path, overhead.describe(contest, 4)) is None
+    other = native.conditions(contest, 4)
+    pattern = f"vae-{other['backend']}-*.json"
+    assert find_earlier(tmp_path, pattern, other, native.ratios, "bench native") is None
+
+    (path,) = (each for each in tmp_path.iterdir() if each != path)
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="result of `bench native`, but is none"):
+        native.run(contest, tmp_path, steps=3, rounds=1)
 
 
-def test_the_command_measures_twice_and_compares(tmp_path):
+class Watched(contests.SegmentationContest):
+    """Notes for each of its models what is replaced in Keras when it is built, traced or run."""
+
+    seen = {}  # model -> set of active replacements
+
+    def build(self, dataset, side="fit", proving=False):
+        model = super().build(dataset, side, proving)
+        seen = self.seen.setdefault(model, {self.replaced()})
+
+        def watch(own):
+            def watched(*args, **options):
+                seen.add(self.replaced())
+                return own(*args, **options)
+
+            return watched
+
+        model.compute_loss, model.call = watch(model.compute_loss), watch(model.call)
+        return model
+
+    @staticmethod
+    def replaced():
+        return frozenset(faster.active()) - {"freed_memory"}
+
+
+def test_stock_keras_is_built_traced_and_run_without_replacements():
+    contest = tiny("unet", Watched)
+    dataset = contest.load_data()
+    batches = Held(dataset, 4, count=3, seed=0, drop_last=True)
+    faster.apply("adam")
+    try:
+        rows = native.take_times(contest, dataset, batches, rounds=2)
+        assert "adam" in faster.active()
+    finally:
+        faster.remove("adam")
+    stock, *others = Watched.seen.values()
+    assert stock == {frozenset()}
+    assert len(others) == 2 and all(seen == {frozenset(["adam"])} for seen in others)
+    assert [row["side"] for row in rows] == ["stock", *contest.SIDES, "stock", "infer"]
+
+
+@pytest.mark.once
+def test_the_command_prints_a_table(tmp_path):
     command = [sys.executable, "-m", "keras_segen", "bench", "native", "vae", "--out", tmp_path]
     command += ["--image-size", "8x8", "--filters", "4,8", "--batch-size", "4", "--channels", "1"]
-    command += ["--steps", "3", "--rounds", "1"]
-    first, second = (
-        subprocess.run(
-            command, env={**os.environ, "COLUMNS": "200"}, capture_output=True, text=True
-        )
-        for _ in range(2)
+    command += ["--steps", "3", "--rounds", "1", "--backend", "torch"]
+    done = subprocess.run(
+        command, env={**os.environ, "COLUMNS": "200"}, capture_output=True, text=True
     )
-    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
-    assert "Equal over 3 steps: losses to" in first.stdout and " was " not in first.stdout
-    for said in ("image_size [8, 8]", "threads ", "precision float32", "keras 3.", "train, fit"):
-        assert said in first.stdout
-    assert re.search(r"predict, infer: ratio \d+\.\d{3}, was \d+\.\d{3} on 20", second.stdout)
-    assert len(list(tmp_path.iterdir())) == 2
+    assert done.returncode == 0, done.stderr
+    for said in ("Equal over 3 steps: losses to", "image_size [8, 8]", "threads ", "keras 3."):
+        assert said in done.stdout
+    assert re.search(r"Keras, ms +native, ms +ratio +p10 to p90", done.stdout)
+    assert re.search(r"predict, infer( +\d+\.\d){2} +(\d+\.\d{3}) +\2 to \2", done.stdout)
+    assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_file_that_is_no_result_is_named_before_anything_is_measured(tmp_path):
-    contest = tiny("vae")
-    backend = overhead.describe(contest, 3)["backend"]
-    (tmp_path / f"vae-{backend}-1.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"-1.json has the name of a result .* move it away"):
-        overhead.run(contest, tmp_path, steps=3, rounds=1)
+def test_the_table_shows_what_an_earlier_result_said():
+    row = {"ratio": 1.25, "ratio_p10": 1.0, "ratio_p90": 1.5}
+    row |= {"keras_ms": {"median": 20.0}, "native_ms": {"median": 16.0}}
+    rows = [{"work": "train", "side": side, **row} for side in ("fit", "fit with metrics")]
+    earlier = {"time": "2026-11-22T00:00:00+00:00", "ratios": {"train, fit": 1.5}}
+    shown = [text for _, text in native.table({"rows": rows, "earlier": None}).shown[0]]
+    assert shown == ["train, fit", "20.0", "16.0", "1.250", "1.000 to 1.500"]
+    table = native.table({"rows": rows, "earlier": earlier})
+    assert table.columns[-1].heading == "ratio on 2026-11-22"
+    assert [row[-1][1] for row in table.shown] == ["1.500", "–"]
 
 
 def test_what_is_asked_wrongly_is_said():
     with pytest.raises(ValueError, match="no native 'unett'; there are: unet, fcn, vae, dcgan"):
-        overhead.contest("unett")
+        contests.contest("unett")
     with pytest.raises(ValueError, match="batch_size is 0"):
-        overhead.contest("unet", batch_size=0)
+        contests.contest("unet", batch_size=0)
     with pytest.raises(ValueError, match="steps is 2"):
-        overhead.run(tiny("unet"), "nowhere", steps=2)
+        native.run(tiny("unet"), "nowhere", steps=2)
 
 
 def test_each_file_imports_its_framework_alone():
@@ -212,10 +271,3 @@ def test_each_file_imports_its_framework_alone():
                     assert not any(name.startswith(other) for name in names)
         assert framework in modules or path.stem == "torch_fcn", path
         assert modules <= {framework, "copy", "math", "numpy", "re", "keras_segen"}, path
-
-
-def test_steps_take_time():
-    """The clock runs while a side works: a slow step is seen, a slow start is not."""
-    stored = overhead.Stored(data.Shapes("train", size=8, length=6), 2, steps=5, seed=0)
-    seen = [float(np.sum(images)) for images, _ in stored.read(0)]
-    assert len(seen) == 5 and stored.seconds() > 0

@@ -100,3 +100,35 @@ def test_unknown_name_is_an_attribute_error():
 
     with pytest.raises(AttributeError, match="no attribute 'segmentaton'"):
         keras_segen.segmentaton  # noqa: B018
+
+
+def test_every_class_of_ours_that_a_file_may_hold_is_known_by_name():
+    code = """
+import keras_segen as ks, keras, inspect
+placed = {name for name in keras.saving.get_custom_objects() if name.startswith("keras_segen>")}
+import keras_segen.layers
+ks.losses, ks.metrics, ks.segmentation, ks.generation, ks.runs
+there = keras.saving.get_custom_objects()
+print(sorted(placed ^ {name for name in there if name.startswith("keras_segen>")}))
+print([name for name, kind in there.items() if not inspect.isclass(kind)])
+"""
+    done = python(code, backend=HERE)
+    assert done.stdout.splitlines() == ["[]", "[]"], done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("imports", ["import keras, keras_segen", "import keras_segen, keras"])
+def test_a_model_of_ours_loads_once_the_package_is_imported(imports, tmp_path):
+    from keras_segen import segmentation
+
+    model = segmentation.fcn((32, 32, 3), 2, filters=(2, 2, 2, 2, 2, 4))
+    model.save(tmp_path / "fcn.keras")
+    code = f"{imports}\nprint(keras.models.load_model({str(tmp_path / 'fcn.keras')!r}).name)"
+    done = python(code, backend=HERE)
+    assert done.stdout.strip() == "fcn", done.stderr
+
+
+def test_looking_for_keras_does_not_import_it():
+    code = "import keras_segen, importlib.util, sys; importlib.util.find_spec('keras')\n"
+    code += "print('keras' in sys.modules)\nimport keras\n"
+    code += "print('keras_segen>Bilinear' in keras.saving.get_custom_objects())"
+    assert python(code, backend=HERE).stdout.split() == ["False", "True"]

@@ -538,9 +538,9 @@ def test_terminal_shows_verdict_and_path(name, tmp_path):
     assert f"Report: {tmp_path / 'report.html'}" in text
     assert not re.search(r"\b(nan|None)\b", text)
     if name == "hostile":
-        # Nowhere taken for markup: in the verdict, a note, a check's name and unit, an error, and
-        # twice in what is said of layers.
-        assert text.count("[red]$_x") == 7
+        # Nowhere taken for markup: in the verdict, a note, a check, its unit and note, an error
+        # and twice in what is said of layers.
+        assert text.count("[red]$_x") == 8
 
 
 def test_page_and_terminal_tell_where_the_backends_part(tmp_path):

@@ -101,7 +101,7 @@ def test_history_has_a_row_per_epoch(finished):
 def test_model_is_that_of_the_best_epoch(finished):
     history = training.read_history(finished)
     best = int(np.argmax(history["val_mean_iou"]))
-    result = runs.evaluate(finished, "val")
+    result = runs.evaluate(finished, "val").figures
     assert result["mean_iou"] == pytest.approx(history["val_mean_iou"][best], abs=1e-6)
 
 
@@ -110,8 +110,10 @@ def test_an_interrupted_run_resumes_to_the_same_weights(finished, picture_folder
     plan = task(picture_folder, schedule="cosine")
     with pytest.raises(KeyboardInterrupt):
         training.train(plan, tmp_path / "run", callbacks=[StopInEpoch(epoch)], verbose=0)
+    (tmp_path / "run" / ".model-0a1b2c3d.keras").write_text("what a killed write leaves")
     training.resume(tmp_path / "run", verbose=0)
     assert_equal_runs(finished, tmp_path / "run")
+    assert not list((tmp_path / "run").glob(".*"))
 
 
 def test_a_killed_run_resumes_to_the_same_weights(finished, picture_folder, tmp_path):
@@ -488,7 +490,7 @@ def test_a_binary_loss_trains_a_network_of_one_channel(two_classes, tmp_path):
     history = training.train(plan, tmp_path / "run", verbose=0)
     model = training.load_model(tmp_path / "run")
     assert model.output_shape[-1] == 1
-    result = runs.evaluate(tmp_path / "run", "val")
+    result = runs.evaluate(tmp_path / "run", "val").figures
     assert result["mean_iou"] == pytest.approx(max(history["val_mean_iou"]), abs=1e-6)
     assert result["mean_iou"] > 0.5  # all background has 0.4
     written = runs.predict(tmp_path / "run", two_classes / "test" / "images", tmp_path / "out")
@@ -574,7 +576,7 @@ def test_a_broken_file_is_named_on_the_way_out_of_fit(picture_folder, tmp_path):
 
 
 def test_evaluation_counts_every_pixel_but_void(finished, read_json):
-    result = runs.evaluate(finished, "test", batch_size=3)
+    result = runs.evaluate(finished, "test", batch_size=3).figures
     assert result == read_json(finished / "evaluation-test.json")
     dataset = SegmentationTask.from_json(finished / "run.json").load_data("test")
     counted = sum(int((mask != dataset.ignore_class).sum()) for _, mask in dataset)

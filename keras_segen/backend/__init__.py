@@ -4,9 +4,14 @@
 the framework that Keras runs on.
 """
 
+import sys
+
 from keras_segen import frameworks
+from keras_segen.backend import quiet
 
 frameworks.require()
+if frameworks.chosen() == "tensorflow" and "keras" not in sys.modules:
+    quiet.start()
 
 import keras  # noqa: E402  (a missing framework is reported above, in one line)
 
@@ -20,6 +25,7 @@ if keras.backend.backend() == "tensorflow":
         gradients,
         infer,
         input_gradient,
+        limit_threads,
         make_loader,
         minimize,
         peak_device_memory,
@@ -37,6 +43,7 @@ else:
         gradients,
         infer,
         input_gradient,
+        limit_threads,
         make_loader,
         minimize,
         peak_device_memory,
@@ -54,6 +61,7 @@ __all__ = [
     "gradients",
     "infer",
     "input_gradient",
+    "limit_threads",
     "make_loader",
     "minimize",
     "peak_device_memory",

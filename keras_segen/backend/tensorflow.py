@@ -143,9 +143,8 @@ def make_loader(batches):
 
     loader = tf.data.Dataset.from_generator(
         one_epoch,
-        output_signature=(
-            tf.TensorSpec((rows, *batches.dataset.image_shape), tf.float32),
-            tf.TensorSpec((rows, *batches.dataset.target_shape), tf.int32),
+        output_signature=tf.nest.map_structure(
+            lambda spec: tf.TensorSpec((rows, *spec.shape), spec.dtype), batches.spec
         ),
     )
     loader = loader.apply(tf.data.experimental.assert_cardinality(len(batches)))
@@ -196,10 +195,18 @@ def synchronize():
     tf.test.experimental.sync_devices()
 
 
-def _threads():
-    """Threads within one operation: set in the program, else in the environment, else all."""
-    set_here = tf.config.threading.get_intra_op_parallelism_threads()
-    return set_here or int(os.environ.get("TF_NUM_INTRAOP_THREADS", 0)) or os.cpu_count()
+def limit_threads(threads):
+    """Limits the threads within an operation, and those for operations side by side.
+
+    Called once, before anything is computed: TensorFlow has started its threads then.
+    """
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+
+
+def _threads(set_here, variable):
+    """Threads of one kind: set in the program, else in the environment, else one per core."""
+    return set_here or int(os.environ.get(variable, 0)) or os.cpu_count()
 
 
 def peak_device_memory():
@@ -212,7 +219,7 @@ def peak_device_memory():
 def settings():
     """Returns what affects speed and numbers here, as a dict of plain values."""
     gpus = tf.config.list_physical_devices("GPU")
-    device = "CPU"
+    device, threading = "CPU", tf.config.threading
     if gpus:
         device = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
     return {
@@ -220,7 +227,10 @@ def settings():
         "device": device,
         "mode": "eager" if tf.config.functions_run_eagerly() else "graph (tf.function)",
         "compiler": "XLA" if gpus else "none (XLA off)",
-        "threads": _threads(),
+        "threads": _threads(threading.get_intra_op_parallelism_threads(), "TF_NUM_INTRAOP_THREADS"),
+        "inter-op threads": _threads(
+            threading.get_inter_op_parallelism_threads(), "TF_NUM_INTEROP_THREADS"
+        ),
         "TensorFloat-32": bool(gpus) and tf.config.experimental.tensor_float_32_execution_enabled(),
         "oneDNN": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "1") != "0",
         "replacements": faster.summary(),

@@ -243,6 +243,15 @@ def peak_device_memory():
     return int(torch.cuda.max_memory_allocated()) if torch.cuda.is_available() else None
 
 
+def limit_threads(threads):
+    """Limits the threads within an operation, and those for operations side by side.
+
+    Called once, before anything is computed: PyTorch allows the second limit no later.
+    """
+    torch.set_num_threads(threads)
+    torch.set_num_interop_threads(threads)
+
+
 def settings():
     """Returns what affects speed and numbers here, as a dict of plain values."""
     cuda = torch.cuda.is_available()
@@ -253,6 +262,7 @@ def settings():
         "mode": "eager",
         "compiler": "none (torch.compile off)",
         "threads": torch.get_num_threads(),
+        "inter-op threads": torch.get_num_interop_threads(),
         "TensorFloat-32": cuda and torch.backends.cudnn.allow_tf32,
         "oneDNN": torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled,
         "replacements": faster.summary(),

@@ -2,10 +2,8 @@
 
 Each backend and mode has a process of its own (`costs_child.py`): memory and start-up are its
 own. All live at once, but one at a time computes, when it is asked. For each cell, an image size
-and a batch size, they get ready one after the other and then take turns, round by round, every
-second round in the other order (A B, B A, …): a machine that slows down for a while harms all
-alike. Cells go from the fewest pixels to the most, since the peak memory of a process never
-falls.
+and a batch size, they get ready one after the other and then take turns, round by round. Cells go
+from the fewest pixels to the most, since the peak memory of a process never falls.
 """
 
 import dataclasses
@@ -13,7 +11,6 @@ import datetime
 import glob
 import itertools
 import json
-import os
 import shlex
 import sys
 import tempfile
@@ -22,8 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from keras_segen import files, frameworks, machine
-from keras_segen.bench import earlier as earlier_results
-from keras_segen.processes import Worker
+from keras_segen.bench.earlier import find_earlier
+from keras_segen.bench.rounds import by_turns, check_counts
+from keras_segen.processes import Worker, num_threads
 
 # What a step can be run as: values for Keras' `compile`, never "auto", and what it means.
 MODES = {
@@ -92,11 +90,7 @@ def check(task, image_sizes, batch_sizes, steps, rounds):
     Raises:
         ValueError: a number is out of range, or the data set cannot give such batches.
     """
-    if steps < 3 or rounds < 1:
-        raise ValueError(
-            f"steps is {steps} and rounds {rounds}, expected at least 3 steps, of which the first "
-            "and the last are not timed, and 1 round."
-        )
+    check_counts(steps, rounds)
     for name, values in (("image sizes", image_sizes), ("batch sizes", batch_sizes)):
         if not values:
             raise ValueError(f"There are no {name}: name one at least.")
@@ -159,9 +153,7 @@ def run(
     image_sizes, batch_sizes = [tuple(size) for size in image_sizes], list(batch_sizes)
     chosen = choose_modes(backends, modes)
     check(task, image_sizes, batch_sizes, steps, rounds)
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads is {threads}, expected 1 or more.")
-    threads = threads or os.cpu_count()
+    threads = num_threads(threads)
     for backend, mode in list(chosen):
         try:
             in_mode(task, mode)
@@ -170,8 +162,9 @@ def run(
                 raise
             chosen.remove((backend, mode))
             tell(f"{backend}, {mode} is left out: {error}")
-    settings = describe(task, image_sizes, batch_sizes, chosen, threads, steps)
-    earlier = find_earlier(folder, settings)
+    settings = conditions(task, image_sizes, batch_sizes, chosen, threads, steps)
+    pattern = f"costs-{glob.escape(Path(task.model).stem)}-*.json"
+    earlier = find_earlier(folder, pattern, settings, medians, "bench costs")
 
     result = {"status": "done", "processes": [], "cells": []}
     workers = []
@@ -185,15 +178,20 @@ def run(
                 workers.append(
                     Worker("keras_segen.bench.costs_child", backend, threads, log, **cache)
                 )
-                plan = {"experiment": in_mode(task, mode).to_dict(), "steps": steps}
-                plan |= {"image_sizes": image_sizes, "mode": switches(backend, mode)}
-                started = workers[-1].ask("start", **plan)
+                started = workers[-1].ask(
+                    "start",
+                    task=in_mode(task, mode).to_dict(),
+                    image_sizes=image_sizes,
+                    mode=switches(backend, mode),
+                    steps=steps,
+                    threads=threads,
+                )
                 if started.get("wrong"):
                     raise ValueError(started["error"].partition(": ")[2] or started["error"])
                 result["processes"].append({**process(task, backend, mode), **started})
             sizes = itertools.product(image_sizes, batch_sizes)
             for image_size, batch_size in sorted(sizes, key=pixels):
-                measure(result, workers, image_size, batch_size, rounds, tell)
+                measure_cell(result, workers, image_size, batch_size, rounds, tell)
         except KeyboardInterrupt:
             result["status"] = "interrupted"
         finally:
@@ -219,7 +217,7 @@ def run(
     return result
 
 
-def measure(result, workers, image_size, batch_size, rounds, tell):
+def measure_cell(result, workers, image_size, batch_size, rounds, tell):
     """Measures one cell in all processes, by turns, and adds what was found to `result`."""
     where = f"{image_size[0]}x{image_size[1]}, batch {batch_size}"
     cells = []
@@ -240,11 +238,11 @@ def measure(result, workers, image_size, batch_size, rounds, tell):
             tell(f"{where}: {process['backend']}, {process['mode']} failed: {opened['error']}")
         else:
             process["auto"] = opened["auto"]
-    for number in range(rounds):
-        for worker, cell in cells if number % 2 == 0 else reversed(cells):
+    for number, order in enumerate(by_turns(cells, rounds), 1):
+        for worker, cell in order:
             if "error" not in cell:
-                cell.update(worker.ask("measure"))
-        tell(f"{where}: round {number + 1} of {rounds}")
+                cell.update(worker.ask("run_round"))
+        tell(f"{where}: round {number} of {rounds}")
     for worker, cell in cells:
         found = worker.ask("close")
         if "error" not in cell:
@@ -283,7 +281,7 @@ def pixels(cell):
     return height * width * batch_size, height * width
 
 
-def describe(task, image_sizes, batch_sizes, chosen, threads, steps):
+def conditions(task, image_sizes, batch_sizes, chosen, threads, steps):
     """Returns all that the costs depend on but the versions, as plain values."""
     here = machine.describe()
     values = {
@@ -303,26 +301,13 @@ def describe(task, image_sizes, batch_sizes, chosen, threads, steps):
     return json.loads(json.dumps(values))  # lists, as in a file
 
 
-def find_earlier(folder, settings):
-    """Finds the latest result with the same settings in a folder.
-
-    Returns:
-        Dict with its `time`, `versions` and `ms`, by `key` and work, or None.
-
-    Raises:
-        ValueError: a file there that has the name of a result is none.
-    """
-
-    def medians(result):
-        found = {}
-        for cell in result["cells"]:
-            if "error" not in cell:
-                found |= {f"{key(cell)}, {work}": value(cell, work) for work in WORKS}
-        return {"ms": found}
-
-    model = glob.escape(Path(settings["experiment"]["model"]).stem)
-    pattern = f"costs-{model}-*.json"
-    return earlier_results.find_earlier(folder, pattern, settings, medians, "bench costs")
+def medians(result):
+    """What a later result is compared with: dict with `ms`, by `key` and work."""
+    found = {}
+    for cell in result["cells"]:
+        if "error" not in cell:
+            found |= {f"{key(cell)}, {work}": value(cell, work) for work in WORKS}
+    return {"ms": found}
 
 
 def key(cell):
@@ -411,7 +396,7 @@ def notes(processes, cells):
     """What makes the figures less worth: list of sentences."""
     said = []
     known = [process["settings"] for process in processes if "settings" in process]
-    for name in ("threads", "layout", "device"):
+    for name in ("threads", "inter-op threads", "layout", "device"):
         values = {
             f"{process['backend']}, {process['mode']}": process["settings"][name]
             for process in processes

@@ -3,7 +3,7 @@
     python -m keras_segen.bench.costs_child
 
 `costs.py` starts it and asks: `start` once; then for each cell, which is one image size and batch
-size, `open`, `measure` as often as it likes, and `close`. Keras is imported by the first request,
+size, `open`, `run_round` as often as it likes, and `close`. Keras is imported by the first request,
 since the time that it takes is measured.
 """
 
@@ -16,73 +16,9 @@ import numpy as np
 import psutil
 
 from keras_segen import machine
-from keras_segen.data.loader import Batches
+from keras_segen.bench.rounds import Held, Portion, now, per_step
 from keras_segen.processes import serve
 from keras_segen.tasks.registry import read
-
-
-class Repeated(Batches):
-    """One batch, handed out again and again, so that nobody waits for it.
-
-    Args:
-        steps: int, how often in an epoch.
-
-    The other arguments are those of `Batches`.
-
-    Attributes:
-        moments: list of what `now` returned when the batches of the last pass were taken.
-    """
-
-    def __init__(self, *args, steps, **options):
-        self.steps = steps
-        super().__init__(*args, **{**options, "drop_last": True})
-        self.stored = self.batch(0, 0)
-
-    def __len__(self):
-        return self.steps
-
-    def read(self, epoch):
-        from keras_segen import backend
-
-        self.moments = moments = []
-        for step in range(self.steps):
-            if step in (1, self.steps - 1):  # where `per_step` begins and ends
-                backend.synchronize()
-            moments.append(now())
-            yield self.stored
-
-
-class Portion(Batches):
-    """The first batches of an epoch, all of full size, as many as `steps` if there are."""
-
-    def __init__(self, *args, steps, **options):
-        self.steps = steps
-        super().__init__(*args, **{**options, "drop_last": True})
-
-    def __len__(self):
-        return min(self.steps, super().__len__())
-
-
-def now(children=False):
-    """Returns the time and the CPU time of this process so far, in seconds.
-
-    With `children` that of the processes that it has started counts as well.
-    """
-    cpu = time.process_time()
-    if children:
-        for child in psutil.Process().children():
-            used = child.cpu_times()
-            cpu += used.user + used.system
-    return time.perf_counter(), cpu
-
-
-def per_step(moments):
-    """Returns time and CPU time per step, between the second moment and the last.
-
-    The step before the second one may open or start something.
-    """
-    (first, first_cpu), (last, last_cpu) = moments[1], moments[-1]
-    return (last - first) / (len(moments) - 2), (last_cpu - first_cpu) / (len(moments) - 2)
 
 
 class Cell:
@@ -111,10 +47,14 @@ class Cell:
         task.compile(self.model, dataset, steps)
         self.auto = bool(self.model.jit_compile)
         set_mode(self.model, mode)
-        self.batches = task.training_batches(dataset, kind=functools.partial(Repeated, steps=steps))
-        self.portion = task.training_batches(dataset, kind=functools.partial(Portion, steps=steps))
+        held, portion = (
+            functools.partial(kind, steps=steps, drop_last=True, **options)
+            for kind, options in ((Held, {"count": 1}), (Portion, {}))
+        )
+        self.batches = task.training_batches(dataset, kind=held)  # one, again and again
+        self.portion = task.training_batches(dataset, kind=portion)
         self.loaders = [backend.make_loader(source) for source in (self.batches, self.portion)]
-        self.network, self.inputs = to_predict(self.model, self.batches.stored[0])
+        self.network, self.inputs = task.network_to_predict(self.model, self.batches.stored[0])
         if self.network is not self.model:
             set_mode(self.network, mode)
         self.works = {"train": self.train, "predict": self.predict, "load": self.load}
@@ -130,7 +70,7 @@ class Cell:
     def train(self):
         self.model.fit(self.loaders[0], shuffle=False, verbose=0)
         self.first = self.batches.moments[1][0]
-        return per_step(self.batches.moments)
+        return self.batches.per_step()
 
     def predict(self):
         moments = []
@@ -147,7 +87,7 @@ class Cell:
         moments += [now(count_children) for _ in self.loaders[1]]
         return per_step(moments)
 
-    def measure(self):
+    def run_round(self):
         """Runs one round of each work."""
         for work, run in self.works.items():
             self.rounds[work].append(run())
@@ -155,15 +95,14 @@ class Cell:
     def figures(self):
         """Returns what was measured: dict of plain values."""
         from keras_segen import backend
-        from keras_segen.compare.clock import spread
+        from keras_segen.compare.clock import milliseconds
 
         on_device = backend.peak_device_memory()
+        times = {work: np.transpose(rounds) for work, rounds in self.rounds.items()}
         return {
             **{
-                work: dict(
-                    zip(("ms", "cpu_ms"), map(spread, zip(*rounds, strict=True)), strict=True)
-                )
-                for work, rounds in self.rounds.items()
+                work: {"ms": milliseconds(wall), "cpu_ms": milliseconds(cpu)}
+                for work, (wall, cpu) in times.items()
             },
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
             "memory_mib": {
@@ -185,24 +124,10 @@ def set_mode(model, mode):
         raise RuntimeError(f"{model.name} has a layer that does not support jit_compile=True.")
 
 
-def to_predict(model, images):
-    """Returns the network that predicts, and its inputs: images, or codes to make some of."""
-    from keras_segen import generation
-
-    if isinstance(model, generation.VAE):
-        network = model.decoder
-    elif isinstance(model, generation.GAN):
-        network = model.ema_generator
-    else:
-        return model, images
-    labels = np.arange(len(images), dtype="int32") % (model.num_classes or 1)
-    return network, model.join(model.draw_codes(len(images)), labels)
-
-
 class Handlers:
     """The answers to `costs.py`."""
 
-    def start(self, task, image_sizes, mode, steps):
+    def start(self, task, image_sizes, mode, steps, threads):
         """Imports all that is needed and builds the model once for each image size."""
         import keras
 
@@ -211,6 +136,9 @@ class Handlers:
 
         faster.apply_by_default()
         imports = time.time() - psutil.Process().create_time()
+        backend.limit_threads(threads)
+        keras.config.set_max_epochs(None)  # limits of a notebook would cut a round short
+        keras.config.set_max_steps_per_epoch(None)
         self.task, self.mode, self.steps = read(task), mode, steps
         for size in image_sizes:
             here = dataclasses.replace(self.task, image_size=tuple(size))
@@ -237,8 +165,8 @@ class Handlers:
         self.cell = Cell(here, self.mode, self.steps)
         return {"auto": self.cell.auto, "first_step": self.cell.seconds["first_step"]}
 
-    def measure(self):
-        self.cell.measure()
+    def run_round(self):
+        self.cell.run_round()
         return {}
 
     def close(self):
@@ -257,4 +185,4 @@ class Handlers:
 
 if __name__ == "__main__":
     handlers = Handlers()
-    serve({name: getattr(handlers, name) for name in ("start", "open", "measure", "close")})
+    serve({name: getattr(handlers, name) for name in ("start", "open", "run_round", "close")})

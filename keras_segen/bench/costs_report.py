@@ -4,15 +4,15 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
-from rich.table import Table
 from rich.text import Text
 
 from keras_segen.bench import costs
-from keras_segen.compare.report import COLORS, DASHES, Chart, display_name
 from keras_segen.files import write_text
 from keras_segen.plot import INK_COLOR
-from keras_segen.report.html import render, svg
+from keras_segen.report.charts import COLORS, DASHES, Chart, display_name
+from keras_segen.report.html import render
 from keras_segen.report.numbers import setting, show
+from keras_segen.report.tables import Cell, Column, Table
 
 TITLES = {"train": "Training step", "predict": "Prediction", "load": "Loader"}
 MARKERS = "osD^vPX"
@@ -64,35 +64,6 @@ def sizes(result):
     return list(dict.fromkeys(found))
 
 
-def rows(result, describe):
-    """A row per size: list of (size in words, what `describe(cell)` says of each process).
-
-    None in place of a cell that is not there or failed.
-    """
-    found = []
-    for image_size, batch_size in sizes(result):
-        cells = [find(result, process, image_size, batch_size) for process in result["processes"]]
-        row = [describe(cell) if cell and "error" not in cell else None for cell in cells]
-        found.append((f"{image_size[0]}x{image_size[1]}, batch {batch_size}", row))
-    return found
-
-
-def lines(result, work):
-    """The figures of a kind of work: `rows` of dicts with `ms`, `spread`, `cpu` and `was`."""
-    earlier = (result["earlier"] or {}).get("ms", {})
-
-    def describe(cell):
-        ms, was = cell[work]["ms"], earlier.get(f"{costs.key(cell)}, {work}")
-        return {
-            "ms": show(ms["median"]),
-            "spread": f"{show(ms['p10'])} to {show(ms['p90'])}",
-            "cpu": show(cell[work]["cpu_ms"]["median"]),
-            "was": f"was {show(was)} (now ×{ms['median'] / was:.2f})" if was else "",
-        }
-
-    return rows(result, describe)
-
-
 def find(result, process, image_size, batch_size):
     """The cell of a process, or None."""
     for cell in result["cells"]:
@@ -102,55 +73,103 @@ def find(result, process, image_size, batch_size):
     return None
 
 
-def once(result):
-    """What is paid once: `rows` of lists of texts."""
+def step_table(result, image_size, batch_size):
+    """What a step costs at one size, a row for each process: a `Table`."""
+    rows = []
+    for process in result["processes"]:
+        cell = find(result, process, image_size, batch_size)
+        row = [None] * 5
+        if cell and "error" in cell:
+            row[0] = Cell("failed", mark="bad")
+        elif cell:
+            seconds, memory = cell["seconds"], cell["memory_mib"]
+            first = [f"prediction {show(seconds['first_predict'])}"]
+            first.append(f"building {show(seconds['build'])}")
+            device = [f"device {memory['device']:,.0f}"] if memory["device"] else []
+            row = [work_cell(result, cell, work) for work in costs.WORKS]
+            row += [Cell(seconds["first_step"], first), Cell(round(memory["resident"]), device)]
+        rows.append([name(process), *row])
+    columns = ["", *(f"{work}, ms" for work in costs.WORKS), "first step, s", "peak, MiB"]
+    return Table(f"{image_size[0]}x{image_size[1]}, batch {batch_size}", columns, rows)
 
-    def describe(cell):
-        seconds, memory = cell["seconds"], cell["memory_mib"]
-        texts = [
-            f"first step {show(seconds['first_step'])} s",
-            f"first prediction {show(seconds['first_predict'])} s",
-            f"building {show(seconds['build'])} s",
-            f"{memory['resident']:,.0f} MiB",
+
+def work_cell(result, cell, work):
+    """The time of a kind of work; below it its range, the CPU time, and what it was before."""
+    ms, was = cell[work]["ms"], result["earlier"] and result["earlier"]["ms"]
+    was = was and was.get(f"{costs.key(cell)}, {work}")
+    below = [f"{show(ms['p10'])} to {show(ms['p90'])}"]
+    below.append(f"CPU {show(cell[work]['cpu_ms']['median'])}")
+    if was:
+        below.append(f"was {show(was)} (now ×{ms['median'] / was:.2f})")
+    return Cell(ms["median"], below)
+
+
+def growth_table(result):
+    """The fits: a `Table`."""
+    columns = ["what", Column("backend, mode", numeric=False), "fixed", "per image"]
+    columns += ["per megapixel", Column("unit", numeric=False), "left over", "cells"]
+    rows = [
+        [
+            TITLES.get(row["what"], "Memory"),
+            name(row),
+            *(row[part] for part in ("fixed", "per_image", "per_megapixel")),
+            "MiB" if row["what"] == "memory" else "ms",
+            None if row["residual"] is None else f"{100 * row['residual']:.1f} %",
+            row["cells"],
         ]
-        return texts + ([f"device {memory['device']:,.0f} MiB"] if memory["device"] else [])
-
-    return rows(result, describe)
-
-
-def imports(result):
-    """How long the processes took to start, as text."""
-    found = (process.get("imports_seconds") for process in result["processes"])
-    return ["–" if seconds is None else f"{show(seconds)} s" for seconds in found]
+        for row in result["fits"]
+    ]
+    return Table("How a step's cost grows", columns, rows)
 
 
-def failures(result):
-    """What failed: list of (where, the error's line), each error of a process once."""
+def mode_table(result):
+    """What each process ran, and how long it took to start: a `Table`."""
+    rows = []
+    for process in result["processes"]:
+        text = (
+            f"{process['meaning']}: run_eagerly={process['run_eagerly']}, "
+            f"jit_compile={process['jit_compile']}, {process['precision']}"
+        )
+        if "settings" in process:
+            own = process["settings"]
+            text += f"; {count(own['threads'], 'thread')} within an operation, "
+            text += f"{own['inter-op threads']} side by side, {own['layout']}, {own['device']}"
+        if "replacements" in process.get("settings", {}):  # not in files of before
+            text += f"; replaced in Keras: {own['replacements']}"
+        if "auto" in process:
+            text += f"; “auto” would be jit_compile={process['auto']}"
+        rows.append([name(process), text, process.get("imports_seconds")])
+    return Table("Modes", ["", Column("what runs", numeric=False), "imports, s"], rows)
+
+
+def failure_table(result):
+    """What failed, each error of a process once: a `Table`."""
     found = {}
     for cell in result["cells"]:
         if "error" in cell:
             height, width = cell["image_size"]
             where = f"{height}x{width}, batch {cell['batch_size']}"
             found.setdefault((name(cell), cell["error"]), []).append(where)
-    return [
-        (f"{who}, {places[0] if len(places) == 1 else f'in {len(places)} cells'}", error)
+    rows = [
+        [f"{who}, {places[0] if len(places) == 1 else f'in {len(places)} cells'}", error]
         for (who, error), places in found.items()
     ]
+    return Table("What failed", ["where", Column("error", numeric=False)], rows)
 
 
-def fits(result):
-    """The fits as text: list of dicts of `who`, `what`, `unit` and the columns of the table."""
-    return [
-        {
-            "who": name(row),
-            "what": TITLES.get(row["what"], "Memory"),
-            "unit": "MiB" if row["what"] == "memory" else "ms",
-            **{part: show(row[part]) for part in ("fixed", "per_image", "per_megapixel")},
-            "residual": "–" if row["residual"] is None else f"{100 * row['residual']:.1f} %",
-            "cells": row["cells"],
-        }
-        for row in result["fits"]
+def setting_table(result):
+    """All that the figures depend on: a `Table`."""
+    values = dict(result["settings"])
+    values = {**values.pop("experiment"), **values}
+    values["image_sizes"] = ["x".join(map(str, each)) for each in values["image_sizes"]]
+    values["modes"] = [": ".join(pair) for pair in values["modes"]]
+    values["rounds"] = result["rounds"]
+    values |= {k: v for k, v in result["versions"].items() if v}
+    rows = [
+        [k, "; ".join(map(str, v)) if isinstance(v, list) else setting(v)]
+        for k, v in values.items()
     ]
+    return Table("Settings", ["name", Column("value", numeric=False)], rows)
 
 
 def chart(result, what):
@@ -209,18 +228,7 @@ def chart(result, what):
         chart.axes.yaxis.set_minor_locator(NullLocator())
     else:
         chart.axes.set_ylim(bottom=0)
-    chart.axes.legend(
-        loc="lower left",
-        bbox_to_anchor=(0, 1.0),
-        ncols=2,
-        frameon=False,
-        labelcolor=INK_COLOR,
-        fontsize=8.5,
-        borderaxespad=0.2,
-        handlelength=3.2,
-    )
-    label = f"{chart.axes.get_ylabel()} over {chart.axes.get_xlabel()}"
-    return svg(chart.figure, label, [(code, f"var(--{each})") for each, code in COLORS.items()])
+    return chart.svg(columns=2)
 
 
 def page(result):
@@ -233,51 +241,13 @@ def page(result):
         result=result,
         verdict=verdict(result),
         charts={title: drawn for title, drawn in charts.items() if drawn},
-        names=[name(process) for process in result["processes"]],
-        works={
-            work: {"title": TITLES[work], "note": note, "rows": lines(result, work)}
-            for work, note in costs.WORKS.items()
-        },
-        imports=imports(result),
-        once=once(result),
-        fits=fits(result),
-        failures=failures(result),
-        meanings=meanings(result),
-        settings=settings(result),
+        works={TITLES[work]: note for work, note in costs.WORKS.items()},
+        steps=[step_table(result, *each) for each in sizes(result)],
+        growth=growth_table(result),
+        modes=mode_table(result),
+        failures=failure_table(result),
+        settings=setting_table(result),
     )
-
-
-def settings(result):
-    """All that the figures depend on: list of (name, value as text)."""
-    values = dict(result["settings"])
-    values = {**values.pop("experiment"), **values}
-    values["image_sizes"] = ["x".join(map(str, each)) for each in values["image_sizes"]]
-    values["modes"] = [": ".join(pair) for pair in values["modes"]]
-    values["rounds"] = result["rounds"]
-    values |= {k: v for k, v in result["versions"].items() if v}
-    return [
-        (k, "; ".join(map(str, v)) if isinstance(v, list) else setting(v))
-        for k, v in values.items()
-    ]
-
-
-def meanings(result):
-    """What each process ran: list of (name, in words)."""
-    found = []
-    for process in result["processes"]:
-        text = (
-            f"{process['meaning']}: run_eagerly={process['run_eagerly']}, "
-            f"jit_compile={process['jit_compile']}, {process['precision']}"
-        )
-        if "settings" in process:
-            own = process["settings"]
-            text += f"; {count(own['threads'], 'thread')}, {own['layout']}, {own['device']}"
-            if "replacements" in own:  # not in files of before
-                text += f"; replaced in Keras: {own['replacements']}"
-        if "auto" in process:
-            text += f"; “auto” would be jit_compile={process['auto']}"
-        found.append((name(process), text))
-    return found
 
 
 def print_result(result, console, folder):
@@ -290,57 +260,16 @@ def print_result(result, console, folder):
     """
     console.print()
     console.print(Text(verdict(result), "bold"), soft_wrap=True)
-    for who, text in meanings(result):
-        console.print(Text(f"{who}: {text}"), soft_wrap=True)
     for note in result["notes"]:
         console.print(Text(note, "yellow"), soft_wrap=True)
     for work, note in costs.WORKS.items():
         console.print(Text(f"{TITLES[work]}: {note}.", "dim"), soft_wrap=True)
-    title = "A step, ms: median, p10 to p90, CPU time; first step and peak memory so far"
-    table = Table(title=title, title_justify="left", title_style="bold", box=None)
-    table.add_column("")
-    for heading in ("train", "predict", "load", "first, s", "MiB"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    by_work = [dict(lines(result, work)) for work in costs.WORKS]
-    for image_size, batch_size in sizes(result):
-        where = f"{image_size[0]}x{image_size[1]}, batch {batch_size}"
-        table.add_row(Text(where, "bold"))
-        for index, process in enumerate(result["processes"]):
-            cell = find(result, process, image_size, batch_size)
-            if cell is None or "error" in cell:
-                table.add_row(Text(name(process)), "failed" if cell else "–")
-                continue
-            shown = [by_size[where][index] for by_size in by_work]
-            table.add_row(
-                Text(name(process)),
-                *(
-                    Text.assemble(
-                        each["ms"],
-                        (f"\n{each['spread']}\nCPU {each['cpu']}", "dim"),
-                        (f"\n{each['was']}" if each["was"] else "", "dim"),
-                    )
-                    for each in shown
-                ),
-                show(cell["seconds"]["first_step"]),
-                f"{cell['memory_mib']['resident']:,.0f}",
-            )
-    console.print()
-    console.print(table)
-    growth = fits(result)
-    if growth:
-        table = Table(
-            title="How a step's cost grows", title_justify="left", title_style="bold", box=None
-        )
-        for heading in ("", "", "fixed", "per image", "per megapixel", "unit", "left over"):
-            right = heading not in ("", "unit")
-            table.add_column(heading, justify="right" if right else "left")
-        for row in growth:
-            parts = (row[part] for part in ("fixed", "per_image", "per_megapixel"))
-            table.add_row(row["what"], Text(row["who"]), *parts, row["unit"], row["residual"])
-        console.print()
-        console.print(table)
-    for where, error in failures(result):
-        console.print(Text.assemble(("failed: ", "bold red"), f"{where}: {error}"), soft_wrap=True)
+    console.print(Text("Median, 10th to 90th percentile, CPU time of all threads.", "dim"))
+    steps = [step_table(result, *each) for each in sizes(result)]
+    for table in (*steps, growth_table(result), mode_table(result), failure_table(result)):
+        if table.rows:
+            console.print()
+            console.print(table.to_rich())
     if result["earlier"]:
         console.print(f"Compared with the result of {result['earlier']['time']}.", highlight=False)
     if result["status"] == "interrupted":

@@ -5,20 +5,7 @@ import time
 import numpy as np
 
 from keras_segen import backend
-from keras_segen.data.loader import Batches
-
-
-class InMemory(Batches):
-    """The batches of the first epoch, made at once and handed out again and again."""
-
-    def __init__(self, *args, **options):
-        super().__init__(*args, **options)
-        self.stored = list(super().read(epoch=0))
-
-    def read(self, epoch):
-        for batch in self.stored:
-            self.waited.append(0.0)
-            yield batch
+from keras_segen.bench.rounds import Held, by_turns
 
 
 def loader_ratio(task, epochs=3, tell=lambda text: None):
@@ -42,15 +29,15 @@ def loader_ratio(task, epochs=3, tell=lambda text: None):
     batches = task.training_batches(dataset)
     task.compile(model, dataset, len(batches))
     sources = {
-        "memory": task.training_batches(dataset, kind=InMemory),
+        "memory": task.training_batches(dataset, kind=Held),
         "loader": batches,
     }
     loaders = {kind: backend.make_loader(source) for kind, source in sources.items()}
     seconds = {kind: [] for kind in sources}
     model.fit(loaders["memory"], shuffle=False, verbose=0)
     tell("warmed up for one epoch")
-    for pair in range(epochs):
-        for kind in ("loader", "memory") if pair % 2 else ("memory", "loader"):
+    for pair in by_turns(sources, epochs):
+        for kind in pair:
             sources[kind].epoch = 0
             backend.synchronize()
             start = time.perf_counter()

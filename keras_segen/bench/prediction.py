@@ -6,6 +6,8 @@ import numpy as np
 import psutil
 
 from keras_segen import backend, determinism, machine, segmentation
+from keras_segen.bench.rounds import by_turns
+from keras_segen.report.tables import Column, Table, decimals
 from keras_segen.runs.training import load_model
 
 
@@ -19,7 +21,7 @@ def model_to_predict(run=None):
 
 
 def folding_ratio(model, tile, rounds=10):
-    """Measures what folding batch normalization saves: one tile, plain and folded in turn.
+    """Measures what folding batch normalization saves: one tile, plain and folded by turns.
 
     Args:
         model: a segmentation model.
@@ -36,10 +38,10 @@ def folding_ratio(model, tile, rounds=10):
     seconds = {fold: [] for fold in predictors}
     for predictor in predictors.values():
         backend.infer(predictor.network, image[None])
-    for _ in range(rounds):
-        for fold, predictor in predictors.items():
+    for order in by_turns(predictors, rounds):
+        for fold in order:
             start = time.perf_counter()
-            backend.infer(predictor.network, image[None])
+            backend.infer(predictors[fold].network, image[None])
             seconds[fold].append(time.perf_counter() - start)
     plain, folded = (1e3 * float(np.median(seconds[fold])) for fold in (False, True))
     return {"plain_ms": plain, "folded_ms": folded, "ratio": folded / plain}
@@ -90,3 +92,20 @@ def prediction_memory(model, sides, tile, tell=lambda text: None):
         )
         del image, result
     return rows
+
+
+def table(rows):
+    """What `prediction_memory` returned, as a `keras_segen.report.tables.Table`."""
+    mib = ("image + result, MiB", "peak growth, MiB", "beyond them, MiB")
+    return Table(
+        "Memory of a prediction",
+        ["image", *(Column(name, decimals(1 if name == "s" else 0)) for name in ("s", *mib))],
+        [
+            [
+                f"{row['side']} x {row['side']}",
+                row["seconds"],
+                *(row[key] / 2**20 for key in ("arrays", "growth", "beyond")),
+            ]
+            for row in rows
+        ],
+    )

@@ -7,7 +7,6 @@ needs no framework, unless a model is built in it.
 
 import contextlib
 import functools
-import html
 import json
 import re
 import sys
@@ -20,10 +19,9 @@ from keras_segen.compare import report as reports
 from keras_segen.compare.run import run as run_task
 from keras_segen.data.array_files import check_pair, write_arrays
 from keras_segen.files import write_atomically
+from keras_segen.report.html import iframe
 from keras_segen.tasks.registry import kind_of
 from keras_segen.tasks.task import is_file
-
-HEIGHT = 720  # of the report in a notebook, pixels
 
 
 def run(
@@ -60,7 +58,7 @@ def run(
         backends: names of the backends, in the order in which they run.
         threads: int, threads for each process; None for one per core.
         parity_steps: int, training steps that are also compared layer by layer; 0 for none.
-        **fields: of the model's `SegmentationTask`, `GanTask` or `VaeTask`, such as
+        **fields: of the model's task (`keras_segen.tasks`), such as
             `epochs=2, filters=(8, 16), image_size=(64, 64)`.
 
     Returns:
@@ -96,11 +94,6 @@ def run(
         model = own / f"{re.sub(r'[^A-Za-z0-9_]', '', _name(model)) or 'model'}.keras"
     model = str(model)
     task = kind_of(model).from_dict({"model": model, "data": data, **fields})
-    if splits and task.makes != "masks":
-        raise ValueError(
-            f"{model} makes {task.makes}, and learns from a data set that has a name: "
-            "data='images:PATH', for example."
-        )
     modules = []
     if built is not None:
         modules = _fill(built, task, splits)
@@ -156,13 +149,12 @@ def _build(builder):
 def _fill(model, task, splits):
     """Checks a built model and fills it from the seed; returns the modules of its layers."""
     from keras_segen import determinism
-    from keras_segen.segmentation.keras_file import check_network, own_modules
+    from keras_segen.segmentation.keras_file import own_modules
 
-    train = splits[0] if splits else task.load_data("train")
-    task.check_images(train)
     modules = own_modules(model)
-    name = Path(task.model).stem
-    check_network(model, train, task.num_outputs(train), name)
+    task.check_network(
+        model, splits[0] if splits else task.load_data("train"), Path(task.model).stem
+    )
     determinism.initialize(model, task.seed)
     return modules
 
@@ -343,12 +335,7 @@ class Report:
         return reports.page(self.content, self.folder)
 
     def _repr_html_(self):
-        # A page within the page: neither's style reaches the other.
-        return (
-            f'<iframe srcdoc="{html.escape(self._page)}" title="{html.escape(self.verdict)}" '
-            f'style="display: block; width: 100%; height: {HEIGHT}px; border: 1px solid #8888; '
-            'border-radius: 6px; resize: vertical; overflow: auto"></iframe>'
-        )
+        return iframe(self._page, self.verdict)
 
 
 def _columns(columns, index):

@@ -9,18 +9,17 @@ import numpy as np
 
 OUTPUT_TOLERANCE = 1e-4
 LOSS_STEPS = 20
-EQUAL_PIXELS = 0.9999
 
 
-def checks(results, arrays, serving, subject):
+def checks(results, arrays, rows, task):
     """Compares what two backends saw.
 
     Args:
         results: dict of backend -> its `result.json`, two of them.
         arrays: dict of backend -> its `arrays.npz`.
-        serving: dict of (trained on, run on) -> the same arrays of the handed-over model.
-        subject: one of `keras_segen.compare.subjects`, which says what the outputs are, how far
-            losses may differ, and what a hand-over must leave as it is.
+        rows: what `hand_over` returned.
+        task: the `keras_segen.tasks.Task`, which says what the outputs are and how far losses may
+            differ.
 
     Returns:
         List of dicts with `name`, `measured`, `tolerance`, `unit`, `passed`, `note`.
@@ -42,16 +41,19 @@ def checks(results, arrays, serving, subject):
             f"checksums of {len(a['batches_crc32']):,} training batches, in order",
         ),
         check(
-            f"{subject.outputs_are} before training",
+            f"{task.outputs_are} before training",
             largest(arrays[first]["first_outputs"], arrays[second]["first_outputs"]),
             OUTPUT_TOLERANCE,
             "largest difference",
             f"{len(arrays[first]['first_outputs'])} inputs, the same weights",
         ),
-        loss_check(a["losses"], b["losses"], loss_tolerance(subject, a, b)),
+        loss_check(a["losses"], b["losses"], loss_tolerance(task, a, b)),
     ]
-    rows = hand_over(arrays, serving, subject)
-    return found + [subject.hand_over_check(row) for row in rows]
+    for row in rows:
+        name = f"{row['trained_on']} model run on {row['run_on']}"
+        values = (row[key] for key in ("measured", "tolerance", "unit", "note"))
+        found.append(check(name, *values))
+    return found
 
 
 def loss_difference(a, b):
@@ -73,35 +75,38 @@ def loss_difference(a, b):
     return (apart / np.maximum(largest, 1e-12)).tolist()
 
 
-def hand_over(arrays, serving, subject):
+def hand_over(arrays, serving, task):
     """What a model gives on the other backend, against what it gave where it was trained.
 
+    Args:
+        arrays: dict of backend -> its `arrays.npz`.
+        serving: dict of (trained on, run on) -> the same arrays of the handed-over model.
+        task: the `keras_segen.tasks.Task`.
+
     Returns:
-        List of dicts with `trained_on`, `run_on` and what `subject.hand_over` found.
+        List of dicts with `trained_on`, `run_on`, `passed` and what `task.hand_over` found.
     """
-    return [
-        {
-            "trained_on": trained_on,
-            "run_on": run_on,
-            **subject.hand_over(arrays[trained_on], served),
-        }
-        for (trained_on, run_on), served in serving.items()
-    ]
+    rows = []
+    for (trained_on, run_on), served in serving.items():
+        found = task.hand_over(arrays[trained_on], served)
+        passed = within(found["measured"], found["tolerance"])
+        rows.append({"trained_on": trained_on, "run_on": run_on, **found, "passed": passed})
+    return rows
 
 
-def loss_tolerance(subject, a, b):
+def loss_tolerance(task, a, b):
     """How far the losses of the first steps may differ, relatively: list, one number per step.
 
     Two trainings part by themselves, on one backend as on two: where gradients are small, Adam,
     which divides them by their size, makes as much of their rounding as of themselves. How fast
     depends on the network, the data and the seed. So it is measured: each backend trains once
     more from weights that are nudged by one rounding, and notes how far its own losses move. The
-    tolerance is the subject's least, or ten times what that did on both together up to the step;
+    tolerance is the task's least, or ten times what that did on both together up to the step;
     ten, since the nudge is one rounding and a training rounds in each operation.
     """
     steps = min(len(a["rounding"]), len(b["rounding"]))
     moved = sum(np.array(each["rounding"][:steps], "float64") for each in (a, b))
-    return np.maximum(subject.least_loss_tolerance, 10 * np.fmax.accumulate(moved)).tolist()
+    return np.maximum(task.least_loss_tolerance, 10 * np.fmax.accumulate(moved)).tolist()
 
 
 def loss_check(a, b, tolerance):
@@ -133,9 +138,14 @@ def check(name, measured, tolerance, unit, note):
         "measured": measured,
         "tolerance": tolerance,
         "unit": unit,
-        "passed": bool(measured <= tolerance + 1e-12),
+        "passed": within(measured, tolerance),
         "note": note,
     }
+
+
+def within(measured, tolerance):
+    """Whether a number is within its tolerance; NaN is not."""
+    return bool(measured <= tolerance + 1e-12)
 
 
 def largest(a, b):

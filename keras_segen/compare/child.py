@@ -1,36 +1,29 @@
 """The process that trains a task on one backend and writes down all that it saw.
 
-    python -m keras_segen.compare.child parity FOLDER    records some steps layer by layer
-    python -m keras_segen.compare.child train FOLDER     trains, into FOLDER/<backend>/
-    python -m keras_segen.compare.child serve FOLDER     runs the models that the others trained
-
-FOLDER holds `task.json` and gets a folder for each backend; `KERAS_BACKEND` says which
-backend this is. Progress goes to standard output, one JSON object a line. Keras is imported
-inside the functions, since the time that it takes is measured.
+`run.py` starts it and asks for one of three phases: `parity` records some steps layer by layer,
+`train` trains, into a folder of the backend's name, and `serve` runs the models that the others
+trained. The folder of the comparison holds `experiment.json`; `KERAS_BACKEND` says which backend
+this is. Keras is imported inside the functions, since the time that it takes is measured.
 """
 
 import dataclasses
+import functools
 import hashlib
 import importlib
 import json
-import sys
 import time
-import zlib
 from pathlib import Path
 
 import numpy as np
 
-from keras_segen.compare.subjects import SUBJECTS
+from keras_segen import processes
 from keras_segen.data.loader import Batches
+from keras_segen.data.tree import checksum
 from keras_segen.files import write_atomically, write_json
+from keras_segen.processes import tell
 from keras_segen.tasks.registry import read, read_json
 
 NUM_LOADER_BATCHES = 32
-
-
-def tell(event, **values):
-    """Writes one line of progress. When nobody listens any more, this ends the process."""
-    print(json.dumps({"event": event, **values}), flush=True)
 
 
 class CheckedBatches(Batches):
@@ -41,23 +34,20 @@ class CheckedBatches(Batches):
         self.checksums = {}
 
     def read(self, epoch):
-        for step, (images, masks) in enumerate(super().read(epoch)):
+        for step, batch in enumerate(super().read(epoch)):
             start = time.perf_counter()
-            self.checksums[f"epoch {epoch}, step {step}"] = zlib.crc32(masks, zlib.crc32(images))
+            self.checksums[f"epoch {epoch}, step {step}"] = checksum(*batch)
             self.waited[-1] += time.perf_counter() - start
-            yield images, masks
+            yield batch
 
 
 def parity(folder, started):
     """Records the first training steps, layer by layer, in float32 and float64: `parity.npz`."""
     import keras
 
-    from keras_segen.backend import faster
     from keras_segen.compare.layerwise.record import record
 
-    faster.apply_by_default()
-
-    tell("phase", phase="building")
+    tell(phase="building")
     settings = json.loads((folder / "experiment.json").read_text(encoding="utf-8"))
     task = read(settings["experiment"])
     task = dataclasses.replace(task, precision="float32")
@@ -69,7 +59,7 @@ def parity(folder, started):
         model,
         [source.batch(*divmod(k, len(source))) for k in steps],  # of epoch, step
         lambda copy: task.compile(copy, data, len(source)),
-        tell=lambda text: tell("phase", phase=text),
+        tell=lambda text: tell(phase=text),
     )
     found.save(folder / keras.backend.backend() / "parity.npz")
 
@@ -84,13 +74,11 @@ def train(folder, started):
     from keras_segen.compare.checks import LOSS_STEPS, loss_difference
     from keras_segen.report.numbers import plain
 
-    faster.apply_by_default()
     task = read_json(folder / "experiment.json")
-    subject = SUBJECTS[task.makes]
     seconds = {"imports": time.perf_counter() - started}
     folder = folder / keras.backend.backend()
 
-    tell("phase", phase="building")
+    tell(phase="building")
     mark = time.perf_counter()
     train_data, val_data = task.load_data("train"), task.load_data("val")
     model = task.build_model(train_data)
@@ -99,14 +87,12 @@ def train(folder, started):
     seconds["build"] = time.perf_counter() - mark
 
     weights = hashlib.sha256(b"".join(w.tobytes() for w in model.get_weights())).hexdigest()
-    arrays = {"first_outputs": subject.outputs(model, val_data)}
-    tell("phase", phase="measuring the loader")
+    arrays = {"first_outputs": task.outputs(model, val_data)}
+    tell(phase="measuring the loader")
     loader = clock.loader_times(task.training_batches(train_data), NUM_LOADER_BATCHES)
 
-    tell("phase", phase="training", steps=len(batches) * task.epochs)
-    recorder = clock.Recorder(
-        batches, tell=lambda **values: tell("step", **values), names=task.losses
-    )
+    tell(phase="training", steps=len(batches) * task.epochs)
+    recorder = clock.Recorder(batches, tell=tell, names=task.losses)
     mark, others = time.perf_counter(), machine.OtherPrograms()
     history = {}
     for phase in task.phases():
@@ -128,12 +114,12 @@ def train(folder, started):
     busy = others.busy()
     seconds["first_step"] = recorder.seconds[0]
 
-    tell("phase", phase="predicting")
-    arrays["last_outputs"] = subject.outputs(model, val_data)
-    applied, times = subject.apply(model, val_data, task.batch_size)
+    tell(phase="predicting")
+    arrays["last_outputs"] = task.outputs(model, val_data)
+    applied, times = task.apply(model, val_data)
     arrays |= applied
     on_device = backend.peak_device_memory()
-    figures = subject.figures(task, model, val_data, history)
+    figures = task.compared_figures(model, val_data, history)
     with write_atomically(folder / "model.keras") as temporary:
         backend.save_model(model, temporary)
     with write_atomically(folder / "arrays.npz") as temporary:
@@ -158,10 +144,10 @@ def train(folder, started):
             "batches_crc32": batches.checksums,
             "seconds": {key: round(value, 3) for key, value in seconds.items()},
             "milliseconds": {
-                "step": clock.spread(clock.steady(recorder.seconds)),
-                "wait": clock.spread(clock.steady(recorder.waits)),
-                "loader": clock.spread(loader),
-                **{name: clock.spread(clock.steady(each)) for name, each in times.items()},
+                "step": clock.milliseconds(clock.steady(recorder.seconds)),
+                "wait": clock.milliseconds(clock.steady(recorder.waits)),
+                "loader": clock.milliseconds(loader),
+                task.work[0]: clock.milliseconds(clock.steady(times)),
             },
             "memory_mib": {
                 "peak_resident": round(machine.peak_memory() / 2**20, 1),
@@ -174,7 +160,7 @@ def train(folder, started):
             "metrics": figures,
         }
     )
-    tell("phase", phase="measuring what a rounding does")
+    tell(phase="measuring what a rounding does")
     # The steps whose batches are known: those of whole epochs, or of the first one's begin.
     steps = LOSS_STEPS if per_epoch == len(batches) else per_epoch
     nudged = nudged_losses(task, train_data, min(steps, LOSS_STEPS, len(recorder.seconds)))
@@ -216,29 +202,39 @@ def serve(folder, started):
     """Loads the models that the other backends saved and predicts the same images with them."""
     import keras
 
-    from keras_segen.backend import faster
     from keras_segen.runs.training import load_model
 
-    faster.apply_by_default()
     task = read_json(folder / "experiment.json")
-    subject = SUBJECTS[task.makes]
     val_data = task.load_data("val")
     here = keras.backend.backend()
     for path in sorted(folder.glob("*/model.keras")):
         trained_on = path.parent.name
         if trained_on == here:
             continue
-        tell("phase", phase=f"running the model that {trained_on} trained")
+        tell(phase=f"running the model that {trained_on} trained")
         model = load_model(path.parent)
-        arrays, _ = subject.apply(model, val_data, task.batch_size)
-        arrays["last_outputs"] = subject.outputs(model, val_data)
+        arrays, _ = task.apply(model, val_data)
+        arrays["last_outputs"] = task.outputs(model, val_data)
         with write_atomically(folder / here / f"serving-{trained_on}.npz") as temporary:
             np.savez_compressed(temporary, **arrays)
 
 
-if __name__ == "__main__":
-    phases = {"parity": parity, "train": train, "serve": serve}
-    begin, place = time.perf_counter(), Path(sys.argv[2])
-    for module in json.loads((place / "experiment.json").read_text(encoding="utf-8"))["modules"]:
+def answer(phase, folder, threads):
+    """Runs a phase in a folder."""
+    from keras_segen import backend
+    from keras_segen.backend import faster
+
+    backend.limit_threads(threads)
+    faster.apply_by_default()
+    folder = Path(folder)
+    settings = json.loads((folder / "experiment.json").read_text(encoding="utf-8"))
+    for module in settings["modules"]:
         importlib.import_module(module)  # registers layers of the user's own
-    phases[sys.argv[1]](place, begin)
+    phase(folder, started)
+    return {}
+
+
+if __name__ == "__main__":
+    started = time.perf_counter()
+    phases = {"parity": parity, "train": train, "serve": serve}
+    processes.serve({name: functools.partial(answer, phase) for name, phase in phases.items()})

@@ -10,8 +10,8 @@ from keras_segen import backend
 WARM_UP = 3
 
 
-def spread(seconds):
-    """Summarises durations: dict of median, 10th and 90th percentile in ms, and their count."""
+def milliseconds(seconds):
+    """Summarizes durations: dict of median, 10th and 90th percentile in ms, and their count."""
     low, median, high = np.percentile(np.asarray(seconds) * 1e3, [10, 50, 90])
     return {
         "median": round(float(median), 3),

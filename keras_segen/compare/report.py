@@ -5,26 +5,23 @@ backend may have failed or been interrupted at any moment.
 """
 
 import base64
+import dataclasses
 import math
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-from rich.table import Table
 from rich.text import Text
 
 from keras_segen.compare.layerwise import divergence
 from keras_segen.files import write_json, write_text
-from keras_segen.frameworks import FRAMEWORKS
-from keras_segen.plot import INK_COLOR, RULE_COLOR, finite
-from keras_segen.report.html import render, svg
+from keras_segen.plot import INK_COLOR, finite
+from keras_segen.report.charts import COLORS, OTHER_COLORS, Chart, display_name
+from keras_segen.report.html import render
 from keras_segen.report.numbers import listing, plain, setting, show
+from keras_segen.report.tables import Cell, Column, Table
+from keras_segen.tasks import registry
+from keras_segen.tasks.task import Task
 
-# Two colours that colour-blind eyes tell apart, and two dashes for those who see none.
-COLORS = {"tensorflow": "#e8710a", "torch": "#c2185b"}
-OTHER_COLORS = ("#1a73e8", "#188038")
-DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 SMALLEST_DIFFERENCE = 1e-9  # what the logarithmic axis shows for "equal"
 SMALLEST_ROUNDING = 1e-18  # the same, where float64 is shown too
 
@@ -35,13 +32,11 @@ STATUS = {
     "interrupted": ("◼", "Interrupted", "yellow"),
 }
 
-# label, unit, where it stands in a backend's part of the report, digits
+# label, unit, where it stands in a backend's part of the report, digits; the task adds its own
 FIGURES = (
     ("Time per training step", "ms", ("milliseconds", "step"), 3),
     ("Waiting for a batch, in training", "ms", ("milliseconds", "wait"), 3),
     ("Loader time per batch, by itself", "ms", ("milliseconds", "loader"), 3),
-    ("Prediction per batch", "ms", ("milliseconds", "predict"), 3),
-    ("Generation per batch", "ms", ("milliseconds", "generate"), 3),
     ("First step", "s", ("seconds", "first_step"), 3),
     ("Start-up: imports", "s", ("seconds", "imports"), 3),
     ("Start-up: building the model", "s", ("seconds", "build"), 3),
@@ -49,43 +44,7 @@ FIGURES = (
     ("Whole process", "s", ("seconds", "total"), 3),
     ("Peak memory, process", "MiB", ("memory_mib", "peak_resident"), 4),
     ("Peak memory, device", "MiB", ("memory_mib", "peak_device"), 4),
-    ("Mean IoU, validation", "0 to 1", ("metrics", "mean_iou"), 4),
-    ("Mean Dice, validation", "0 to 1", ("metrics", "mean_dice"), 4),
-    ("Pixel accuracy, validation", "0 to 1", ("metrics", "pixel_accuracy"), 4),
-    ("ELBO, validation", "nats per image", ("metrics", "elbo"), 5),
-    ("Bits per dimension, validation", "bits", ("metrics", "bits_per_dimension"), 4),
-    ("Kernel distance, validation", "", ("metrics", "kernel_distance"), 4),
-    ("Fréchet distance, validation", "", ("metrics", "frechet_distance"), 4),
 )
-# What the verdict says of what the models came to, if it is known: key -> name, digits.
-HEADLINES = {
-    "mean_iou": ("mean IoU", 4),
-    "elbo": ("the validation ELBO", 5),
-    "kernel_distance": ("the kernel distance to validation images", 4),
-}
-# What is said of a model, by what it makes.
-WORDS = {
-    "masks": {
-        "result": "both came to the same result",
-        "section": "Predictions",
-        "outputs": "logits",
-        "loss": "10⁻³",
-    },
-    "pictures": {
-        "result": "both went the same way",
-        "section": "Pictures",
-        "outputs": "pictures",
-        "loss": "10⁻⁴",
-    },
-}
-LOSSES = {"d_loss": "loss of the discriminator", "g_loss": "loss of the generator"}
-HISTORY = {
-    "val_loss": "validation loss",
-    "val_mean_iou": "validation mean IoU",
-    "val_elbo": "validation ELBO",
-    "val_d_real_accuracy": "share of validation images taken for real",
-    "val_d_fake_accuracy": "share of generated images seen through",
-}
 # What is shown of each layer, as `divergence.compare` names it.
 PARITY_KINDS = {
     "inference": "Inference",
@@ -94,14 +53,7 @@ PARITY_KINDS = {
     "weights": "Weights, one step on",
     "statistics": "Statistics, one step on",
 }
-CARDS = (
-    "Time per training step",
-    "Mean IoU, validation",
-    "ELBO, validation",
-    "Kernel distance, validation",
-    "Peak memory, process",
-    "First step",
-)
+CARDS = ("Time per training step", "Peak memory, process", "First step")
 
 
 def write_report(report, folder):
@@ -129,7 +81,6 @@ def print_report(report, console, folder):
         folder: the folder that `write_report` wrote to.
     """
     report = complete(report)
-    names = list(report["backends"])
     sign, word, color = STATUS[report["status"]]
     console.print()
     console.print(Text.assemble((f"{sign} {word}  ", f"bold {color}"), verdict(report)))
@@ -141,43 +92,10 @@ def print_report(report, console, folder):
         console.print(Text(report["parity"]["sentence"], "bold"))
         for line in parity_lines(report["parity"]):
             console.print(Text(line))
-    rows = figures(report)
-    if rows:
-        headings = ratio_headings(report)
-        title = f"Figures; the ratio is {headings[0]}" if len(headings) == 1 else "Figures"
-        table = Table(title=title, title_justify="left", title_style="bold", box=None)
-        table.add_column("median, p10 to p90", header_style="dim")
-        for name in names:
-            table.add_column(Text(display_name(name)), justify="right")
-        for heading in headings if len(headings) > 1 else ["ratio"] * len(headings):
-            table.add_column(Text(heading), justify="right")
-        for row in rows:
-            cells = [
-                Text.assemble(value, (f"\n{spread}" if spread else "", "dim"))
-                for value, spread in zip(row["shown"], row["spreads"], strict=True)
-            ]
-            table.add_row(Text(f"{row['label']}, {row['unit']}"), *cells, *row["ratios"])
-        console.print()
-        console.print(table)
-    if report["checks"]:
-        table = Table(title="Checks", title_justify="left", title_style="bold", box=None)
-        table.add_column("")
-        table.add_column("check")
-        table.add_column("measured", justify="right")
-        table.add_column("tolerance", justify="right")
-        table.add_column("unit")
-        for check in report["checks"]:
-            mark = passed_mark(check.get("passed"))
-            style = {"✓": "green", "✕": "red"}.get(mark, "yellow")
-            table.add_row(
-                Text(mark, style),
-                Text(str(check["name"])),
-                show(check.get("measured")),
-                show(check.get("tolerance")),
-                Text(str(check.get("unit") or "")),
-            )
-        console.print()
-        console.print(table)
+    for table in (figures_table(report), checks_table(report)):
+        if table.rows:
+            console.print()
+            console.print(table.to_rich())
     for name, backend in report["backends"].items():
         if backend.get("error"):
             console.print()
@@ -238,11 +156,11 @@ def verdict(report):
     elif len(backends) == 1:
         result = "one backend alone, so nothing to compare it with"
     else:
-        result = f"from the same weights and batches {words(report)['result']}"
+        result = f"from the same weights and batches {kind_of_task(report).result}"
         if len(backends) > 2:
             result = result.replace("both", "all")
         result += f", all {len(checks)} checks passed" if checks else ""
-    return f"{subject}: {result}{in_figures(backends)}."
+    return f"{subject}: {result}{in_figures(kind_of_task(report), backends)}."
 
 
 def data_name(data):
@@ -251,7 +169,7 @@ def data_name(data):
     return f"{name}{colon}{Path(path).name}"
 
 
-def in_figures(backends):
+def in_figures(kind, backends):
     """The end of the verdict: time, memory and what the models came to, as far as it is known."""
     times = {name: dig(backend, "milliseconds", "step") for name, backend in backends.items()}
     parts = [step_times(times)] if None not in map(median, times.values()) else []
@@ -261,7 +179,9 @@ def in_figures(backends):
             found = listing(f"{show(peak)} MiB{on(n, peaks)}" for n, peak in peaks.items())
             parts.append(f"{figure} peaked at {found}")
             break
-    for key, (figure, digits) in HEADLINES.items():
+    for key, (_, _, digits, figure) in kind.figures.items():
+        if not figure:
+            continue
         scores = {name: dig(backend, "metrics", key) for name, backend in backends.items()}
         if None in scores.values():
             continue
@@ -310,8 +230,12 @@ def equal_machine(backends):
     return f" ({device}, {threads} thread{'s' if threads != 1 else ''})"
 
 
-def words(report):
-    return WORDS[report.get("makes") or "masks"]
+def kind_of_task(report):
+    """The kind of task that a report is about; what all have in common if nobody knows it."""
+    try:
+        return registry.kind_of(report["experiment"].get("model") or "unet")
+    except ValueError:
+        return Task
 
 
 def steps_done(backend):
@@ -351,8 +275,13 @@ def figures(report):
         percent); one per backend after the first, `factors` (value over the first backend's, or
         None) and `ratios` (the same as str).
     """
-    rows = []
-    for label, unit, keys, digits in FIGURES:
+    rows, kind = [], kind_of_task(report)
+    work, label = kind.work
+    own = [
+        (label, "ms", ("milliseconds", work), 3),
+        *((f.label, f.unit, ("metrics", name), f.digits) for name, f in kind.figures.items()),
+    ]
+    for label, unit, keys, digits in (*FIGURES, *own):
         measured = [dig(backend, *keys) for backend in report["backends"].values()]
         values = [median(value) for value in measured]
         if all(value is None for value in values):
@@ -375,64 +304,211 @@ def figures(report):
     return rows
 
 
-def settings(report):
-    """Every setting of every backend: list of (name, one str per backend, whether they differ)."""
+def figures_table(report):
+    """`figures` as a `keras_segen.report.tables.Table`."""
+    headings = ratio_headings(report)
+    note = (
+        "Times of steps and batches are medians, with the 10th to the 90th percentile below; the "
+        "first step is counted apart."
+    )
+    if len(headings) == 1:
+        note += f" The ratio is {headings[0]}."
+        headings = ["Ratio"]
+    rows = [
+        [
+            f"{row['label']}, {row['unit']}".removesuffix(", "),
+            *(
+                Cell(value, (spread,) if spread else ())
+                for value, spread in zip(row["shown"], row["spreads"], strict=True)
+            ),
+            *row["ratios"],
+        ]
+        for row in figures(report)
+    ]
+    return Table("Figures", ["Figure", *backend_columns(report), *headings], rows, note)
+
+
+def checks_table(report):
+    """What was held against a tolerance, as a `Table`."""
+    rows = []
+    for check in report["checks"]:
+        passed = check.get("passed")
+        below = "; ".join(filter(None, (check.get("unit"), check.get("note"))))
+        mark = "careful" if passed is None else "good" if passed else "bad"
+        word = "not measured" if passed is None else "passed" if passed else "failed"
+        rows.append(
+            [
+                Cell(check.get("name"), (below,) if below else ()),
+                check.get("measured"),
+                check.get("tolerance"),
+                Cell(f"{passed_mark(passed)} {word}", mark=mark),
+            ]
+        )
+    missed = {k for k, check in enumerate(report["checks"]) if check.get("passed") is False}
+    result = Column("Result", str, numeric=False)
+    return Table("Checks", ["Check", "Measured", "Tolerance", result], rows, marked=missed)
+
+
+def hand_over_table(report):
+    """What a model gives on the other backend, as a `Table`."""
+    kind = kind_of_task(report)
+    rows = []
+    for row in report["hand_over"]:
+        passed = row.get("passed")
+        rows.append(
+            [
+                f"{display_name(row.get('trained_on'))}, {display_name(row.get('run_on'))}",
+                *(row.get(key) for key, _ in kind.handed_over),
+                Cell(passed_mark(passed), mark="good" if passed else "bad"),
+            ]
+        )
+    columns = [column for _, column in kind.handed_over]
+    return Table(
+        "Hand-over",
+        ["Trained on, run on", *columns, Column("Result", str, numeric=False)],
+        rows,
+        note="The model saved by one backend, loaded and run by the other, on the same "
+        f"{kind.inputs_are}.",
+        marked={k for k, row in enumerate(report["hand_over"]) if row.get("passed") is False},
+    )
+
+
+def settings_table(report):
+    """Every setting of every backend, as a `Table`; those that differ stand out."""
     backends = list(report["backends"].values())
     names = dict.fromkeys(name for backend in backends for name in backend.get("settings") or {})
-    rows = []
+    rows, differing = [], set()
     for name in names:
         values = [setting(dig(backend, "settings", name)) for backend in backends]
-        rows.append((name, values, len(set(values) - {"–"}) > 1))
-    return rows
+        if len(set(values) - {"–"}) > 1:
+            differing.add(len(rows))
+            name += " ≠"
+        rows.append([name, *values])
+    note = ""
+    if sum(bool(backend.get("settings")) for backend in backends) > 1:
+        note = f"{len(differing)} of {len(rows)} settings differ between the backends"
+        note += "; they are marked with ≠." if differing else "."
+    columns = [dataclasses.replace(c, numeric=False) for c in backend_columns(report)]
+    title = "Settings that affect speed"
+    return Table(title, ["Setting", *columns], rows, note, marked=differing)
+
+
+def replacements_table(report):
+    """What was replaced in Keras on each backend, and what not and why, as a `Table`."""
+    of_each = [backend.get("replacements") or {} for backend in report["backends"].values()]
+    rows = [
+        [name, *(found.get(name) for found in of_each)]
+        for name in dict.fromkeys(name for found in of_each for name in found)
+    ]
+    columns = [dataclasses.replace(c, numeric=False) for c in backend_columns(report)]
+    return Table("Replaced in Keras", ["Replacement", *columns], rows)
+
+
+def values_table(title, values):
+    """A dict of settings as a `Table`."""
+    rows = [[name, setting(value)] for name, value in values.items()]
+    return Table(title, ["", Column("", str, numeric=False)], rows)
+
+
+def backend_columns(report):
+    """A column for each backend, with its color."""
+    return [Column(display_name(name), swatch=css(report, name)) for name in report["backends"]]
+
+
+def css(report, name):
+    """The color of a backend on the page."""
+    return f"var(--{name})" if name in COLORS else color(report, name)
 
 
 def page(report, folder):
     """The HTML page as a str. `folder` is where the pictures lie."""
     report = complete(report)
+    kind = kind_of_task(report)
     rows = figures(report)
-    class_iou = {
-        name: dig(backend, "metrics", "class_iou") or []
-        for name, backend in report["backends"].items()
-    }
+    cards = [*CARDS, *(figure.label for figure in kind.figures.values() if figure.headline)]
+    experiment = {**report["experiment"], "parameters": report["parameters"]}
+    here = {"memory_gib": "memory, GiB"}
+    found = report["machine"].items()
     return render(
         "report.html.j2",
-        {"name": display_name, "mark": passed_mark},
+        {"name": display_name},
         report=report,
         status=STATUS[report["status"]],
         verdict=verdict(report),
-        words=words(report),
-        colors={name: color(report, name) for name in report["backends"]},
-        figures=rows,
-        cards=[row for label in CARDS for row in rows if row["label"] == label],
+        section=kind.section,
+        disagreement=(
+            kind.describe_disagreement(report["disagreement"]) if report["disagreement"] else ""
+        ),
+        css={name: css(report, name) for name in report["backends"]},
+        cards=[row for row in rows if row["label"] in cards],
         ratio_headings=ratio_headings(report),
-        settings=settings(report),
-        settings_compared=sum(bool(b.get("settings")) for b in report["backends"].values()) > 1,
-        class_iou=class_iou if any(class_iou.values()) else {},
+        tables=[
+            table
+            for table in (
+                checks_table(report),
+                figures_table(report),
+                *kind.compared_tables(report, backend_columns(report)),
+                hand_over_table(report),
+                settings_table(report),
+                replacements_table(report),
+                values_table("Experiment", experiment if report["experiment"] else {}),
+                values_table("Machine", {here.get(name, name): value for name, value in found}),
+            )
+            if table.rows
+        ],
         charts=charts(report),
         parity=report["parity"],
         parity_lines=parity_lines(report["parity"]) if report["parity"] else [],
         parity_charts=parity_charts(report["parity"]) if report["parity"] else [],
-        parity_kinds=PARITY_KINDS,
-        all_passed=lambda layer: all(
-            layer[kind] is None or layer[kind]["passed"] for kind in divergence.MEASURES
-        ),
+        parity_table=layers_table(report["parity"]) if report["parity"] else None,
         pictures=[picture(entry, folder) for entry in report["pictures"]],
-        item=lambda values, i: values[i] if i < len(values) else None,
+    )
+
+
+def layers_table(parity):
+    """Every layer of a comparison layer by layer, as a `Table`."""
+
+    def cell(found):
+        if not found:
+            return None
+        below = (f"at most {show(found['tolerance'], 2)}", f"float64 {show(found['float64'], 2)}")
+        return Cell(found["difference"], below, None if found["passed"] else "bad")
+
+    rows, missed = [], set()
+    for number, layer in enumerate(parity["layers"]):
+        flips = layer["flips"]
+        rows.append(
+            [
+                Cell(layer["name"], (layer["type"],)),
+                *(cell(layer[kind]) for kind in PARITY_KINDS),
+                Cell(flips["flipped"], (f"of {show(flips['of'])}",)) if flips else None,
+            ]
+        )
+        if any(layer[kind] and not layer[kind]["passed"] for kind in divergence.MEASURES):
+            missed.add(number)
+    columns = [Column(heading, lambda value: show(value, 2)) for heading in PARITY_KINDS.values()]
+    return Table(
+        "Layers",
+        ["Layer", *columns, "Gates flipped"],
+        rows,
+        note="Relative differences. “One step on”: after the first training step. Of a layer's "
+        "weights the worst is shown.",
+        marked=missed,
     )
 
 
 def charts(report):
     """The charts as inline SVG: list of (title, note, Markup)."""
-    backends = report["backends"]
+    backends, quantities = report["backends"], kind_of_task(report).quantities
     found = []
     of_each = dict.fromkeys(loss for b in backends.values() for loss in b.get("losses") or {})
     for loss in of_each:
         losses = {name: finite(dig(b, "losses", loss) or []) for name, b in backends.items()}
         if not any(np.isfinite(values).any() for values in losses.values()):
             continue
-        chart = Chart("training step", LOSSES.get(loss, loss))
+        chart = Chart("training step", quantities.get(loss, loss))
         for name, values in losses.items():
-            chart.line(report, name, values)
+            chart.line(values, display_name(name), color(report, name))
         note = "Where the lines coincide, the dashes lie on the line."
         title = f"{chart.axes.get_ylabel().capitalize()} of every step"
         found.append((title, note if len(chart.axes.lines) > 1 else "", chart.svg()))
@@ -449,9 +525,10 @@ def charts(report):
             chart.axes.lines[-1].set_marker("o")
         note = "Of the two losses at each step; both start from the same weights."
         if len(of_each) > 1:
+            named = listing(quantities.get(loss, loss) for loss in of_each)
             note = (
-                f"The largest of {listing([LOSSES.get(loss, loss) for loss in of_each])}, relative "
-                "to the largest loss of the step; both start from the same weights."
+                f"The largest of {named}, relative to the largest loss of the step; both "
+                "start from the same weights."
             )
         if (differences <= SMALLEST_DIFFERENCE).any():
             note += " Equal losses are drawn at 10⁻⁹."
@@ -468,17 +545,17 @@ def charts(report):
             )
             note += f" The tolerance holds for the first {len(tolerance)} steps."
             note += (
-                f" It is {words(report)['loss']}, or ten times what one rounding of the first "
-                "weights does to the losses of each backend, if that is more."
+                f" It is {show(kind_of_task(report).least_loss_tolerance)}, or ten times what one "
+                "rounding of the first weights does to the losses of each backend, if that is more."
             )
         found.append(("Relative difference of the losses", note, chart.svg()))
 
-    for key, quantity in HISTORY.items():
+    for key, quantity in quantities.items():
         history = {name: finite(dig(b, "history", key) or []) for name, b in backends.items()}
         if max(np.isfinite(values).sum() for values in history.values()) > 1:
             chart = Chart("epoch", quantity)
             for name, values in history.items():
-                chart.line(report, name, values, marker="o")
+                chart.line(values, display_name(name), color(report, name), marker="o")
             title = f"{quantity[0].upper()}{quantity[1:]} after every epoch"
             found.append((title, "", chart.svg()))
     return found
@@ -573,55 +650,6 @@ def parity_chart(label, values):
     return chart.svg()
 
 
-class Chart:
-    """One small line chart that takes its text colour from the page around it."""
-
-    def __init__(self, x_label, y_label):
-        self.figure = Figure(figsize=(4.7, 2.7), layout="constrained")
-        self.axes = self.figure.subplots()
-        self.axes.set_xlabel(x_label, color=INK_COLOR, fontsize=9.5)
-        self.axes.set_ylabel(y_label, color=INK_COLOR, fontsize=9.5)
-        self.axes.spines[["top", "right"]].set_visible(False)
-        self.axes.spines[["left", "bottom"]].set_color(RULE_COLOR)
-        self.axes.tick_params(
-            which="both", color=RULE_COLOR, labelcolor=INK_COLOR, labelsize=9, length=3
-        )
-        self.axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, nbins=6))
-        self.axes.grid(axis="y", color=RULE_COLOR, linewidth=0.6)
-        self.axes.set_axisbelow(True)
-
-    def line(self, report, name, values, marker=None):
-        if not np.isfinite(values).any():
-            return
-        index = list(report["backends"]).index(name)
-        self.axes.plot(
-            np.arange(1, len(values) + 1),
-            values,
-            color=color(report, name),
-            linestyle=DASHES[index % len(DASHES)],
-            linewidth=2.4 if index == 0 else 1.5,  # so that the first shows under the second
-            marker=marker or ("o" if len(values) == 1 else None),
-            markersize=4,
-            label=display_name(name),
-        )
-
-    def svg(self):
-        if len(self.axes.get_legend_handles_labels()[1]) > 1:
-            self.axes.legend(
-                loc="lower left",
-                bbox_to_anchor=(0, 1.0),
-                ncols=4,
-                frameon=False,
-                labelcolor=INK_COLOR,
-                fontsize=9.5,
-                borderaxespad=0.2,
-                handlelength=2.6,
-            )
-        label = f"{self.axes.get_ylabel()} over {self.axes.get_xlabel()}"
-        colors = [(code, f"var(--{name})") for name, code in COLORS.items()]
-        return svg(self.figure, label, colors)
-
-
 def picture(entry, folder):
     """One of the report's pictures with its file as data URI; `source` is None if it is missing."""
     path = Path(folder) / entry["file"]
@@ -644,10 +672,6 @@ def complete(report):
 
 def passed_mark(passed):
     return "–" if passed is None else "✓" if passed else "✕"
-
-
-def display_name(backend):
-    return FRAMEWORKS.get(backend, backend)
 
 
 def color(report, backend):

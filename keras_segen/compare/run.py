@@ -4,29 +4,25 @@ Every backend runs in a process of its own (`child.py`), alone on the machine, w
 number of threads. Then each loads the models that the others saved.
 """
 
-import contextlib
 import datetime
 import json
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import rich.console
 import rich.progress
 
 import keras_segen
 from keras_segen import frameworks, machine
-from keras_segen.compare import checks as parity
-from keras_segen.compare import report
+from keras_segen.compare import checks, report
 from keras_segen.compare.layerwise import divergence
-from keras_segen.compare.subjects import SUBJECTS
 from keras_segen.files import write_json
+from keras_segen.processes import Worker, num_threads
 from keras_segen.tasks.task import is_file
 
 BUSY = 0.2  # processors: from here on other programs are in the way
@@ -51,10 +47,11 @@ def run(
     `parity.npz`. An earlier comparison there is replaced.
 
     Args:
-        task: a `keras_segen.tasks.SegmentationTask`, `GanTask` or `VaeTask`.
+        task: a `keras_segen.tasks.Task`.
         folder: path to write to.
         backends: names of the backends, in the order in which they run.
-        threads: int, threads for each process; None for one per core.
+        threads: int, threads for each process, within an operation and for operations side by
+            side; None for one per core.
         console: a `rich.console.Console` for the live progress; None for the notebook, or else
             standard error.
         parity_steps: int, training steps that are also compared layer by layer and in float64,
@@ -71,13 +68,15 @@ def run(
         there) or `"interrupted"`.
 
     Raises:
-        ValueError: the task asks for early stopping, which could end one backend's training
-            before the other's; or it has dropout or mixed precision, or makes no masks, and is
-            to be compared layer by layer; or its precision is float64 and it is not.
+        ValueError: threads is less than 1; or the task asks for early stopping, which could end
+            one backend's training before the other's; or it has dropout or mixed precision, or
+            makes no masks, and is to be compared layer by layer; or its precision is float64 and
+            it is not.
         ModuleNotFoundError: a backend's framework is not installed.
         FileExistsError: the folder holds something else than a comparison.
         FileNotFoundError: the model is a `.keras` file that does not exist.
     """
+    threads = num_threads(threads)
     if task.early_stopping:
         raise ValueError(
             f"early_stopping is {task.early_stopping}, but a comparison trains the same "
@@ -96,14 +95,13 @@ def run(
         {
             "experiment": task.to_dict(),
             "parity_steps": parity_steps,
-            "modules": list(modules),
+            "modules": [*modules, *_module_of(task)],
         },
     )
     if write_own is not None:
         write_own()
     phases = ["parity"] if parity_steps else []
     phases += ["train"] if task.precision != divergence.HIGH else []
-    threads = threads or os.cpu_count()
     outcomes = {
         backend: {"status": "running", "losses": {name: [] for name in task.losses}}
         for backend in backends
@@ -136,15 +134,21 @@ def run(
     return result
 
 
+def _module_of(task):
+    """The module that a process must import to know the kind of a task, if it is not ours."""
+    module = type(task).__module__
+    if module == "__main__":
+        raise ValueError(
+            f"{type(task).__name__} is defined in this notebook or script, where other processes "
+            "cannot import it: put it into a file of its own, and import it from there."
+        )
+    return [] if module.split(".")[0] == "keras_segen" else [module]
+
+
 def _check_parity(task, steps):
     """Checks that a task can be compared layer by layer, if it is to be."""
     if steps < 0:
         raise ValueError(f"parity_steps is {steps}, expected a number of steps, or 0.")
-    if steps and task.makes != "masks":
-        raise ValueError(
-            f"{task.model} makes {task.makes}, and layer by layer networks that make "
-            "masks are compared: leave out --parity; losses are compared step by step without it."
-        )
     if steps == 0 and task.precision == divergence.HIGH:
         raise ValueError(
             "precision is 'float64', in which nothing is trained: compare layer by layer with "
@@ -155,11 +159,8 @@ def _check_parity(task, steps):
             f"precision is {task.precision!r}, and a comparison layer by layer is in "
             f"{' or '.join(map(repr, divergence.PRECISIONS))}."
         )
-    if steps and task.dropout:
-        raise ValueError(
-            f"dropout is {task.dropout}, and each backend draws other values to drop: "
-            "compare layer by layer with dropout=0."
-        )
+    if steps:
+        task.check_layerwise()
 
 
 def _prepare(folder, backends):
@@ -219,77 +220,30 @@ class NotebookProgress(rich.progress.Progress):
 
 def _run_child(phase, backend, folder, threads, outcome, progress, bars):
     """Runs one child to its end, shows its progress, and notes how it went in `outcome`."""
-    environment = {
-        **os.environ,
-        "KERAS_BACKEND": backend,
-        "OMP_NUM_THREADS": str(threads),
-        "TF_NUM_INTRAOP_THREADS": str(threads),
-        "TF_CPP_MIN_LOG_LEVEL": "2",
-        # So that the child finds what this process finds: a user's own layers.
-        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
-    }
-    command = [sys.executable, "-m", "keras_segen.compare.child", phase, str(folder.resolve())]
     bar = bars[backend]
+
+    def show(event):
+        if "phase" in event:
+            progress.update(bar, phase=event["phase"], loss="")
+            if "steps" in event:
+                progress.update(bar, total=event["steps"])
+            return
+        for name, value in event["losses"].items():
+            outcome["losses"][name].append(value)
+        known = [(n, v) for n, v in event["losses"].items() if v is not None]
+        text = "".join(f", {name} {value:.4f}" for name, value in known)
+        progress.update(bar, completed=event["step"], loss=text)
+
     progress.update(bar, phase="starting", loss="")
-    log = folder / backend / "log.txt"
-    with open(log, "a", encoding="utf-8") as errors:
-        # A session of its own: Ctrl-C reaches this process alone, which then ends the child.
-        child = subprocess.Popen(
-            command,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            start_new_session=True,
-        )
-        try:
-            for line in child.stdout:
-                event = _parse(line)
-                if event.get("event") == "phase":
-                    progress.update(bar, phase=event["phase"], loss="")
-                    if "steps" in event:
-                        progress.update(bar, total=event["steps"])
-                elif event.get("event") == "step":
-                    for name, value in event["losses"].items():
-                        outcome["losses"][name].append(value)
-                    known = [(n, v) for n, v in event["losses"].items() if v is not None]
-                    text = "".join(f", {name} {value:.4f}" for name, value in known)
-                    progress.update(bar, completed=event["step"], loss=text)
-            code = child.wait()
-        finally:
-            _end(child)
-    if code == 0:
-        outcome["status"] = "ok"
-        progress.update(bar, phase="done", loss="")
-    else:
-        outcome["status"] = "failed"
-        outcome["error"] = _last_lines(log) or f"ended with exit status {code}"
-        progress.update(bar, phase="failed", loss="")
-
-
-def _parse(line):
-    """An event of the child; other output of a library on its standard output is not one."""
+    worker = Worker("keras_segen.compare.child", backend, threads, folder / backend / "log.txt")
     try:
-        event = json.loads(line)
-    except ValueError:
-        return {}
-    return event if isinstance(event, dict) else {}
-
-
-def _end(child):
-    """Ends the child and all that it started, if they still run."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process = psutil.Process(child.pid)
-        for one in [*process.children(recursive=True), process]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
-    child.wait()
-    child.stdout.close()
-
-
-def _last_lines(path, count=12):
-    lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return "\n".join(lines[-count:])
+        answer = worker.ask(phase, show, folder=str(folder.resolve()), threads=threads)
+    finally:
+        worker.end()
+    outcome["status"] = "failed" if "error" in answer else "ok"
+    if "error" in answer:
+        outcome["error"] = "\n".join(answer["details"].splitlines()[-12:]) or answer["error"]
+    progress.update(bar, phase="failed" if "error" in answer else "done", loss="")
 
 
 def _conclude(task, folder, outcomes, interrupted, command):
@@ -314,39 +268,38 @@ def _conclude(task, folder, outcomes, interrupted, command):
     ]
     parted = divergence.compare(*records, task.precision) if len(records) == 2 else None
 
-    subject = SUBJECTS[task.makes]
     both = len(results) == 2
-    checks = parity.checks(results, arrays, serving, subject) if both else []
-    tolerance = parity.loss_tolerance(subject, *results.values()) if both else None
-    checks[2:2] = divergence.checks(parted) if parted else []  # after weights and batches
+    handed_over = checks.hand_over(arrays, serving, task) if both else []
+    checked = checks.checks(results, arrays, handed_over, task) if both else []
+    tolerance = checks.loss_tolerance(task, *results.values()) if both else None
+    checked[2:2] = divergence.checks(parted) if parted else []  # after weights and batches
     failed = any(outcome["status"] == "failed" for outcome in outcomes.values())
     status = "interrupted" if interrupted else "failed" if failed else "passed"
-    if status == "passed" and not all(check["passed"] for check in checks):
+    if status == "passed" and not all(check["passed"] for check in checked):
         status = "parted"
     return {
-        "schema": 2,
+        "schema": 3,
         "version": keras_segen.__version__,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command,
         "status": status,
-        "makes": task.makes,
         "experiment": task.to_dict(),
         "parameters": next((result["parameters"] for result in results.values()), None),
-        **subject.conclude(task.load_data("val"), arrays, folder),
+        **task.conclude(task.load_data("val"), arrays, folder),
         "machine": machine.describe(),
         "backends": {
             backend: {**outcome, **results.get(backend, {})}
             for backend, outcome in outcomes.items()
         },
-        "checks": checks,
+        "checks": checked,
         "parity": parted,
         "loss_tolerance": {"relative": tolerance} if both else None,
         "loss_difference": (
-            parity.loss_difference(*(result["losses"] for result in results.values()))
+            checks.loss_difference(*(result["losses"] for result in results.values()))
             if both
             else []
         ),
-        "hand_over": parity.hand_over(arrays, serving, subject) if both else [],
+        "hand_over": handed_over,
         "notes": notes(results),
     }
 

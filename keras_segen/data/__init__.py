@@ -28,7 +28,9 @@ from keras_segen.data.pictures import (
 from keras_segen.data.public import Pets
 from keras_segen.data.shapes import Shapes
 from keras_segen.data.subset import Subset, assign_folds
+from keras_segen.data.tree import Spec
 from keras_segen.data.voc import VOC2012
+from keras_segen.spelling import did_you_mean
 
 __all__ = [
     "DATASETS",
@@ -46,6 +48,7 @@ __all__ = [
     "Pets",
     "Pictures",
     "Shapes",
+    "Spec",
     "Subset",
     "VOC2012",
     "arrays",
@@ -130,7 +133,11 @@ def _find(name):
         fits = bool(colon) == bool(path) and bool(takes_path) >= bool(path)
         if word == known and fits and (path or not takes_path or "[" in usage):
             return kind, path or None
-    raise ValueError(f"no data set is named {name!r}; expected one of {', '.join(DATASETS)}")
+    usages = {usage.replace("[", "").partition(":")[0]: usage for usage in DATASETS}
+    raise ValueError(
+        f"no data set is named {name!r}; expected one of {', '.join(DATASETS)}."
+        + did_you_mean(word, usages)
+    )
 
 
 def download(name):

@@ -93,9 +93,9 @@ class Augment:
         Raises:
             ValueError: if the shapes of image and mask do not fit.
         """
-        if image.ndim != 3 or image.shape[2] not in (1, 3) or image.shape[:2] != mask.shape:
+        if image.ndim != 3 or image.shape[2] not in (1, 3) or image.shape[:2] != np.shape(mask):
             raise ValueError(
-                f"image has shape {image.shape} and mask {mask.shape}; expected "
+                f"image has shape {image.shape} and mask {np.shape(mask)}; expected "
                 "(height, width, 1 or 3) and (height, width)"
             )
         # Every step has its own row, drawn whether it happens or not.

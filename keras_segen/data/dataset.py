@@ -5,6 +5,7 @@ import operator
 import numpy as np
 
 from keras_segen import determinism
+from keras_segen.data.tree import Spec
 
 SPLITS = ("train", "val", "test")
 
@@ -12,7 +13,22 @@ SPLITS = ("train", "val", "test")
 class Items:
     """What `Dataset` and `Pictures` share: items by index, by name, in batches.
 
-    Subclasses say how many items there are (`__len__`) and read one (`read`).
+    An item is an image and a target. A subclass says how many items there are (`__len__`) and
+    reads one (`read`): the image, and one array beside it, which is what caches keep and what an
+    augmentation changes together with the image: a mask, or any plane of whole numbers, or a
+    label. `make_target` makes the target of that array, after the augmentation. By itself it
+    returns the array as it is. A data set whose targets are more than that, such as the boxes of
+    the objects in a plane, overrides two things, and its boxes are right however the image was
+    turned:
+
+    - `target_spec`: what a target is, a `keras_segen.data.Spec` (shape and type), or a dict of
+      these, in which dicts may be nested: `{"boxes": Spec((8, 4), "float32"), "mask": …}`.
+    - `make_target(stored)`: returns such a target, a NumPy array or a dict of arrays, from
+      nothing but `stored`.
+
+    Shapes are the same for all items: objects, which are more in one image than in another, get
+    a fixed number of slots. A batch is `(images, target)`, every array stacked, and a dict stays
+    a dict: `fit` takes the losses of a model's outputs by its keys.
 
     Args:
         name: str, the data set's name, such as `"shapes"`.
@@ -47,12 +63,30 @@ class Items:
     def __len__(self):
         raise NotImplementedError
 
-    def read(self, index):
-        """Returns item `index`, 0 to `len - 1`, as `(image, target)`; new arrays each time."""
+    @property
+    def target_spec(self):
+        """What a target is: a `keras_segen.data.Spec`, or a dict of these.
+
+        None if that depends on the image because items keep their own sizes.
+        """
         raise NotImplementedError
 
+    def read(self, index):
+        """Returns item `index`, 0 to `len - 1`, as `(image, stored)`; new arrays each time."""
+        raise NotImplementedError
+
+    def make_target(self, stored):
+        """Returns the target, as `target_spec` says, of what `read` returned beside the image.
+
+        Args:
+            stored: that array, changed by the augmentation if there is one.
+        """
+        return stored
+
     def __getitem__(self, index):
-        return self.read(self._index(index))
+        """Returns item `index` as `(image, target)`, without augmentation."""
+        image, stored = self.read(self._index(index))
+        return image, self.make_target(stored)
 
     def item_name(self, index):
         """Returns a name for item `index` that serves as a file name, without suffix."""
@@ -98,7 +132,10 @@ class Dataset(Items):
 
     `dataset[i]` is `(image, mask)`: image float32 `(height, width, channels)` in [0, 1], mask
     int32 `(height, width)` with values 0 to `num_classes - 1` or `ignore_class`. Both belong
-    to the caller.
+    to the caller. A subclass with another target, see `Items`, makes it of such a mask, or of an
+    int32 plane of the same shape that holds more, up to 2**24, such as class and number of each
+    object; then its `read_mask` returns the classes alone. What comes in from outside the image
+    when it is warped is `ignore_class`.
 
     Args:
         name: str, the data set's name, such as `"shapes"`.
@@ -154,9 +191,8 @@ class Dataset(Items):
         self._counts = None
 
     @property
-    def target_shape(self):
-        """The shape of every mask, `(height, width)`, or None if items keep their own sizes."""
-        return None if self.image_shape is None else self.image_shape[:2]
+    def target_spec(self):
+        return None if self.image_shape is None else Spec(self.image_shape[:2], "int32")
 
     def read_mask(self, index):
         """Returns the mask of item `index`, int32 `(height, width)`."""
@@ -208,7 +244,7 @@ class Pictures(Items):
         ValueError: if the split is unknown.
     """
 
-    target_shape = ()
+    target_spec = Spec((), "int32")
 
     def __init__(self, name, split, class_names=(), image_shape=None, mirror=True):
         super().__init__(name, split, class_names, image_shape)

@@ -9,7 +9,9 @@ what they read ahead and who peeks into an iterator changes nothing.
 import collections
 import concurrent.futures
 import multiprocessing
+import os
 import pickle
+import threading
 import time
 import warnings
 import weakref
@@ -20,6 +22,7 @@ import numpy as np
 
 from keras_segen.data.augment import Augment
 from keras_segen.data.imbalance import item_weights
+from keras_segen.data.tree import Spec, conform, map_tree
 from keras_segen.determinism import order, rng, sample
 
 SAMPLINGS = ("uniform", "rare_classes")
@@ -59,10 +62,11 @@ class Batches:
     """The batches of a data set, epoch after epoch.
 
     Args:
-        dataset: a `keras_segen.data.Dataset` whose items have one size.
+        dataset: a `keras_segen.data.Dataset` or `Pictures` whose items have one size.
         batch_size: int, items per batch.
         seed: int; None keeps the order of the data set and allows no augmentation.
         augment: `callable(image, mask, rng)`, or a `keras_segen.data.Augment`; None for none.
+            It changes what `dataset.read` returns, before `dataset.make_target`.
         workers: int; 0 prepares batches in a thread of this process, n > 0 in n processes.
             They import neither Keras nor a framework; data set and `augment` must pickle.
         drop_last: bool, whether a last batch with fewer items is left out.
@@ -136,6 +140,11 @@ class Batches:
         full, rest = divmod(len(self.dataset), self.batch_size)
         return full + (rest > 0 and not self.drop_last)
 
+    @property
+    def spec(self):
+        """What an item of a batch is: `(Spec of its image, Spec or dict of Spec of its target)`."""
+        return Spec(self.dataset.image_shape, "float32"), self.dataset.target_spec
+
     def __getstate__(self):
         return {**self.__dict__, "_pool": None, "waited": [], "error": None}
 
@@ -143,8 +152,12 @@ class Batches:
         """Makes one batch.
 
         Returns:
-            `(images, masks)`: float32 `(batch, height, width, channels)` in [0, 1] and int32
-            `(batch, height, width)`.
+            `(images, target)`: float32 `(batch, height, width, channels)` in [0, 1], and what
+            `dataset.target_spec` says, with the batch in front: int32 `(batch, height, width)`
+            for masks.
+
+        Raises:
+            ValueError: if an item is not what `spec` says; it names the item.
         """
         here = slice(step * self.batch_size, (step + 1) * self.batch_size)
         indices = self._visited(epoch)
@@ -153,9 +166,8 @@ class Batches:
             self._item(epoch, int(index), int(visit))
             for index, visit in zip(indices[here], visits, strict=True)
         ]
-        images = np.stack([image for image, _ in items])
-        masks = np.stack([mask for _, mask in items])
-        return images.astype("float32", copy=False), masks.astype("int32", copy=False)
+        images, targets = zip(*items, strict=True)
+        return np.stack(images), map_tree(lambda *arrays: np.stack(arrays), *targets)
 
     def _visited(self, epoch):
         """Returns the items that an epoch visits, in order: int64 `(len(dataset),)`."""
@@ -166,19 +178,28 @@ class Batches:
         return sample(self.seed, epoch, self.item_weights)
 
     def _item(self, epoch, index, visit):
-        image, mask = self.dataset[index]
-        if self.augment is None:
-            return image, mask
+        image, stored = self.dataset.read(index)
+        if self.augment is not None:
+            image, stored = self._augmented(image, stored, epoch, index, visit)
+        name = f"Item {self.dataset.item_name(index)} of {self.dataset.name}"
+        found = image, self.dataset.make_target(stored)
+        return tuple(
+            conform(part, spec, f"{name}: its {kind}")
+            for part, spec, kind in zip(found, self.spec, ("image", "target"), strict=True)
+        )
+
+    def _augmented(self, image, stored, epoch, index, visit):
         generator = rng("augment", self.seed, epoch, index, *([visit] if visit else []))
+        options = {}
         if isinstance(self.augment, Augment):
-            augmented = self.augment(image, mask, generator, self.dataset.ignore_class)
-        else:
-            augmented = self.augment(image, mask, generator)
-        if augmented[0].shape != image.shape or augmented[1].shape != mask.shape:
+            options["ignore_class"] = getattr(self.dataset, "ignore_class", None)
+        augmented = self.augment(image, stored, generator, **options)
+        shapes = [[np.shape(part) for part in pair] for pair in ((image, stored), augmented)]
+        if shapes[0] != shapes[1]:
             raise ValueError(
                 f"The augmentation changed the size of {self.dataset.item_name(index)}: image "
-                f"{image.shape} -> {augmented[0].shape}, mask {mask.shape} -> "
-                f"{augmented[1].shape}. It must keep both."
+                f"{shapes[0][0]} -> {shapes[1][0]}, mask {shapes[0][1]} -> {shapes[1][1]}. It "
+                "must keep both."
             )
         return augmented
 
@@ -246,8 +267,15 @@ def _single_threaded():
 
 def _start_worker(source):
     global _worker_batches
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _single_threaded()
     _worker_batches = pickle.loads(source)  # our own bytes, made in `_workers`
+
+
+def _end_with_parent():
+    """Ends this process when the one that started it is gone: killed, it tells nobody."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _worker_batch(epoch, step):

@@ -56,6 +56,13 @@ class Subset(Dataset):
     def read(self, index):
         return self.dataset.read(int(self.indices[index]))
 
+    @property
+    def target_spec(self):
+        return self.dataset.target_spec
+
+    def make_target(self, stored):
+        return self.dataset.make_target(stored)
+
     def read_mask(self, index):
         return self.dataset.read_mask(int(self.indices[index]))
 

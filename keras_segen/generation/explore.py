@@ -1,20 +1,22 @@
 """Looking at a trained GAN or VAE: samples, ways between them, directions, nearest real images.
 
-The functions that take a model return a `keras_segen.plot.Picture`, which shows itself in Jupyter;
-`generate` takes a run folder and writes files.
+The functions return a `keras_segen.plot.Picture`, which shows itself in Jupyter.
 """
 
+from pathlib import Path
+
 import numpy as np
+from PIL import Image
 
 from keras_segen import plot
 from keras_segen.data.dataset import Items
 from keras_segen.determinism import rng
+from keras_segen.files import write_atomically
 from keras_segen.generation.evaluate import nearest_neighbours
 from keras_segen.generation.vae import VAE
 
 EXTENT = 3.0  # how far a traversal goes to each side, in standard deviations of a code
 TO_MEASURE = 64  # samples for the distances to real images, of which some are drawn
-TO_DESCRIBE = 256  # images that tell how much each number of a code says
 
 
 def samples(model, count=64, label=None, seed=0, class_names=()):
@@ -176,7 +178,7 @@ def neighbours(model, reals, held_out=None, rows=8, extractor=None, label=None, 
         _describe_distances("samples", found.distances),
     ]
     if held_out is not None:
-        others = _pick(held_out, TO_MEASURE, seed)
+        others = pick(held_out, TO_MEASURE, seed)
         distances = nearest_neighbours(others, reals, 2, extractor).distances
         lines.append(_describe_distances("new real images", distances))
     figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=9.5)
@@ -195,9 +197,35 @@ def _describe_distances(what, distances):
     return f"{len(distances)} {what}: {np.median(nearest):.3g}, {np.median(shares):.2f}"
 
 
-def _pick(dataset, count, seed):
+def pick(dataset, count, seed):
     """Returns some images of a data set or an array, at most `count`: `(number, …)`."""
     chosen = rng("images to look at", seed).permutation(len(dataset))[:count]
     if not isinstance(dataset, Items):
         return np.asarray(dataset)[chosen]
     return np.stack([dataset[int(index)][0] for index in chosen])
+
+
+def write_separately(model, folder, count, label=None, seed=0, class_names=()):
+    """Writes samples as files, a part at a time, so that any number fits into memory.
+
+    Args:
+        model: a `GAN` or `VAE`.
+        folder: where to; each sample is a PNG of its own size, named by number and class.
+        count, label, seed: as in `samples`.
+        class_names: names of the classes, if there are some.
+    """
+    codes = model.draw_codes(count, seed)
+    labels = None
+    if model.num_classes is not None:
+        labels = np.arange(count) % model.num_classes if label is None else np.full(count, label)
+    for start in range(0, count, TO_MEASURE):
+        part = slice(start, start + TO_MEASURE)
+        images = model.decode(codes[part], labels if labels is None else labels[part])
+        for number, image in enumerate(images, start):
+            name = f"{number:05d}"
+            if labels is not None:
+                name += f"_{class_names[labels[number]]}"
+            name = "".join(c if c.isalnum() or c in "-_" else "-" for c in name)
+            pixels = np.rint(image * 255).astype("uint8")
+            with write_atomically(Path(folder) / f"{name}.png") as temporary:
+                Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(temporary)

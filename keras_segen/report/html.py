@@ -10,7 +10,7 @@ import re
 
 import jinja2
 import matplotlib
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from PIL import Image
 
 from keras_segen.plot import INK_COLOR, RULE_COLOR
@@ -65,7 +65,7 @@ def svg(figure, label, colors=()):
         r' id="(figure|axes|patch|text|line2d|legend|matplotlib|xtick|ytick)[^"]*"', "", text
     )
     box = re.search(r'viewBox="[^"]*"', text)[0]
-    opening = f'<svg {box} role="img" aria-label="{Markup.escape(label)}">'
+    opening = f'<svg {box} role="img" aria-label="{escape(label)}">'
     text = re.sub(r"<svg [^>]*>", lambda match: opening, text, count=1)
     text = re.sub(r"font(-family)?: ([\d.]+px )?[^;\"]*DejaVu Sans[^;\"]*", _font, text)
     for code, css in ((INK_COLOR, "currentColor"), (RULE_COLOR, "var(--rule)"), *colors):
@@ -89,3 +89,18 @@ def image_source(image, max_side):
     file = io.BytesIO()
     image.save(file, format="WEBP", quality=QUALITY)
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def iframe(page, title, height=720):
+    """A page for a notebook: a page within the page, so that neither's style reaches the other.
+
+    Args:
+        page: str, HTML.
+        title: str, what a screen reader says of it.
+        height: int, pixels.
+    """
+    return (
+        f'<iframe srcdoc="{escape(page)}" title="{escape(title)}" style="display: block; '
+        f"width: 100%; height: {height}px; border: 1px solid #8888; border-radius: 6px; "
+        'resize: vertical; overflow: auto"></iframe>'
+    )

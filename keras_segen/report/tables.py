@@ -40,12 +40,14 @@ class Column:
         show: callable from a value of the column to str.
         numeric: bool, whether its cells stand at the right.
         swatch: CSS color of a small square before the heading, or None.
+        key: str, the heading in a CSV file; None for `heading`.
     """
 
     heading: str
     show: callable = show
     numeric: bool = True
     swatch: str | None = None
+    key: str | None = None
 
 
 def decimals(count, sign=False):
@@ -73,6 +75,7 @@ class Table:
         rows: list of lists with a value or a `Cell` for each column.
         note: str, what a page says under the title.
         marked: set of int, numbers of rows that stand out.
+        footer: list of lists, rows at the end that sum up; a CSV file has none of them.
     """
 
     title: str
@@ -80,13 +83,17 @@ class Table:
     rows: list
     note: str = ""
     marked: set = dataclasses.field(default_factory=set)
+    footer: list = dataclasses.field(default_factory=list)
 
     def __post_init__(self):
         first, *others = self.columns
         if isinstance(first, str):
             first = Column(first, numeric=False)
         self.columns = [first, *(Column(c) if isinstance(c, str) else c for c in others)]
-        self.rows = [[c if isinstance(c, Cell) else Cell(c) for c in row] for row in self.rows]
+        self.rows, self.footer = (
+            [[c if isinstance(c, Cell) else Cell(c) for c in row] for row in rows]
+            for rows in (self.rows, self.footer)
+        )
 
     @property
     def shown(self):
@@ -96,7 +103,7 @@ class Table:
                 (cell, column.show(cell.value))
                 for cell, column in zip(row, self.columns, strict=True)
             ]
-            for row in self.rows
+            for row in [*self.rows, *self.footer]
         ]
 
     def to_rich(self):
@@ -129,6 +136,6 @@ class Table:
             open(temporary, "w", newline="", encoding="utf-8") as file,
         ):
             writer = csv.writer(file)
-            writer.writerow([column.heading for column in self.columns])
+            writer.writerow([column.key or column.heading for column in self.columns])
             for row in self.rows:
                 writer.writerow([cell.value for cell in row])

@@ -24,14 +24,13 @@ import keras
 import numpy as np
 
 from keras_segen import plot
-from keras_segen.report import html, numbers
+from keras_segen.report import html
+from keras_segen.report.numbers import listing, setting
+from keras_segen.report.tables import Cell, Column, Table, decimals
 from keras_segen.runs import training
 from keras_segen.runs.evaluate import evaluate
-from keras_segen.tasks.segmentation import SegmentationTask
+from keras_segen.tasks.registry import KINDS
 from keras_segen.files import write_atomically, write_json, write_text
-
-# What is compared: key -> what it is called.
-FIGURES = {"mean_iou": "mean IoU", "mean_dice": "mean Dice", "pixel_accuracy": "pixel accuracy"}
 
 CAUTION = (
     "The folds share most of their training images, so their results are not independent, and no "
@@ -50,7 +49,7 @@ def cross_validate(tasks, folder, folds=5, verbose="auto", tell=lambda line: Non
 
     Args:
         tasks: dict from a name (of letters, digits, `.`, `_`, `-`) to a
-            `keras_segen.tasks.SegmentationTask`. They may differ in all but data and seed.
+            `keras_segen.tasks.Task` of one kind. They may differ in all but data and seed.
         folder: where to write.
         folds: int, at least 2.
         verbose: as in `keras.Model.fit`.
@@ -59,9 +58,9 @@ def cross_validate(tasks, folder, folds=5, verbose="auto", tell=lambda line: Non
     Returns:
         Dict of plain values, as in `crossval.json`: `data`, `folds`, `seed`, `groups` (number of
         groups, or None), `held_out` (images per fold), `backend`; `models`: dict of name -> dict
-        with `task`, for each of `FIGURES` a dict of `by_fold`, `mean` and
-        `standard_deviation`, and `class_iou` (dict of class name -> list by fold, None where
-        the class is absent); `differences`: list of dicts as `difference` makes them, with
+        with `experiment`, for each of `fold_figures` a dict of `by_fold`, `mean` and
+        `standard_deviation`, and for each of its `fold_details`, such as `class_iou`, a dict
+        (of class name -> list by fold, None where the class is absent); `differences`: list of dicts as `difference` makes them, with
         `first`, `second`, `figure`, one for each pair and figure; `caution`.
 
     Raises:
@@ -75,7 +74,8 @@ def cross_validate(tasks, folder, folds=5, verbose="auto", tell=lambda line: Non
             plan = dataclasses.replace(task, folds=folds, fold=fold)
             tell(f"{name}, fold {fold} of {folds}")
             result = run_fold(plan, folder / name / f"fold-{fold}", verbose)
-            tell(f"{name}, fold {fold} of {folds}: mean IoU {result['mean_iou']:.4f}")
+            figure, words = next(iter(task.fold_figures.items()))
+            tell(f"{name}, fold {fold} of {folds}: {words} {result[figure]:.4f}")
     return summarize(tasks, folder, folds)
 
 
@@ -83,12 +83,12 @@ def run_fold(task, folder, verbose="auto"):
     """Trains one fold, or goes on with it, and measures the held-out images with its last epoch.
 
     Args:
-        task: a `SegmentationTask` with `folds` and `fold`.
+        task: a `keras_segen.tasks.Task` with `folds` and `fold`.
         folder: the run folder.
         verbose: as in `keras.Model.fit`.
 
     Returns:
-        What `evaluation.evaluate` returns for the split `"val"`.
+        The figures of `keras_segen.runs.evaluate` for the split `"val"`.
 
     Raises:
         ValueError: the folder holds a run of another task.
@@ -105,7 +105,7 @@ def run_fold(task, folder, verbose="auto"):
         training.resume(folder, verbose=verbose)
     else:
         training.train(task, folder, verbose=verbose)
-    result = _evaluated(folder) or evaluate(folder, "val")
+    result = _evaluated(folder) or evaluate(folder, "val").figures
     keras.utils.clear_session()  # the next fold builds its own model
     return result
 
@@ -121,10 +121,16 @@ def summarize(tasks, folder, folds):
         results = [_evaluated(folder / name / f"fold-{fold + 1}") for fold in range(folds)]
         models[name] = {
             "experiment": task.to_dict(),
-            **{figure: spread([result[figure] for result in results]) for figure in FIGURES},
-            "class_iou": {
-                each: [result["class_iou"][each] for result in results]
-                for each in results[0]["class_iou"]
+            **{
+                figure: over_folds([result[figure] for result in results])
+                for figure in task.fold_figures
+            },
+            **{
+                detail: {
+                    each: [result[detail][each] for result in results]
+                    for each in results[0][detail]
+                }
+                for detail in task.fold_details
             },
         }
     whole = next(iter(tasks.values()))
@@ -145,18 +151,18 @@ def summarize(tasks, folder, folds):
                 **difference(models[first][figure]["by_fold"], models[second][figure]["by_fold"]),
             }
             for first, second in itertools.combinations(models, 2)
-            for figure in FIGURES
+            for figure in whole.fold_figures
         ],
         "caution": CAUTION,
     }
     write_json(folder / "crossval.json", result)
-    _write_table(folder / "crossval.csv", result)
-    plot.save(_draw(result), folder / "crossval.png")
-    write_text(folder / "crossval.html", _page(result))
+    _write_rows(folder / "crossval.csv", result, whole.fold_figures)
+    plot.save(_draw(result, whole), folder / "crossval.png")
+    write_text(folder / "crossval.html", _page(result, whole))
     return result
 
 
-def spread(values):
+def over_folds(values):
     """Mean and standard deviation (of a sample: divided by n - 1) of one figure over the folds."""
     return {
         "by_fold": list(values),
@@ -251,10 +257,11 @@ def _check(tasks, folds):
             raise ValueError(
                 f"{name!r} cannot name a folder: use letters, digits, dots, dashes and underscores."
             )
-        if task.makes != "masks":
+        if not task.fold_figures or type(task) is not type(first):
+            others = [kind.MODELS for kind in KINDS if kind.fold_figures]
             raise ValueError(
-                f"{name} makes {task.makes}, and folds are compared by their masks: name "
-                f"some of {', '.join(SegmentationTask.MODELS)}."
+                f"{name} {task.does}, and folds are compared by figures that all models of a "
+                f"cross-validation have: name some of {', '.join(itertools.chain(*others))}."
             )
         for field in ("data", "seed"):
             if getattr(task, field) != getattr(first, field):
@@ -280,44 +287,111 @@ def _evaluated(folder):
     return result if result["model_sha256"] == training.model_digest(folder) else None
 
 
-def _write_table(path, result):
+def tables(result, task):
+    """What a cross-validation found as tables: list of `keras_segen.report.tables.Table`.
+
+    Args:
+        result: dict as in `crossval.json`.
+        task: a `keras_segen.tasks.Task` of its kind.
+    """
+    three, signed = decimals(3), decimals(3, sign=True)
+    main, title = next(iter(task.fold_figures.items()))
+    folds = range(1, result["folds"] + 1)
+
+    def mean(found):
+        return f"{found['mean']:.4f} ± {found['standard_deviation']:.4f}"
+
+    found = [
+        Table(
+            "Models",
+            [
+                "Model",
+                *(Column(words, str) for words in task.fold_figures.values()),
+                *(Column(f"{title}, fold {fold}", three) for fold in folds),
+            ],
+            [
+                [name, *(mean(model[key]) for key in task.fold_figures), *model[main]["by_fold"]]
+                for name, model in result["models"].items()
+            ],
+            note="Mean and standard deviation over the folds. Each model was trained on all folds "
+            "but one and measured on that one, with its last epoch: nothing was chosen on the "
+            "images that were held out.",
+        )
+    ]
+    if result["differences"]:
+        rows = [
+            [
+                f"{row['second']} − {row['first']}",
+                task.fold_figures[row["figure"]],
+                Cell(row["mean"], mark="strong"),
+                *(row[key] for key in ("corrected_standard_error", "standard_error", "t", "p")),
+                *row["by_fold"],
+            ]
+            for row in result["differences"]
+        ]
+        columns = ["difference", Column("figure", str, numeric=False), Column("mean", signed)]
+        columns += [Column("standard error", three), Column("plain", three)]
+        columns += [Column("t", decimals(2)), Column("p", three)]
+        columns += [Column(f"fold {fold}", signed) for fold in folds]
+        note = f"The second model minus the first. {result['caution']}"
+        found.append(Table("Differences, fold by fold", columns, rows, note))
+    for detail, words in task.fold_details.items():
+        means = [
+            {each: _mean_of_known(values) for each, values in model[detail].items()}
+            for model in result["models"].values()
+        ]
+        rows = [[each, *(values[each] for values in means)] for each in means[0]]
+        columns = ["", *(Column(name, three) for name in result["models"])]
+        found.append(Table(words, columns, rows, "Mean over the folds in which it occurs."))
+    return found
+
+
+def _settings(result):
+    """The settings of every model, as a `Table`; those that differ stand out."""
+    models = result["models"].values()
+    rows, differing = [], set()
+    for field in next(iter(models))["experiment"]:
+        if field not in ("folds", "fold", "data", "seed"):
+            values = [setting(model["experiment"].get(field)) for model in models]
+            if len(set(values)) > 1:
+                differing.add(len(rows))
+            rows.append([field, *values])
+    rows += [[name, *(str(result[name]) for _ in models)] for name in ("seed", "backend")]
+    columns = [Column(name, str, numeric=False) for name in result["models"]]
+    return Table("Settings", ["Setting", *columns], rows, marked=differing)
+
+
+def _write_rows(path, result, figures):
     with (
         write_atomically(path) as temporary,
         open(temporary, "w", newline="", encoding="utf-8") as file,
     ):
         writer = csv.writer(file)
-        writer.writerow(["model", "fold", "held_out", *FIGURES])
+        writer.writerow(["model", "fold", "held_out", *figures])
         for name, model in result["models"].items():
             for fold, images in enumerate(result["held_out"]):
-                values = [model[figure]["by_fold"][fold] for figure in FIGURES]
+                values = [model[figure]["by_fold"][fold] for figure in figures]
                 writer.writerow([name, fold + 1, images, *values])
 
 
-def _draw(result):
-    scores = {name: model["mean_iou"]["by_fold"] for name, model in result["models"].items()}
-    return plot.folds(scores)
+def _draw(result, task):
+    main, title = next(iter(task.fold_figures.items()))
+    scores = {name: model[main]["by_fold"] for name, model in result["models"].items()}
+    return plot.folds(scores, title)
 
 
-def _page(result):
+def _page(result, task):
     """The HTML page as a str."""
-    fields = [field.name for field in dataclasses.fields(SegmentationTask)]
-    settings = {
-        field: [numbers.setting(model["experiment"][field]) for model in result["models"].values()]
-        for field in fields
-        if field not in ("folds", "fold", "data", "seed")
-    }
+    main, title = next(iter(task.fold_figures.items()))
     return html.render(
         "crossval.html.j2",
         {},
         result=result,
-        figures=FIGURES,
-        chart=html.svg(_draw(result), "mean IoU of every model on every fold"),
-        class_iou={
-            name: {each: _mean_of_known(values) for each, values in model["class_iou"].items()}
-            for name, model in result["models"].items()
-        },
-        settings=settings,
-        models=numbers.listing(result["models"]),
+        title=title,
+        scores={name: model[main] for name, model in result["models"].items()},
+        chart=html.svg(_draw(result, task), f"{title} of every model on every fold"),
+        tables=[*tables(result, task), _settings(result)],
+        models=listing(result["models"]),
     )
 
 

@@ -16,7 +16,6 @@ the moment of a kill, `resume` finds the end of a finished epoch and goes on fro
 import csv
 import datetime
 import hashlib
-import json
 import math
 import shlex
 import sys
@@ -34,14 +33,15 @@ from keras_segen.backend import faster
 from keras_segen.data.loader import Batches
 from keras_segen.determinism import seed_random_layers
 from keras_segen.tasks.registry import read
-from keras_segen.files import write_atomically, write_json
+from keras_segen.files import remove_leftovers, write_atomically, write_json
+from keras_segen.run_folder import check_new, find_model, load_run
 
 
 def train(task, folder, tensorboard=False, callbacks=(), verbose="auto"):
     """Trains a task into a new run folder.
 
     Args:
-        task: a `keras_segen.tasks.SegmentationTask`, `GanTask` or `VaeTask`.
+        task: a `keras_segen.tasks.Task`.
         folder: path of the run folder; it must not hold a run yet.
         tensorboard: bool, whether scalars are also written for TensorBoard, to
             `folder/tensorboard` (needs the package tensorboard).
@@ -57,10 +57,8 @@ def train(task, folder, tensorboard=False, callbacks=(), verbose="auto"):
             infinite: the epochs before are kept.
     """
     folder = Path(folder)
-    if (folder / "run.json").exists():
-        raise FileExistsError(
-            f"{folder} holds a run already: go on with --resume {folder}, or name another folder."
-        )
+    check_new(folder)
+    remove_leftovers(folder, folder / "previews")
     train_data, val_data = task.load_data("train"), task.load_data("val")
     model = task.build_model(train_data, tell=print if verbose else lambda line: None)
     batches = task.training_batches(train_data)
@@ -91,6 +89,7 @@ def resume(folder, tensorboard=False, callbacks=(), verbose="auto"):
     """
     folder = Path(folder)
     run = load_run(folder)
+    remove_leftovers(folder, folder / "previews")
     task = read(run["experiment"])
     train_data, val_data = task.load_data("train"), task.load_data("val")
     found, expected = task.describe_data(train_data, val_data), run["data"]
@@ -142,16 +141,14 @@ def _load_checkpoint(path, task, train_data, first_epoch):
     return model
 
 
-def load_run(folder):
-    """Reads the `run.json` of a run folder.
+def open_run(folder):
+    """Reads what a run folder was trained for: `(task, contents of its run.json)`.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: the folder holds no run.
     """
-    path = Path(folder) / "run.json"
-    if not path.exists():
-        raise FileNotFoundError(f"{folder} is no run folder: it has no run.json.")
-    return json.loads(path.read_text(encoding="utf-8"))
+    run = load_run(folder)
+    return read(run["experiment"]), run
 
 
 def load_model(folder):
@@ -160,10 +157,7 @@ def load_model(folder):
     Raises:
         FileNotFoundError: no epoch of the run is finished yet.
     """
-    path = Path(folder) / "model.keras"
-    if not path.exists():
-        raise FileNotFoundError(f"{folder} has no model.keras yet: no epoch is finished.")
-    return keras.models.load_model(path, compile=False, safe_mode=True)
+    return keras.models.load_model(find_model(folder), compile=False, safe_mode=True)
 
 
 def model_digest(folder):

@@ -15,10 +15,11 @@ from keras_segen.segmentation.encoders import (
     resnet50,
     vgg16,
 )
-from keras_segen.segmentation.evaluate import confusion_matrix
+from keras_segen.segmentation.evaluate import confusion_matrix, evaluate
 from keras_segen.segmentation.fcn import fcn
 from keras_segen.segmentation.fold import fold_batch_normalization
 from keras_segen.segmentation.keras_file import check_network, load_network
+from keras_segen.segmentation.photos import label_photos
 from keras_segen.segmentation.plain_unet import plain_unet
 from keras_segen.segmentation.predict import Predictor
 from keras_segen.segmentation.transfer import take_weights
@@ -34,8 +35,10 @@ __all__ = [
     "confusion_matrix",
     "efficientnet_lite0",
     "efficientnet_v2_b0",
+    "evaluate",
     "fcn",
     "fold_batch_normalization",
+    "label_photos",
     "load_network",
     "mobilenet_v2",
     "plain_unet",

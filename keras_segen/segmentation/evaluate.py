@@ -1,12 +1,81 @@
 """A network that labels pixels, judged over a data set: counts, figures, the worst images."""
 
 import heapq
+import math
 from typing import NamedTuple
 
 import numpy as np
 
-from keras_segen import backend, metrics
+from keras_segen import backend, metrics, plot
 from keras_segen.data.loader import Batches
+from keras_segen.report.evaluation import Evaluation, Shown
+from keras_segen.report.numbers import percent
+from keras_segen.report.tables import Cell, Column, Table, decimals
+
+# What the table of classes shows, beside the share of pixels: key -> heading.
+CLASS_FIGURES = {
+    "iou": "IoU",
+    "dice": "Dice",
+    "precision": "Precision",
+    "recall": "Recall",
+    "boundary_f": "Boundary F",
+}
+MAX_COLUMNS = 40  # of a confusion matrix in numbers
+
+
+def evaluate(model, dataset, batch_size=16):
+    """Judges a network that labels pixels, over a data set.
+
+    All figures come from counts over all pixels (see `keras_segen.metrics`); void pixels are left
+    out. Logits are counted batch by batch and dropped, so that a data set of any length fits into
+    memory.
+
+    Args:
+        model: a `keras.Model` from images `(batch, height, width, channels)` to logits.
+        dataset: a `keras_segen.data.Dataset` with images of one size.
+        batch_size: int.
+
+    Returns:
+        A `keras_segen.report.evaluation.Evaluation`: in a notebook it shows itself as a page with
+        the figures of every class, the confusion matrix, the calibration and the worst images.
+        Its `figures`: `mean_iou`, `mean_dice`, `mean_precision`, `mean_recall`,
+        `mean_boundary_f`, `pixel_accuracy`, `expected_calibration_error`, all from 0 to 1;
+        `class_iou`, `class_dice`, `class_precision`, `class_recall`, `class_boundary_f` (dicts
+        of class name -> float, or None where there is nothing to measure); `class_pixels` (dict
+        of class name -> true pixels); `confusion_matrix` (rows: truth, columns: prediction);
+        `boundary_counts` and `calibration_bins` as in `keras_segen.metrics`; `worst` (list of
+        dicts, the lowest mean IoU first, at most 24) and `images`, their number.
+    """
+    measured = measure(model, dataset, batch_size)
+    boundary_f = metrics.boundary_f_score(measured.boundaries)
+    found = {
+        "images": len(dataset),
+        **figures(measured.matrix, dataset.class_names),
+        "mean_boundary_f": metrics.mean_of_present(boundary_f),
+        "class_boundary_f": by_class(dataset.class_names, boundary_f),
+        "expected_calibration_error": metrics.expected_calibration_error(measured.bins),
+        "worst": [describe(each, dataset) for each in measured.worst],
+        "confusion_matrix": measured.matrix.tolist(),
+        "boundary_counts": measured.boundaries.tolist(),
+        "calibration_bins": measured.bins.tolist(),
+    }
+    names = dataset.class_names
+    colors = [f"rgb({r}, {g}, {b})" for r, g, b in dataset.palette.tolist()]
+    return Evaluation(
+        subject=f"{model.name} on {dataset.name}, {dataset.split}",
+        result=f"mean IoU {found['mean_iou']:.4f} over {len(dataset)} images",
+        figures=found,
+        tables=[_table_of_classes(found, names, colors, dataset.ignore_class is not None)],
+        sentences=[
+            f"pixel_accuracy {found['pixel_accuracy']:.4f}, expected_calibration_error "
+            f"{found['expected_calibration_error']:.4f}; {len(dataset)} images of {dataset.split}."
+        ],
+        cards=_cards(found, dataset),
+        charts=_charts(measured, found, names),
+        details=_details(found, names),
+        gallery=_gallery(measured.worst, found["worst"], dataset),
+        legend=list(zip(names, colors, strict=True)),
+    )
 
 
 class Measured(NamedTuple):
@@ -107,6 +176,111 @@ def by_class(class_names, values):
         name: None if np.isnan(value) else float(value)
         for name, value in zip(class_names, values, strict=True)
     }
+
+
+def _table_of_classes(found, names, colors, void):
+    three = decimals(3)
+    total = max(sum(found["class_pixels"].values()), 1)
+    rows = [
+        [
+            Cell(name, swatch=color),
+            found["class_pixels"][name],
+            *(
+                Cell(
+                    found[f"class_{key}"][name],
+                    bar=(found["class_iou"][name] or 0) if key == "iou" else None,
+                )
+                for key in CLASS_FIGURES
+            ),
+        ]
+        for name, color in zip(names, colors, strict=True)
+    ]
+    means = [Cell(found[f"mean_{key}"], mark="strong") for key in CLASS_FIGURES]
+    return Table(
+        "Classes",
+        [
+            Column("Class", str, numeric=False, key="class"),
+            Column(
+                "Pixels",
+                lambda count: "" if count is None else percent(count / total),
+                key="pixels",
+            ),
+            *(Column(heading, three, key=key) for key, heading in CLASS_FIGURES.items()),
+        ],
+        rows,
+        footer=[[Cell("Mean", mark="strong"), None, *means]],
+        note="From the counts of all pixels of the split"
+        + ("; void pixels count nowhere" if void else "")
+        + ". A dash where there is nothing to measure: a class that occurs neither in the truth "
+        "nor in the prediction, or has no boundary.",
+    )
+
+
+def _cards(found, dataset):
+    tolerance = max(1.0, metrics.BOUNDARY_TOLERANCE * math.hypot(*dataset.image_shape[:2]))
+    return [
+        (title, f"{found[key]:.3f}", note)
+        for title, key, note in (
+            ("Mean IoU", "mean_iou", "over the classes that occur"),
+            ("Mean Dice", "mean_dice", "over the classes that occur"),
+            ("Pixel accuracy", "pixel_accuracy", "share of the pixels that are right"),
+            ("Mean boundary F", "mean_boundary_f", f"within {tolerance:.1f} pixels"),
+            ("Calibration error", "expected_calibration_error", "0 is best; 15 bins"),
+        )
+    ]
+
+
+def _charts(measured, found, names):
+    return [
+        (
+            "What is taken for what",
+            "Each row is a class of the truth: the share of its pixels, in percent, that was "
+            "predicted as the column's class.",
+            plot.confusion_matrix(measured.matrix, names),
+        ),
+        (
+            "How sure, and how often right",
+            "A calibrated model is right for 80 % of the pixels of which it is 80 % sure. Bars "
+            "below the diagonal: surer than it should be. Expected calibration error "
+            f"{found['expected_calibration_error']:.3f}.",
+            plot.reliability(found["calibration_bins"]),
+        ),
+    ]
+
+
+def _details(found, names):
+    """The confusion matrix as numbers, if a page can hold them."""
+    if len(names) > MAX_COLUMNS:
+        return []
+    rows = [[name, *counts] for name, counts in zip(names, found["confusion_matrix"], strict=True)]
+    return [Table("The confusion matrix in pixels", ["Truth \\ predicted", *names], rows)]
+
+
+def _gallery(worst, described, dataset):
+    void, shown = dataset.ignore_class, []
+    for each, words in zip(worst, described, strict=True):
+        image, mask = dataset[each.index]
+        predicted = each.predicted.astype("int32")
+        note = f"mean IoU {words['mean_iou']:.3f}, {percent(words['wrong'])} of the pixels wrong"
+        if words["most"]:
+            note += (
+                f"; most of all {words['most']['truth']} taken for {words['most']['predicted']} "
+                f"({percent(words['most']['share'])})"
+            )
+        pictures = {
+            "image": plot.overlay(image, mask, dataset.palette, void, alpha=0.0),
+            "truth": plot.overlay(image, mask, dataset.palette, void),
+            "prediction": plot.overlay(image, predicted, dataset.palette),
+            "wrong pixels": plot.difference(image, mask, predicted, void),
+        }
+        shown.append(Shown(words["name"], note, pictures))
+    note = (
+        "By the mean IoU of each image over the classes that occur in its truth or prediction; "
+        "the lowest first. Yellow: wrong pixels."
+    )
+    if void is not None:
+        note += " Stripes: void, which counts nowhere."
+    return (f"The worst {len(shown)} of {len(dataset)} images", note, shown) if shown else None
 
 
 def describe(worst, dataset):

@@ -96,7 +96,8 @@ def as_functional(model):
             "keras.Model, or a keras.Sequential that starts with a keras.Input."
         )
     inputs = model.inputs[0] if len(model.inputs) == 1 else model.inputs
-    outputs = model.outputs[0] if len(model.outputs) == 1 else model.outputs
+    # `output` keeps the keys of a dict; a sequential model has one output, and no `output`.
+    outputs = model.outputs[0] if len(model.outputs) == 1 else model.output
     return keras.Model(inputs, outputs, name=model.name)
 
 

@@ -1,12 +1,12 @@
 """What it takes to train a GAN."""
 
 import dataclasses
-import math
 from typing import ClassVar
 
+from keras_segen.tasks import fields
+from keras_segen.tasks.fields import field
 from keras_segen.tasks.generation import GenerationTask
 
-GAN_LOSSES = ("non_saturating", "hinge", "least_squares", "wasserstein")
 SMOOTHED_LOSSES = ("non_saturating", "least_squares")  # by label_smoothing
 
 # What the papers train with, where the two differ.
@@ -27,74 +27,70 @@ GAN_DEFAULTS = {
     },
 }
 
+# Blocks of a discriminator whose number does not follow from the size of the images.
+BLOCKS = {"sngan": 4}
 
+
+@fields.document
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GanTask(GenerationTask):
-    """One training of a GAN, completely described.
+    """One training of a GAN, completely described; None is what the paper has: `GAN_DEFAULTS`.
 
-    What is None is what the model's paper has: `GAN_DEFAULTS`.
+    Without `filters`, `dcgan` has those of the paper's code, and `sngan` 64 in each block, a
+    quarter of the paper's. The discriminator of `dcgan` has as many channels as the generator,
+    that of `sngan` four blocks of half the first.
 
-    Args:
-        model: str, `"dcgan"` or `"sngan"`.
-        filters: tuple of int, as `dcgan_generator` or `sngan_generator` takes them. The
-            discriminator of `dcgan` has the same, that of `sngan` four blocks of half the first.
-            None: as the paper's code for `dcgan`; 64 each for `sngan`, a quarter of the paper's.
-        learning_rate: float, at the start; of the generator.
-        discriminator_learning_rate: float; None for that of the generator.
-        loss: str, one of `GAN_LOSSES`.
-        r1: float, weight of the squared slope of the discriminator at real images.
-        gradient_penalty: float, weight of the penalty that keeps its slope between real and fake
-            images at 1; 10 with the Wasserstein loss.
-        label_smoothing: float in [0, 0.5), what the target for real images is below 1.
-        discriminator_steps: int, steps of the discriminator for each step of the generator.
-        ema: float in [0, 1), how much of the averaged generator stays in each step.
-        beta_1, beta_2: floats in [0, 1), Adam's, for both networks.
-
-    The other arguments are those of `GenerationTask` and `keras_segen.tasks.task.Task`. The
-    optimizer is Adam. The last batch of an epoch is left out if it is not full: batch
+    The optimizer is Adam. The last batch of an epoch is left out if it is not full: batch
     normalization in the discriminator would see it otherwise than the others.
-
-    Raises:
-        ValueError: a value is not among those allowed.
     """
 
     MODELS: ClassVar[tuple] = tuple(GAN_DEFAULTS)
+    quantities: ClassVar[dict] = {
+        "d_loss": "loss of the discriminator",
+        "g_loss": "loss of the generator",
+        "val_d_real_accuracy": "share of validation images taken for real",
+        "val_d_fake_accuracy": "share of generated images seen through",
+    }
 
     model: str = "dcgan"
     learning_rate: float = 2e-4
-    discriminator_learning_rate: float | None = None
-    loss: str | None = None
-    r1: float = 0.0
-    gradient_penalty: float = 0.0
-    label_smoothing: float = 0.0
-    discriminator_steps: int | None = None
-    ema: float = 0.999
-    beta_1: float | None = None
-    beta_2: float | None = None
+    discriminator_learning_rate: float | None = field(
+        "Learning rate of the discriminator. Without it, the generator's.", default=None, above=0
+    )
+    loss: str | None = field(
+        "The game that the networks play.",
+        default=None,
+        choices=("non_saturating", "hinge", "least_squares", "wasserstein"),
+        common=True,
+    )
+    r1: float = field(
+        "Weight of the squared slope of the discriminator at real images.", default=0.0, at_least=0
+    )
+    gradient_penalty: float = field(
+        "Weight of the penalty that keeps the slope of the discriminator between real and fake "
+        "images at 1; 10 with wasserstein.",
+        default=0.0,
+        at_least=0,
+    )
+    label_smoothing: float = field(
+        "How far the target for real images is below 1.", default=0.0, at_least=0, below=0.5
+    )
+    discriminator_steps: int | None = field(
+        "Steps of the discriminator for each step of the generator.", default=None, at_least=1
+    )
+    ema: float = field(
+        "How much of the averaged generator stays in each step.", default=0.999, at_least=0, below=1
+    )
+    beta_1: float | None = field("Adam's, for both networks.", default=None, at_least=0, below=1)
+    beta_2: float | None = field("Adam's, for both networks.", default=None, at_least=0, below=1)
 
     def __post_init__(self):
-        self.check_choices(model=self.MODELS)
         super().__post_init__()
-        self.check_choices(loss=GAN_LOSSES)
-        self.check_at_least(0, "r1", "gradient_penalty")
-        self.check_at_least(1, "discriminator_steps")
-        for field in ("ema", "beta_1", "beta_2"):
-            if not 0 <= getattr(self, field) < 1:
-                raise ValueError(
-                    f"{field} is {getattr(self, field)}, expected at least 0 and below 1."
-                )
-        if not 0 <= self.label_smoothing < 0.5:
-            raise ValueError(
-                f"label_smoothing is {self.label_smoothing}, expected at least 0 and below 0.5."
-            )
         if self.label_smoothing and self.loss not in SMOOTHED_LOSSES:
             raise ValueError(
                 f"label_smoothing is {self.label_smoothing} and acts on "
                 f"{' and '.join(SMOOTHED_LOSSES)}, but the loss is {self.loss!r}."
             )
-        rate = self.discriminator_learning_rate
-        if rate is not None and not (math.isfinite(rate) and rate > 0):
-            raise ValueError(f"discriminator_learning_rate is {rate}, expected more than 0.")
 
     @classmethod
     def default(cls, field, model):
@@ -105,9 +101,9 @@ class GanTask(GenerationTask):
 
     def networks(self, build_first, build_second, image_shape, num_classes):
         filters = other_filters = self.filters  # None: the paper's
-        if self.model == "sngan":
+        if self.model in BLOCKS:
             filters = filters or (64,) * self.halvings(image_shape)
-            other_filters = (max(1, filters[0] // 2),) * 4
+            other_filters = (max(1, filters[0] // 2),) * BLOCKS[self.model]
         generator = build_first(image_shape, self.latent_dim, filters, num_classes)
         return generator, build_second(image_shape, other_filters, num_classes)
 
@@ -145,3 +141,6 @@ class GanTask(GenerationTask):
     @property
     def losses(self):
         return ("d_loss", "g_loss")
+
+    def decoder_of(self, model):
+        return model.ema_generator

@@ -5,59 +5,85 @@ Keras is imported by what builds a model, not before: the command line knows the
 
 import dataclasses
 import functools
-import math
+import sys
+import time
 from pathlib import Path
 from typing import ClassVar
 
-from keras_segen import data
-from keras_segen.tasks.task import Task
+import numpy as np
 
-AUGMENTS = ("default", "none")
+from keras_segen import data, frameworks
+from keras_segen.report.evaluation import Evaluation, Shown
+from keras_segen.report.numbers import show
+from keras_segen.report.tables import Column, Table, decimals
+from keras_segen.tasks import fields
+from keras_segen.tasks.fields import field
+from keras_segen.tasks.task import Figure, Task
+
+NUM_PROBES = 16  # pictures that a comparison looks at
+NUM_SHOWN = 8  # of them, that it draws
+NUM_GENERATED = 16  # batches whose time it takes
+PICTURE_TOLERANCE = 1e-4
 LEAST_JUDGED = 40  # generated images, which `generation.evaluate` needs at least
 
 
+@fields.document
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerationTask(Task):
-    """What a GAN's and a VAE's training have in common.
+    """What a GAN's and a VAE's training have in common; None is what the model's paper has."""
 
-    Args:
-        filters: tuple of int, channels of the networks, by the number of halvings of the image;
-            None suits the image's size and a laptop.
-        channels: int, 1 for grey images, 3 for RGB; None for the data set's own.
-        image_size: as in `Task`; `"shapes"` has 32 x 32 pixels, if nothing is said.
-        augment: str, `"default"` swaps left and right of every other picture, if the data set is
-            one where that is as good (`Pictures.mirror`); `"none"` does not.
-        early_stopping: int, as in `Task`; for a GAN it needs `judge`.
-        latent_dim: int, numbers in a code.
-        conditional: bool, whether the model is told the class of each picture, and can be asked
-            for one then.
-        judge: int, so many generated images are compared with as many of the validation split
-            after each epoch (`keras_segen.generation.evaluate` on EfficientNet-Lite0), and the
-            epoch with the smallest kernel distance is kept; at least 40, or 0 for no comparison.
-
-    The other arguments are those of `keras_segen.tasks.task.Task`.
-
-    Raises:
-        ValueError: a value is not among those allowed.
-    """
-
-    makes: ClassVar[str] = "pictures"
     own_sizes: ClassVar[dict] = {"shapes": 32}
+    does: ClassVar[str] = "makes new pictures"
+    used_by: ClassVar[str] = "generate"
 
+    result: ClassVar[str] = "both went the same way"
+    section: ClassVar[str] = "Pictures"
+    outputs_are: ClassVar[str] = "pictures of the same codes"
+    inputs_are: ClassVar[str] = "codes"
+    least_loss_tolerance: ClassVar[float] = 1e-4
+    work: ClassVar[tuple] = ("generate", "Generation per batch")
+    figures: ClassVar[dict] = {
+        "kernel_distance": Figure(
+            "Kernel distance, validation", "", 4, "the kernel distance to validation images"
+        ),
+        "frechet_distance": Figure("Fréchet distance, validation", "", 4),
+    }
+    handed_over: ClassVar[tuple] = (
+        ("largest_difference", Column("Largest difference of the pictures")),
+    )
+    bench_sizes: ClassVar[tuple] = ((32, 32), (64, 64))
+
+    filters: tuple[int, ...] | None = field(
+        "Channels of the networks, such as 64,128,256: as many as the networks halve the image.",
+        default=None,
+        at_least=1,
+        common=True,
+    )
     batch_size: int = 64
-    latent_dim: int | None = None
-    conditional: bool = False
-    judge: int = 0
+    augment: str = field(
+        "Whether every other picture has left and right swapped, where that is as good.",
+        default="default",
+        choices=("default", "none"),
+        common=True,
+    )
+    latent_dim: int | None = field("Numbers in a code.", default=None, at_least=1, common=True)
+    conditional: bool = field(
+        "Tell the model the class of each picture, so that one can be asked for.", default=False
+    )
+    judge: int = field(
+        "Generated images that are compared with as many of the validation split after each "
+        "epoch; the epoch with the smallest kernel distance is kept. At least 40; 0: none.",
+        default=0,
+        at_least=0,
+    )
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            if getattr(self, field.name) is None:
-                object.__setattr__(self, field.name, self.default(field.name, self.model))
+        fields.check_value("model", self.model, fields.Meaning(choices=self.MODELS))
+        for each in dataclasses.fields(self):
+            if getattr(self, each.name) is None:
+                object.__setattr__(self, each.name, self.default(each.name, self.model))
         super().__post_init__()
-        self.check_choices(augment=AUGMENTS, channels=(1, 3, None))
-        if self.latent_dim < 1:
-            raise ValueError(f"latent_dim is {self.latent_dim}, expected 1 or more.")
-        if self.judge and self.judge < LEAST_JUDGED:
+        if 0 < self.judge < LEAST_JUDGED:
             raise ValueError(
                 f"judge is {self.judge}, expected {LEAST_JUDGED} images or more, or 0 for none."
             )
@@ -66,13 +92,6 @@ class GenerationTask(Task):
                 f"early_stopping is {self.early_stopping}, but a loss of {self.model} does not say "
                 "which epoch is better: use judge=1000, or early_stopping=0."
             )
-
-    def check_at_least(self, lowest, *fields):
-        """Raises a ValueError if one of some fields is below, or not finite."""
-        for field in fields:
-            value = getattr(self, field)
-            if not (math.isfinite(value) and value >= lowest):
-                raise ValueError(f"{field} is {value}, expected {lowest} or more.")
 
     def load_data(self, split):
         """Loads a split of the data set: `keras_segen.data.Pictures`; masks are left out."""
@@ -174,6 +193,267 @@ class GenerationTask(Task):
             return f"Smallest kernel distance to validation images {best:.4f}"
         count = len(history["epoch"])
         return f"{count} epoch{'s' if count != 1 else ''} trained"
+
+    @classmethod
+    def describe_models(cls):
+        from keras_segen import generation
+
+        texts = {
+            name: sys.modules[generation.NETWORKS[name][0].__module__].__doc__
+            for name in cls.MODELS
+        }
+        return {name: text.splitlines()[0] for name, text in texts.items()}
+
+    def evaluate(
+        self,
+        model,
+        dataset,
+        *,
+        extractor="efficientnet_lite0",
+        count=None,
+        seed=0,
+        batch_size=None,
+    ):
+        """Measures how far generated pictures are from real ones.
+
+        Args:
+            extractor, count, seed: as in `keras_segen.generation.evaluate`.
+            batch_size: int, for what a model measures of real pictures; None for that of the
+                training.
+
+        Raises:
+            ValueError: what `keras_segen.generation.evaluate` finds wrong.
+        """
+        from keras_segen import generation, plot
+
+        extractor = generation.load_extractor(extractor)
+        found = generation.evaluate(model, dataset, count, extractor, seed, checkpoint=self.kept)
+        columns = min(8, found["fake_images"])
+        pictures = {"generated": plot.mosaic(model.generate(8 * columns, seed=seed), columns)}
+        real = [dataset[k][0] for k in range(min(8 * columns, len(dataset)))]
+        pictures["real"] = plot.mosaic(np.stack(real), columns)
+        return Evaluation(
+            subject=f"{self.model} on {dataset.name}, {dataset.split}",
+            result=f"kernel distance {show(found['kernel_distance'], 4)}, "
+            f"{found['measure']} {show(found['frechet_distance'], 4)}",
+            figures=found,
+            tables=[_table_of_distances(found)],
+            sentences=[
+                f"{found['measure']}: {found['features']} features. {found['real_images']} real "
+                f"images of {found['split']}; {found['checkpoint']}; on {found['backend']}."
+            ],
+            warnings=found["warnings"],
+            gallery=(
+                "What it makes",
+                "Generated pictures, and real ones beside them.",
+                [Shown(self.model, f"seed {seed}", pictures)],
+            ),
+        )
+
+    def generate(
+        self,
+        model,
+        about,
+        out,
+        seed,
+        *,
+        count=None,
+        class_name=None,
+        interpolate=None,
+        traverse=None,
+        nearest=False,
+        split="train",
+        extractor=None,
+        separate=None,
+    ):
+        """Makes pictures: samples, ways between them, directions, what is near to them.
+
+        Args:
+            count: int, samples or rows of the grid; None for 64 samples or 8 rows.
+            class_name: str, the class of all of them, or None.
+            interpolate: int, steps of `keras_segen.generation.interpolation`; or None.
+            traverse: int, steps of `keras_segen.generation.traversal`; or None.
+            nearest: bool, whether to draw `keras_segen.generation.neighbours`.
+            split: str, with `nearest`: the real images to search, `"train"`, `"val"` or `"test"`.
+                They are compared with those of the test split; for that, of the validation split.
+            extractor: with `nearest`, as in `neighbours`.
+            separate: path of a folder to write the samples to instead, each as a PNG of its own
+                size, named by number and class; or None.
+
+        Raises:
+            ValueError: there is no such class, or options do not fit together.
+        """
+        from keras_segen import plot
+        from keras_segen.generation import explore
+
+        chosen = {
+            "interpolate": interpolate is not None,
+            "traverse": traverse is not None,
+            "nearest": nearest,
+            "separate": separate is not None,
+        }
+        given = [name for name, is_given in chosen.items() if is_given]
+        if len(given) > 1:
+            raise ValueError(
+                f"{' and '.join(given)} are different pictures: ask for one at a time."
+            )
+        if not nearest and (split != "train" or extractor is not None):
+            raise ValueError("split and extractor say what the nearest images are: add nearest.")
+        if count is None:
+            count = 64 if given in ([], ["separate"]) else 8
+        names = tuple(about["class_names"])
+        label = None if class_name is None else self._label(model, names, class_name)
+        if separate is not None:
+            explore.write_separately(model, separate, count, label, seed, names)
+            return f"{count} samples", separate
+        plot.check_name(out)
+        what = f"{count} samples"
+        if interpolate is not None:
+            figure = explore.interpolation(model, count, interpolate, label, seed)
+            what = f"{count} ways between samples"
+        elif traverse is not None:
+            images = self.images_to_traverse(seed)
+            figure = explore.traversal(model, images, count, traverse, label, seed)
+            what = f"{min(count, model.latent_dim)} of {model.latent_dim} directions"
+        elif nearest:
+            reals = self.load_data(split)
+            held_out = self.load_data("val" if split == "test" else "test")
+            figure = explore.neighbours(model, reals, held_out, count, extractor, label, seed)
+            what = f"{figure.get_suptitle()}\n{what} beside the nearest images of {split}"
+        else:
+            figure = explore.samples(model, count, label, seed, names)
+        plot.save(figure, out)
+        return what, out
+
+    def images_to_traverse(self, seed):
+        """Images that tell how much each number of a code says, for a model that encodes."""
+        return None
+
+    def _label(self, model, names, class_name):
+        if model.num_classes is None:
+            raise ValueError(
+                f"The {self.model} was trained without classes and makes any image; leave out the "
+                f"class {class_name!r}."
+            )
+        if class_name not in names:
+            raise ValueError(
+                f"no class is named {class_name!r}; expected one of {', '.join(names)}"
+            )
+        return names.index(class_name)
+
+    def network_to_predict(self, model, batch):
+        labels = np.arange(len(batch[0]), dtype="int32") % (model.num_classes or 1)
+        return self.decoder_of(model), model.join(model.draw_codes(len(labels)), labels)
+
+    def decoder_of(self, model):
+        """The network of a model that makes pictures of codes."""
+        raise NotImplementedError
+
+    def outputs(self, model, dataset):
+        """Pictures of fixed codes."""
+        return model.generate(NUM_PROBES, seed=0)
+
+    def apply(self, model, dataset):
+        seconds = []
+        for number in range(NUM_GENERATED):
+            start = time.perf_counter()
+            model.generate(self.batch_size, seed=number, batch_size=self.batch_size)
+            seconds.append(time.perf_counter() - start)
+        return {}, seconds
+
+    def compared_figures(self, model, dataset, history):
+        """The distances to real images, if they are asked for."""
+        found = self.measure(model, dataset)
+        return {name.removeprefix("val_"): float(value) for name, value in found.items()}
+
+    def hand_over(self, own, served):
+        """Holds the largest difference of pictures of the same codes against a limit."""
+        a, b = (each["last_outputs"].astype("float64") for each in (own, served))
+        difference = float(np.abs(a - b).max())
+        return {
+            "largest_difference": difference,
+            "measured": difference,
+            "tolerance": PICTURE_TOLERANCE,
+            "unit": "largest difference of pictures, which go from 0 to 1",
+            "note": f"{NUM_PROBES} pictures of the same codes",
+        }
+
+    def conclude(self, dataset, arrays, folder):
+        """Draws the pictures of each backend, and says how far they are apart."""
+        from keras_segen import plot
+
+        disagreement, pictures = None, []
+        rows = {
+            # What is no number, after a training that diverged, is drawn black.
+            frameworks.FRAMEWORKS[backend]: np.nan_to_num(saved["last_outputs"][:NUM_SHOWN])
+            for backend, saved in arrays.items()
+        }
+        if len(arrays) == 2:
+            a, b = (saved["last_outputs"].astype("float64") for saved in arrays.values())
+            apart = np.abs(a - b)
+            disagreement = {"largest": float(apart.max()), "mean": float(apart.mean())}
+            rows["difference"] = np.nan_to_num(apart[:NUM_SHOWN])
+        if rows:
+            labels = [name if k == 0 else "" for name in rows for k in range(NUM_SHOWN)]
+            figure = plot.images(np.concatenate(list(rows.values())), NUM_SHOWN, labels)
+            plot.save(figure, folder / "predictions.png")
+            note = "A row for each backend's own training, a column for each code"
+            note += "; below, how far they are apart, black where they are equal" * (len(rows) > 2)
+            pictures.append(
+                {
+                    "title": "Pictures of the same codes after the training",
+                    "file": "predictions.png",
+                    "note": f"{note}.",
+                }
+            )
+        return {"disagreement": disagreement, "pictures": pictures}
+
+    @classmethod
+    def describe_disagreement(cls, disagreement):
+        return (
+            "After the training, the pictures that the backends make of the same codes are "
+            f"{show(disagreement['mean'])} apart on average and {show(disagreement['largest'])} "
+            "at most, on a scale from black (0) to white (1). Two trainings that agree step by "
+            "step part in the end: rounding grows with every step, and in a GAN fast."
+        )
+
+    def check_layerwise(self):
+        raise ValueError(
+            f"{self.model} {self.does}, and layer by layer networks that label pixels are "
+            "compared: leave out --parity; losses are compared step by step without it."
+        )
+
+
+def _table_of_distances(found):
+    rows = {
+        "generated against real": {**found, "images": found["fake_images"]},
+        "half of the real against the other": found["sanity"]["real_against_real"],
+        "noise against real": found["sanity"]["real_against_noise"],
+    }
+    shown, three = ("precision", "recall", "density", "coverage"), decimals(3)
+    return Table(
+        "Distances",
+        [
+            "",
+            "images",
+            Column("Fréchet distance", decimals(2)),
+            Column("kernel distance", decimals(4)),
+            Column("±", decimals(4)),
+            *(Column(name, three) for name in shown),
+        ],
+        [
+            [
+                name,
+                row["images"],
+                row["frechet_distance"],
+                row["kernel_distance"],
+                row["kernel_standard_error"],
+                *(row[key] for key in shown),
+            ]
+            for name, row in rows.items()
+        ],
+        note="Two rows to read the first one by: about the best that can be had, and noise.",
+    )
 
 
 @functools.cache

@@ -3,15 +3,20 @@
 import dataclasses
 import inspect
 import math
+import time
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
-from keras_segen import data
+from keras_segen import data, frameworks
 from keras_segen.data import imbalance
-from keras_segen.data.loader import SAMPLINGS
-from keras_segen.tasks.task import Phase, Task, is_file
+from keras_segen.data.loader import SAMPLINGS, Batches
+from keras_segen.report.numbers import percent, show
+from keras_segen.report.tables import Cell, Column, Table
+from keras_segen.tasks import fields
+from keras_segen.tasks.fields import field
+from keras_segen.tasks.task import Figure, Phase, Task, is_file
 
 # The terms of a loss: name -> class of `keras_segen.losses`.
 LOSSES = {
@@ -26,12 +31,10 @@ LOSSES = {
 }
 WEIGHTED_LOSSES = ("cross_entropy", "binary_cross_entropy", "focal")  # by class_weights
 SMOOTHED_LOSSES = ("cross_entropy", "binary_cross_entropy")  # by label_smoothing
-OPTIMIZERS = ("adam", "adamw", "sgd")
-CLASS_WEIGHTS = ("none", *imbalance.CLASS_WEIGHTS)
-ENCODERS = ("none", "vgg16", "resnet50", "mobilenet_v2", "efficientnet_v2_b0", "efficientnet_lite0")
-ENCODER_WEIGHTS = ("imagenet", "none")
-STRIDES = (8, 16, 32)
 NUM_PREVIEWS = 4
+NUM_PROBES = 16  # images whose logits a comparison looks at
+NUM_PICTURES = 6  # images that it draws
+EQUAL_PIXELS = 0.9999  # that keep their class when a model is handed over
 
 # Channels that a laptop trains in reasonable time, by model, without and with an encoder.
 FILTERS = {
@@ -41,94 +44,137 @@ FILTERS = {
 }
 
 
+@fields.document
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SegmentationTask(Task):
     """One training of a model that makes masks, completely described.
 
-    Args:
-        model: str, a name out of `keras_segen.segmentation.MODELS`; or the path of a `.keras` file,
-            a network from images in [0, 1] to logits, whose weights are the start.
-        filters: tuple of int, channels as the model's `filters` argument takes them. None is made
-            for a laptop: `FILTERS`; the paper's U-Net has (64, 128, 256, 512, 1024).
-        channels: int, 1 for grey images or 3 for RGB.
-        augment: str, as `keras_segen.data.Augment.parse` takes it: `"default"`, `"none"`, or
-            steps such as `"flip=0.5 brightness=0.5,-0.2,0.2"`.
-        early_stopping: int, as in `Task`; what is watched is the mean IoU. Epochs with a frozen
-            encoder do not count.
-        schedule: str, as in `Task`; the cosine ends at 0 also after the last epoch with a
-            frozen encoder.
-        encoder: str, one of `ENCODERS`: a pretrained encoder for `unet` or `fcn`.
-        encoder_weights: str, one of `ENCODER_WEIGHTS`: what the encoder starts from.
-        stride: int, one of `STRIDES`: the finest features that `fcn` labels.
-        dropout: float, the share of values that `unet` or `fcn` drops in training.
-        optimizer: str, one of `OPTIMIZERS`.
-        weight_decay: float, for AdamW and SGD: each step takes `learning_rate * weight_decay` of
-            a weight away, apart from its gradient. Biases and the scales and offsets of
-            normalization do not decay.
-        freeze_epochs: int, epochs at the start in which the encoder is frozen; then all of the
-            network is trained, by a new optimizer.
-        fine_tune_rate: float, the learning rate after those; None for a tenth of `learning_rate`.
-        loss: str, a sum of `LOSSES`, such as `"cross_entropy"` or `"cross_entropy+0.5*lovasz"`.
-            With `binary_cross_entropy` the network has one output channel, the logit of class 1
-            of two, and the other terms measure that class.
-        label_smoothing: float in [0, 1); it smooths the cross-entropy.
-        class_weights: str, one of `CLASS_WEIGHTS`, see `keras_segen.data.imbalance`; they weigh
-            the terms that are means over pixels, cross-entropy and focal. Those of overlap are
-            means over classes, which count alike.
-        sampling: str, `"uniform"`, or `"rare_classes"` to draw images with rare classes oftener.
-        folds: int, the number of folds that the training split is cut into, for a
-            cross-validation; 0 for none. Groups of the data set stay whole.
-        fold: int, 1 to `folds`: the fold that is held out. It is the split `"val"` then, and the
-            rest is `"train"`; nothing is chosen on it: the last epoch's model is kept.
-        start_from: path of a run folder whose best model gives the first weights of all layers
-            that it has in common with this network (`segmentation.take_weights`), in place of
-            the seed; None for the seed.
+    The model is a name out of `keras_segen.segmentation.MODELS`, or the path of a `.keras` file,
+    a network from images in [0, 1] to logits, whose weights are the start. Without `filters` it
+    has those of `FILTERS`; the paper's U-Net has 64, 128, 256, 512, 1024.
 
-    The other arguments are those of `keras_segen.tasks.task.Task`.
-
-    Raises:
-        ValueError: a value is not among those allowed.
+    What is watched on the validation split is the mean IoU. Epochs with a frozen encoder do not
+    count for `early_stopping`; the cosine of `schedule` ends at 0 also after the last of them.
     """
 
     MODELS: ClassVar[tuple] = tuple(FILTERS)
-    makes: ClassVar[str] = "masks"
     own_sizes: ClassVar[dict] = {"shapes": 64}
+    does: ClassVar[str] = "labels the pixels of photos"
+    used_by: ClassVar[str] = "predict"
+
+    section: ClassVar[str] = "Predictions"
+    outputs_are: ClassVar[str] = "logits"
+    inputs_are: ClassVar[str] = "images"
+    figures: ClassVar[dict] = {
+        "mean_iou": Figure("Mean IoU, validation", "0 to 1", 4, "mean IoU"),
+        "mean_dice": Figure("Mean Dice, validation", "0 to 1", 4),
+        "pixel_accuracy": Figure("Pixel accuracy, validation", "0 to 1", 4),
+    }
+    quantities: ClassVar[dict] = {
+        "val_loss": "validation loss",
+        "val_mean_iou": "validation mean IoU",
+    }
+    handed_over: ClassVar[tuple] = (
+        ("largest_difference", Column("Largest difference of the logits")),
+        ("equal_pixels", Column("Equal pixels", percent)),
+    )
+    fold_figures: ClassVar[dict] = {
+        "mean_iou": "mean IoU",
+        "mean_dice": "mean Dice",
+        "pixel_accuracy": "pixel accuracy",
+    }
+    fold_details: ClassVar[dict] = {"class_iou": "IoU of every class"}
 
     model: str = "unet"
     channels: int = 3
     batch_size: int = 16
     learning_rate: float = 1e-3
-    encoder: str = "none"
-    encoder_weights: str = "imagenet"
-    stride: int = 8
-    dropout: float = 0.0
-    optimizer: str = "adam"
-    weight_decay: float = 0.0
-    freeze_epochs: int = 0
-    fine_tune_rate: float | None = None
-    loss: str = "cross_entropy"
-    label_smoothing: float = 0.0
-    class_weights: str = "none"
-    sampling: str = "uniform"
-    folds: int = 0
-    fold: int = 0
-    start_from: str | None = None
+    augment: str = field(
+        "default, none, or steps such as 'flip=0.5 brightness=0.5,-0.2,0.2', as "
+        "`keras_segen.data.Augment.parse` takes them.",
+        default="default",
+        common=True,
+    )
+    encoder: str = field(
+        "A pretrained encoder for unet or fcn.",
+        default="none",
+        choices=(
+            "none",
+            "vgg16",
+            "resnet50",
+            "mobilenet_v2",
+            "efficientnet_v2_b0",
+            "efficientnet_lite0",
+        ),
+        common=True,
+    )
+    encoder_weights: str = field(
+        "What the encoder starts from.", default="imagenet", choices=("imagenet", "none")
+    )
+    stride: int = field("The finest features that fcn labels.", default=8, choices=(8, 16, 32))
+    dropout: float = field(
+        "Share of values that unet and fcn drop in training.", default=0.0, at_least=0, below=1
+    )
+    optimizer: str = field(
+        "What makes steps of gradients.", default="adam", choices=("adam", "adamw", "sgd")
+    )
+    weight_decay: float = field(
+        "Of adamw and sgd: each step takes learning rate times this of a weight away. Biases and "
+        "the scales and offsets of normalization do not decay.",
+        default=0.0,
+        at_least=0,
+    )
+    freeze_epochs: int = field(
+        "Epochs at the start in which the encoder is frozen; then all of the network is trained, "
+        "by a new optimizer.",
+        default=0,
+    )
+    fine_tune_rate: float | None = field(
+        "Learning rate after those. Without it, a tenth of the other.", default=None, above=0
+    )
+    loss: str = field(
+        f"A sum such as cross_entropy+0.5*lovasz, of {', '.join(LOSSES)}. With "
+        "binary_cross_entropy the network has one output channel, the logit of class 1 of two.",
+        default="cross_entropy",
+        common=True,
+    )
+    label_smoothing: float = field(
+        "How far the targets of cross-entropy are moved off certainty.",
+        default=0.0,
+        at_least=0,
+        below=1,
+    )
+    class_weights: str = field(
+        "For unbalanced classes: what they weigh in cross-entropy and focal, the means over "
+        "pixels (`keras_segen.data.imbalance`).",
+        default="none",
+        choices=("none", *imbalance.CLASS_WEIGHTS),
+    )
+    sampling: str = field(
+        "Which images an epoch draws; rare_classes draws images with rare classes oftener.",
+        default="uniform",
+        choices=SAMPLINGS,
+    )
+    folds: int = field(
+        "Folds that the training split is cut into, for a cross-validation; 0: none. Groups of "
+        "the data set stay whole.",
+        default=0,
+    )
+    fold: int = field(
+        "The fold that is held out, from 1, as the validation split. Nothing is chosen on it: the "
+        "last epoch's model is kept.",
+        default=0,
+    )
+    start_from: str | None = field(
+        "A run folder whose best model gives the first weights of all layers that it has in "
+        "common with this network. Without it, they are from the seed.",
+        default=None,
+    )
 
     def __post_init__(self):
         super().__post_init__()
         if is_file(self.model):
             self._check_file()
-        self.check_choices(
-            optimizer=OPTIMIZERS,
-            class_weights=CLASS_WEIGHTS,
-            sampling=SAMPLINGS,
-            encoder=ENCODERS,
-            encoder_weights=ENCODER_WEIGHTS,
-            stride=STRIDES,
-            channels=(1, 3),
-        )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}, expected at least 0 and below 1.")
         self._check_encoder()
         if self.folds and (self.folds < 2 or not 1 <= self.fold <= self.folds):
             raise ValueError(
@@ -137,8 +183,6 @@ class SegmentationTask(Task):
             )
         if self.fold and not self.folds:
             raise ValueError(f"fold is {self.fold}, but folds is 0: say how many there are.")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise ValueError(f"weight_decay is {self.weight_decay}, expected 0 or more.")
         if self.weight_decay and self.optimizer == "adam":
             raise ValueError(
                 f"weight_decay is {self.weight_decay}, but adam has none: use optimizer='adamw'."
@@ -155,11 +199,11 @@ class SegmentationTask(Task):
 
     def _check_file(self):
         """Checks that nothing is asked of a whole network that only a builder can give."""
-        for field in ("filters", "encoder", "stride", "dropout", "start_from", "precision"):
-            default = type(self).__dataclass_fields__[field].default
-            if getattr(self, field) not in (default, "float64"):  # a comparison copies it in that
+        for name in ("filters", "encoder", "stride", "dropout", "start_from", "precision"):
+            default = type(self).__dataclass_fields__[name].default
+            if getattr(self, name) not in (default, "float64"):  # a comparison copies it in that
                 raise ValueError(
-                    f"{field} is {getattr(self, field)!r}, but {Path(self.model).name} is a whole "
+                    f"{name} is {getattr(self, name)!r}, but {Path(self.model).name} is a whole "
                     "network with layers and weights of its own: leave it out."
                 )
         object.__setattr__(self, "model", str(Path(self.model).expanduser().resolve()))
@@ -171,15 +215,13 @@ class SegmentationTask(Task):
                 f"loss is {self.loss!r}: cross_entropy needs a channel per class, and "
                 "binary_cross_entropy one channel; use one of the two."
             )
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing is {self.label_smoothing}, expected 0 to below 1.")
-        for field, default, losses in (
+        for name, default, losses in (
             ("class_weights", "none", WEIGHTED_LOSSES),
             ("label_smoothing", 0, SMOOTHED_LOSSES),
         ):
-            if getattr(self, field) != default and not names & set(losses):
+            if getattr(self, name) != default and not names & set(losses):
                 raise ValueError(
-                    f"{field} is {getattr(self, field)!r} and acts on {', '.join(losses)}, but the "
+                    f"{name} is {getattr(self, name)!r} and acts on {', '.join(losses)}, but the "
                     f"loss is {self.loss!r}."
                 )
 
@@ -220,14 +262,11 @@ class SegmentationTask(Task):
                 f"freeze_epochs is {self.freeze_epochs}, but the encoder's weights are random: use "
                 "encoder_weights='imagenet' or start_from."
             )
-        if self.fine_tune_rate is not None:
-            if not (math.isfinite(self.fine_tune_rate) and self.fine_tune_rate > 0):
-                raise ValueError(f"fine_tune_rate is {self.fine_tune_rate}, expected more than 0.")
-            if not self.freeze_epochs:
-                raise ValueError(
-                    f"fine_tune_rate is {self.fine_tune_rate}, the learning rate after the epochs "
-                    "with a frozen encoder, but freeze_epochs is 0."
-                )
+        if self.fine_tune_rate is not None and not self.freeze_epochs:
+            raise ValueError(
+                f"fine_tune_rate is {self.fine_tune_rate}, the learning rate after the epochs "
+                "with a frozen encoder, but freeze_epochs is 0."
+            )
 
     def phases(self):
         """Returns the phases of the training, one after the other: a list of `Phase`."""
@@ -242,6 +281,19 @@ class SegmentationTask(Task):
             ),
         ]
         return [phase for phase in phases if phase.first < phase.end]
+
+    @classmethod
+    def takes(cls, model):
+        return is_file(model) or super().takes(model)
+
+    @classmethod
+    def describe_models(cls):
+        from keras_segen import segmentation
+
+        return {
+            name: inspect.getdoc(build).splitlines()[0]
+            for name, build in segmentation.MODELS.items()
+        }
 
     def load_data(self, split):
         """Loads a split of the data set: a `keras_segen.data.Dataset`."""
@@ -446,3 +498,189 @@ class SegmentationTask(Task):
 
     def outcome(self, history):
         return f"Best validation mean IoU {max(history['val_mean_iou']):.4f}"
+
+    def evaluate(self, model, dataset, *, batch_size=None):
+        """As `keras_segen.segmentation.evaluate`; `batch_size` None is that of the training."""
+        from keras_segen.segmentation.evaluate import evaluate
+
+        return evaluate(model, dataset, batch_size or self.batch_size)
+
+    def predict(
+        self,
+        model,
+        about,
+        paths,
+        out,
+        *,
+        output="classes",
+        full_size=False,
+        tile=None,
+        overlap=None,
+        flips="none",
+        scales=(1.0,),
+        fold=False,
+    ):
+        """Writes masks for photos, see `keras_segen.segmentation.label_photos`.
+
+        Each photo is brought to the size of the training, at which the network knows things, and
+        the probabilities back to the photo's own size before the class is chosen.
+
+        Args:
+            output: `"classes"`, `"probabilities"` or `"entropy"`.
+            full_size: bool, whether photos are predicted at their own size, in tiles: for photos
+                in which things are as large, in pixels, as in the images of the training.
+            tile: int or `(height, width)`, with `full_size`: size of the tiles; None is 512. The
+                size of the training may be too small: near the edge of a tile a network sees no
+                surroundings, and where tiles overlap little that shows as seams.
+            overlap: int, with `full_size`: pixels that tiles share; None is a quarter of the tile.
+            flips, scales, fold: as in `keras_segen.segmentation.Predictor`.
+
+        Raises:
+            ValueError: an option is out of range.
+        """
+        from keras_segen import segmentation
+        from keras_segen.segmentation.predict import DEFAULT_TILE
+
+        if not full_size and (tile is not None or overlap is not None):
+            raise ValueError(
+                "tile and overlap cut photos at their own size, and these are brought to the size "
+                "of the training: add full_size (--full-size), or leave both out."
+            )
+        if full_size and tile is None:
+            tile = DEFAULT_TILE
+        predictor = segmentation.Predictor(
+            model, tile, overlap, flips=flips, scales=scales, fold=fold
+        )
+        size = None if full_size else tuple(about["image_shape"][:2])
+        palette, label_ids = np.array(about["palette"], "uint8"), np.array(about["label_ids"])
+        return segmentation.label_photos(predictor, paths, out, palette, label_ids, output, size)
+
+    def outputs(self, model, dataset):
+        """Logits of some validation images."""
+        from keras_segen import backend
+
+        images = [dataset[i][0] for i in range(min(NUM_PROBES, len(dataset)))]
+        return backend.infer(model, np.stack(images))
+
+    def apply(self, model, dataset):
+        """Predicts every image: `ids`, class ids `(items, height, width)`, uint8."""
+        from keras_segen import backend, metrics
+
+        ids, seconds = [], []
+        for images, _ in Batches(dataset, self.batch_size).read(epoch=0):
+            start = time.perf_counter()
+            logits = backend.infer(model, images)
+            seconds.append(time.perf_counter() - start)
+            ids.append(metrics.class_ids(logits).astype("uint8"))
+        return {"ids": np.concatenate(ids)}, seconds
+
+    def compared_figures(self, model, dataset, history):
+        from keras_segen.segmentation.evaluate import confusion_matrix, figures
+
+        matrix = confusion_matrix(model, dataset, self.batch_size)
+        found = figures(matrix, dataset.class_names)
+        return {**found, "class_iou": list(found["class_iou"].values())}
+
+    def hand_over(self, own, served):
+        """Holds the share of pixels that change their class against a limit."""
+        equal = float((own["ids"] == served["ids"]).mean())
+        a, b = (each["last_outputs"].astype("float64") for each in (own, served))
+        apart, largest = float(np.abs(a - b).max()), float(np.abs(a).max())
+        return {
+            "largest_difference": apart,
+            "largest_output": largest,
+            "equal_pixels": equal,
+            "measured": 1.0 - equal,
+            "tolerance": 1.0 - EQUAL_PIXELS,
+            "unit": "share of pixels that change",
+            "note": f"logits differ by at most {show(apart, 2)} (the largest is "
+            f"{show(largest, 2)})",
+        }
+
+    def conclude(self, dataset, arrays, folder):
+        """Draws what each backend predicts, and counts the pixels where they disagree."""
+        from keras_segen import plot
+
+        disagreement, pictures = None, []
+        if len(arrays) == 2:
+            a, b = (saved["ids"] for saved in arrays.values())
+            pixels = int((a != b).sum())
+            disagreement = {"pixels": pixels, "of": int(a.size), "share": pixels / a.size}
+        if arrays:
+            chosen = np.linspace(0, len(dataset) - 1, min(NUM_PICTURES, len(dataset))).astype(int)
+            images, truth = map(np.stack, zip(*(dataset[int(i)] for i in chosen), strict=True))
+            figure = plot.comparison(
+                images,
+                truth,
+                {
+                    frameworks.FRAMEWORKS[backend]: saved["ids"][chosen]
+                    for backend, saved in arrays.items()
+                },
+                palette=dataset.palette,
+                class_names=dataset.class_names,
+                ignore_class=dataset.ignore_class,
+            )
+            plot.save(figure, folder / "predictions.png")
+            pictures.append(
+                {
+                    "title": "The same validation images on both backends",
+                    "file": "predictions.png",
+                    "note": "Image, truth, what each backend's own training predicts, and where "
+                    "they disagree.",
+                }
+            )
+        return {
+            "class_names": list(dataset.class_names),
+            "palette": np.asarray(dataset.palette).tolist(),
+            "disagreement": disagreement,
+            "pictures": pictures,
+        }
+
+    @classmethod
+    def describe_disagreement(cls, disagreement):
+        pixels, total = show(disagreement["pixels"]), show(disagreement["of"])
+        if not disagreement["pixels"]:
+            return f"The backends give each of the {total} pixels the same class."
+        return (
+            f"The backends give {pixels} of {total} pixels ({percent(disagreement['share'])}) "
+            "another class."
+        )
+
+    @classmethod
+    def compared_tables(cls, report, columns):
+        """The IoU of every class."""
+        found = [
+            (backend.get("metrics") or {}).get("class_iou") or []
+            for backend in report["backends"].values()
+        ]
+        if not any(found):
+            return []
+        palette = report.get("palette") or []
+        rows = []
+        for number, name in enumerate(report.get("class_names") or []):
+            color = f"rgb{tuple(palette[number])}" if number < len(palette) else None
+            values = [each[number] if number < len(each) else None for each in found]
+            rows.append([Cell(name, swatch=color), *values])
+        columns = [dataclasses.replace(c, show=lambda value: show(value, 4)) for c in columns]
+        return [
+            Table(
+                "IoU of every class, validation",
+                ["Class", *columns],
+                rows,
+                note="Intersection over union, 0 to 1; a dash where the class occurs neither in "
+                "the truth nor in the prediction.",
+            )
+        ]
+
+    def check_layerwise(self):
+        if self.dropout:
+            raise ValueError(
+                f"dropout is {self.dropout}, and each backend draws other values to drop: "
+                "compare layer by layer with dropout=0."
+            )
+
+    def check_network(self, model, dataset, name):
+        from keras_segen.segmentation import check_network
+
+        self.check_images(dataset)
+        check_network(model, dataset, self.num_outputs(dataset), name)

@@ -1,18 +1,20 @@
-"""What every training has in common, whether its model makes masks or pictures."""
+"""The interface of a task: what is trained, and all that the house asks about it.
+
+A task is plain values that go to JSON and back. One file beside this one holds one kind of task,
+and `registry.py` lists them; `docs/architecture.md` shows how to add one. Keras is imported inside
+the methods that need it.
+"""
 
 import contextlib
 import dataclasses
 import json
-import math
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from keras_segen import data
 from keras_segen.data.loader import Batches
-
-SCHEDULES = ("constant", "cosine")
-PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16", "float64")
-CACHES = ("none", "ram", "disk")
+from keras_segen.tasks import fields
+from keras_segen.tasks.fields import field
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,83 +34,112 @@ class Phase:
     learning_rate: float
 
 
+class Figure(NamedTuple):
+    """A figure that a comparison shows of each backend, as it is named on a page.
+
+    `headline` is what the verdict calls it; without one it stands in the table only.
+    """
+
+    label: str
+    unit: str
+    digits: int
+    headline: str = ""
+
+
+@fields.document
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is trained, as plain values; the base of `keras_segen.tasks`'s classes.
+    """What is trained, as plain values; the base of all kinds of tasks.
 
-    Each class is for some models, `MODELS`, and says how they are built, compiled, watched and
-    drawn. `makes` is what these models make: `"masks"` or `"pictures"`.
-
-    Args:
-        model: str, one of `MODELS`.
-        data: str, a data set as `keras_segen.data.load` takes it: `"shapes"`, `"folder:PATH"`.
-        filters: tuple of int, channels as the model's `filters` argument takes them; None is made
-            for a laptop.
-        image_size: `(height, width)` that images are brought to; None for the data set's own.
-        channels: int, 1 for grey images or 3 for RGB; None, if the class allows it, for the data
-            set's own.
-        batch_size: int.
-        epochs: int.
-        learning_rate: float, at the start.
-        schedule: str, one of `SCHEDULES`; the cosine ends at 0 after the last epoch.
-        early_stopping: int, the training ends after so many epochs in which what is watched on
-            the validation split did not get better (`monitor`); 0 for never.
-        augment: str, `"default"`, `"none"`, or what the class allows.
-        precision: str, one of `PRECISIONS`; `"float64"` is for a comparison layer by layer, and
-            no training takes it.
-        seed: int, for all that is random.
-        workers: int, processes that prepare batches; 0 for a thread.
-        cache: str, one of `CACHES`: where decoded images are kept.
-
-    Raises:
-        ValueError: a value is not among those allowed.
+    A kind of task is a class for some models, `MODELS`. It says how they are built, compiled,
+    watched and drawn, how they are judged and used, and what a comparison of backends looks at.
     """
 
     MODELS: ClassVar[tuple] = ()
-    makes: ClassVar[str] = ""
     own_sizes: ClassVar[dict] = {}  # sizes of data sets that can be drawn at any
+    does: ClassVar[str] = ""  # what its models do, in words: "labels the pixels of photos"
+    used_by: ClassVar[str] = ""  # the command that puts them to use: "predict"
 
-    model: str
-    data: str = "shapes"
-    filters: tuple | None = None
-    image_size: tuple | None = None
-    channels: int | None = None
-    batch_size: int
-    epochs: int = 5
-    learning_rate: float
-    schedule: str = "constant"
-    early_stopping: int = 0
-    augment: str = "default"
-    precision: str = "float32"
-    seed: int = 0
-    workers: int = 0
-    cache: str = "none"
+    # What a comparison of backends calls things, and how far their losses may differ at least.
+    result: ClassVar[str] = "both came to the same result"
+    section: ClassVar[str] = "Outputs"
+    outputs_are: ClassVar[str] = "outputs"
+    inputs_are: ClassVar[str] = "inputs"
+    least_loss_tolerance: ClassVar[float] = 1e-3
+    work: ClassVar[tuple] = ("predict", "Prediction per batch")  # what `apply` takes the time of
+    figures: ClassVar[dict] = {}  # name, as in `compared_figures` -> Figure
+    quantities: ClassVar[dict] = {}  # column of the history -> what a chart calls it
+    handed_over: ClassVar[tuple] = ()  # columns of `report.tables.Column`, with the key of each
+
+    bench_sizes: ClassVar[tuple] = ((64, 64), (128, 128))  # of images, for `bench costs`
+    fold_figures: ClassVar[dict] = {}  # what folds are compared by -> its name; none: no folds
+    fold_details: ClassVar[dict] = {}  # dicts of such figures -> the title of their table
+
+    model: str = field("What is trained: a name that `keras-segen models` lists.", common=True)
+    data: str = field(
+        "Data set: a name that `keras-segen datasets` lists, such as folder:PATH.",
+        default="shapes",
+        common=True,
+    )
+    filters: tuple[int, ...] | None = field(
+        "Channels per level, such as 16,32,64. Without it, what suits a laptop.",
+        default=None,
+        at_least=1,
+        common=True,
+    )
+    image_size: tuple[int, int] | None = field(
+        "HEIGHTxWIDTH that images are brought to, such as 176x240. Without it, the data set's own.",
+        default=None,
+        at_least=1,
+        between="x",
+        common=True,
+    )
+    channels: int | None = field(
+        "1 for gray images, 3 for RGB. Without it, the data set's own where the model allows it.",
+        default=None,
+        choices=(1, 3),
+    )
+    batch_size: int = field("Images per step.", at_least=1, common=True)
+    epochs: int = field("Passes over the training split.", default=5, at_least=1, common=True)
+    learning_rate: float = field("Learning rate at the start.", above=0, common=True)
+    schedule: str = field(
+        "How the learning rate goes on; the cosine ends at 0 after the last epoch.",
+        default="constant",
+        choices=("constant", "cosine"),
+    )
+    early_stopping: int = field(
+        "Stop after so many epochs without a better figure on the validation split; 0: never.",
+        default=0,
+        at_least=0,
+    )
+    augment: str = field("Random changes of the training images.", default="default", common=True)
+    precision: str = field(
+        "Numbers to compute with; float64 is for a comparison layer by layer (compare --parity).",
+        default="float32",
+        choices=("float32", "mixed_float16", "mixed_bfloat16", "float64"),
+    )
+    seed: int = field("For all that is random.", default=0, at_least=0, common=True)
+    workers: int = field("Processes that prepare batches; 0 for a thread.", default=0, at_least=0)
+    cache: str = field(
+        "Where decoded images are kept.", default="none", choices=("none", "ram", "disk")
+    )
 
     def __post_init__(self):
-        self.check_choices(schedule=SCHEDULES, precision=PRECISIONS, cache=CACHES)
-        for field in ("batch_size", "epochs"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} is {getattr(self, field)}, expected 1 or more.")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ValueError(f"learning_rate is {self.learning_rate}, expected more than 0.")
-        if self.early_stopping < 0:
-            raise ValueError(
-                f"early_stopping is {self.early_stopping}, expected a number of epochs, or 0."
-            )
+        fields.check(self)
         name, colon, path = self.data.partition(":")
         if path:  # so that a run resumes from anywhere
             path = Path(path).expanduser().resolve()
             object.__setattr__(self, "data", f"{name}{colon}{path}")
 
-    def check_choices(self, **choices):
-        """Raises a ValueError if a field has none of the values that are given for it."""
-        for field, allowed in choices.items():
-            if getattr(self, field) not in allowed:
-                raise ValueError(
-                    f"{field} is {getattr(self, field)!r}, expected one of "
-                    + ", ".join(map(repr, allowed))
-                    + "."
-                )
+    @classmethod
+    def takes(cls, model):
+        """Whether this kind of task trains a model: a name, or the path of a file."""
+        return model in cls.MODELS
+
+    @classmethod
+    def describe_models(cls):
+        """What the models are: dict from a name to a line."""
+        raise NotImplementedError
 
     @classmethod
     def default(cls, field, model):
@@ -287,6 +318,138 @@ class Task:
     def outcome(self, history):
         """What a training came to, in words."""
         raise NotImplementedError
+
+    # --- judged and used
+
+    def evaluate(self, model, dataset):
+        """Judges a trained model on a split.
+
+        Args:
+            model: what a run keeps.
+            dataset: what `load_data` returned.
+
+        A kind of task adds options of its own, by keyword: the commands pass on those that are
+        given, and refuse those that it lacks.
+
+        Returns:
+            A `keras_segen.report.evaluation.Evaluation`.
+        """
+        raise NotImplementedError
+
+    def predict(self, model, about, paths, out):
+        """Predicts photos and writes files, as `keras_segen.runs.predict` does.
+
+        Args:
+            model: what a run keeps.
+            about: dict, what `describe_data` said when the run began.
+            paths: list of image files, no two with one stem.
+            out: the folder to write to.
+
+        Yields:
+            The path of each file written. Options as in `evaluate`.
+        """
+        raise self._not_made_for("predicts no photos")
+
+    def generate(self, model, about, out, seed):
+        """Makes images and writes them, as `keras_segen.runs.generate` does.
+
+        Args:
+            model, about: as in `predict`.
+            out: path of the PNG to write.
+            seed: int.
+
+        Returns:
+            `(what, where)`: what was made, in words, and the path. Options as in `evaluate`.
+        """
+        raise self._not_made_for("makes no images")
+
+    def _not_made_for(self, what):
+        return ValueError(
+            f"{self.model} {self.does} and {what}: use keras-segen {self.used_by}, or name the "
+            "run of another model."
+        )
+
+    def network_to_predict(self, model, batch):
+        """What runs when a trained model is used, for a clock.
+
+        Args:
+            model: what `build_model` returned.
+            batch: a batch of the training, NumPy arrays.
+
+        Returns:
+            `(network, inputs)`: a `keras.Model` and what it takes.
+        """
+        return model, batch[0]
+
+    # --- compared between backends
+
+    def outputs(self, model, dataset):
+        """What a model makes of fixed inputs: float32 array, the first axis counts them."""
+        raise NotImplementedError
+
+    def apply(self, model, dataset):
+        """Runs the model over a data set.
+
+        Returns:
+            arrays: dict of NumPy arrays, which `hand_over` and `conclude` get.
+            seconds: list of float, the time of each batch.
+        """
+        raise NotImplementedError
+
+    def compared_figures(self, model, dataset, history):
+        """Returns what the model came to: dict of name -> float, those of `figures` and others."""
+        raise NotImplementedError
+
+    def hand_over(self, own, served):
+        """Compares what a model gave where it was trained with what it gives elsewhere.
+
+        Args:
+            own, served: dicts with `last_outputs`, and the arrays of `apply`.
+
+        Returns:
+            Dict of plain values: `measured`, `tolerance`, `unit` and `note` of the check, and what
+            `handed_over` shows.
+        """
+        raise NotImplementedError
+
+    def conclude(self, dataset, arrays, folder):
+        """Draws what the backends make, and says how far it differs.
+
+        Args:
+            dataset: the validation split.
+            arrays: dict of backend -> its arrays, as for `hand_over`.
+            folder: `pathlib.Path` to draw into.
+
+        Returns:
+            Dict, parts of the report: `disagreement` (dict or None) and `pictures`, a list of
+            dicts with `title`, `file` and `note`.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def describe_disagreement(cls, disagreement):
+        """What `conclude` found as a sentence."""
+        raise NotImplementedError
+
+    @classmethod
+    def compared_tables(cls, report, columns):
+        """Further tables of a report.
+
+        Args:
+            report: dict, as in `report.json`.
+            columns: list of `keras_segen.report.tables.Column`, one for each backend.
+
+        Returns:
+            List of `keras_segen.report.tables.Table`.
+        """
+        return []
+
+    def check_layerwise(self):
+        """Raises a ValueError if the model cannot be compared layer by layer."""
+
+    def check_network(self, model, dataset, name):
+        """Raises a ValueError if a network of a user's own is not one for this task."""
+        raise ValueError(f"{self.model} is not trained from a network of one's own.")
 
 
 def is_file(model):

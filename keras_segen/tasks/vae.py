@@ -3,44 +3,51 @@
 import dataclasses
 from typing import ClassVar
 
+import numpy as np
+
+from keras_segen.data.loader import Batches
+from keras_segen.tasks import fields
+from keras_segen.tasks.fields import field
 from keras_segen.tasks.generation import GenerationTask
+from keras_segen.tasks.task import Figure
 
-LIKELIHOODS = ("gaussian", "bernoulli")
 NUM_RECONSTRUCTIONS = 32
+NUM_TRAVERSED = 256  # images that tell how much each number of a code says
+BOUND_IMAGES = 1000  # whose importance-weighted bound is computed
+BOUND_SAMPLES = 64  # codes for each of them
 
 
+@fields.document
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VaeTask(GenerationTask):
     """One training of a VAE, completely described.
 
-    Args:
-        model: str, `"vae"`.
-        filters: tuple of int, as `vae_encoder` takes them; None for 32, 64, 128, ….
-        latent_dim: int, numbers in a code.
-        likelihood: str, one of `LIKELIHOODS`, see `keras_segen.generation.VAE`.
-        beta: float, weight of the distance to the standard normal; 1 for the bound.
-
-    The other arguments are those of `GenerationTask` and `keras_segen.tasks.task.Task`. The
-    optimizer is Adam. What is watched is the bound (ELBO) on the validation split, unless
-    `judge` is given.
-
-    Raises:
-        ValueError: a value is not among those allowed.
+    Without `filters`, the networks have 32, 64, 128, 128, … channels. The optimizer is Adam. What
+    is watched is the bound (ELBO) on the validation split, unless `judge` is given.
     """
 
     MODELS: ClassVar[tuple] = ("vae",)
+    figures: ClassVar[dict] = {
+        "elbo": Figure("ELBO, validation", "nats per image", 5, "the validation ELBO"),
+        "bits_per_dimension": Figure("Bits per dimension, validation", "bits", 4),
+        **GenerationTask.figures,
+    }
+    quantities: ClassVar[dict] = {
+        "val_loss": "validation loss",
+        "val_elbo": "validation ELBO",
+    }
 
     model: str = "vae"
     learning_rate: float = 1e-3
     latent_dim: int = 64
-    likelihood: str = "gaussian"
-    beta: float = 1.0
-
-    def __post_init__(self):
-        self.check_choices(model=self.MODELS)
-        super().__post_init__()
-        self.check_choices(likelihood=LIKELIHOODS)
-        self.check_at_least(0, "beta")
+    likelihood: str = field(
+        "What the decoder says of a pixel.", default="gaussian", choices=("gaussian", "bernoulli")
+    )
+    beta: float = field(
+        "Weight of the distance between codes and the standard normal; 1 for the bound.",
+        default=1.0,
+        at_least=0,
+    )
 
     def networks(self, build_first, build_second, image_shape, num_classes):
         levels = range(self.halvings(image_shape))
@@ -68,8 +75,6 @@ class VaeTask(GenerationTask):
 
     def draw(self, model, val_data):
         """Draws what the model makes of fixed codes, and validation images beside themselves."""
-        import numpy as np
-
         from keras_segen import plot
 
         count = min(NUM_RECONSTRUCTIONS, len(val_data))
@@ -83,3 +88,91 @@ class VaeTask(GenerationTask):
         if self.judge:
             return super().outcome(history)
         return f"Best validation ELBO {max(history['val_elbo']):.2f} nats per image"
+
+    def evaluate(
+        self,
+        model,
+        dataset,
+        *,
+        extractor="efficientnet_lite0",
+        count=None,
+        seed=0,
+        batch_size=None,
+    ):
+        """As `GenerationTask.evaluate`, and the bounds of the likelihood.
+
+        The figures have `bounds` too: see `bounds`.
+        """
+        found = super().evaluate(
+            model, dataset, extractor=extractor, count=count, seed=seed, batch_size=batch_size
+        )
+        both = bounds(model, dataset, batch_size or self.batch_size, seed)
+        weighted = both["importance_weighted"]
+        found.figures["bounds"] = both
+        found.sentences += [
+            f"ELBO {both['elbo']:.2f} nats per image, {both['bits_per_dimension']:.4f} bits per "
+            f"dimension; reconstruction {both['reconstruction']:.2f}, KL {both['kl']:.2f}; "
+            f"{both['images']} images.",
+            f"Importance-weighted bound {weighted['bound']:.2f} nats, "
+            f"{weighted['bits_per_dimension']:.4f} bits per dimension, where the ELBO is "
+            f"{weighted['elbo']:.2f}; {weighted['images']} images, {weighted['samples']} codes "
+            "each.",
+        ]
+        return found
+
+    def images_to_traverse(self, seed):
+        from keras_segen.generation.explore import pick
+
+        return pick(self.load_data("val"), NUM_TRAVERSED, seed)
+
+    def decoder_of(self, model):
+        return model.decoder
+
+    def compared_figures(self, model, dataset, history):
+        """The last validation bounds, and distances to real images if they are asked for."""
+        found = super().compared_figures(model, dataset, history)
+        for name in ("elbo", "bits_per_dimension"):
+            if f"val_{name}" in history:
+                found[name] = float(history[f"val_{name}"][-1])
+        return found
+
+
+def bounds(vae, dataset, batch_size=64, seed=0):
+    """Computes a VAE's bounds on the log-likelihood of a data set.
+
+    Args:
+        vae: a `keras_segen.generation.VAE`.
+        dataset: a `keras_segen.data.Pictures`, with classes if the model is told them.
+        batch_size: int, images at once.
+        seed: int, for the codes of the importance-weighted bound.
+
+    Returns:
+        Dict: `images` of the split and, as means over them, `elbo`, `reconstruction` and `kl` in
+        nats per image and `bits_per_dimension`; and `importance_weighted`, a dict of `images`,
+        `samples`, `bound` (nats per image), `bits_per_dimension` and the `elbo` of the same
+        images: the first 1000 of the split, 64 codes each.
+    """
+    from keras_segen import backend
+
+    if not vae.compiled:
+        vae.compile()
+    found = vae.evaluate(
+        backend.make_loader(Batches(dataset, batch_size)), verbose=0, return_dict=True
+    )
+    first = [dataset[k] for k in range(min(BOUND_IMAGES, len(dataset)))]
+    images, labels = map(np.stack, zip(*first, strict=True))
+    labels = None if vae.num_classes is None else labels
+    weighted = vae.importance_weighted_bound(images, labels, BOUND_SAMPLES, seed, batch_size)
+    same = vae.evaluate(images, labels, batch_size, verbose=0, return_dict=True)
+    return {
+        "images": len(dataset),
+        **{name: float(found[name]) for name in ("elbo", "reconstruction", "kl")},
+        "bits_per_dimension": float(found["bits_per_dimension"]),
+        "importance_weighted": {
+            "images": len(images),
+            "samples": BOUND_SAMPLES,
+            "bound": float(weighted.mean()),
+            "bits_per_dimension": float(vae.bits_per_dimension(weighted.mean())),
+            "elbo": float(same["elbo"]),
+        },
+    }

@@ -16,6 +16,7 @@ from keras import ops
 
 from keras_segen import backend
 from keras_segen.compare.layerwise.divergence import HIGH, LOW, Record
+from keras_segen.data.tree import checksum
 from keras_segen.determinism import rng
 from keras_segen.segmentation.fold import as_functional
 
@@ -34,7 +35,8 @@ def record(model, batches, compile_model, tell=lambda text: None):
     Args:
         model: a functional or sequential `keras.Model` in float32 with all its weights. It is
             not changed.
-        batches: list of pairs `(images, masks)`, NumPy arrays, one for each step.
+        batches: list of pairs `(images, target)`, NumPy arrays or dicts of them as target, one for
+            each step.
         compile_model: `callable(model)`, compiles a copy with optimizer and loss. Called once in
             each precision; the metrics are not used.
         tell: called with a line of text before each part.
@@ -57,7 +59,7 @@ def record(model, batches, compile_model, tell=lambda text: None):
     found = Record(
         backend=keras.backend.backend(),
         layers=[],
-        batches=[zlib.crc32(masks, zlib.crc32(images)) for images, masks in batches],
+        batches=[checksum(*batch) for batch in batches],
         arrays={},
     )
     for precision in (LOW, HIGH):
@@ -181,9 +183,9 @@ def _follow(found, model, batches, precision, tell):
         if keras.backend.is_float_dtype(variable.dtype) and id(variable) in weights
     ]
     before = [_numpy(variable) for variable in trainable]
-    for k, (images, masks) in enumerate(batches):
+    for k, (images, target) in enumerate(batches):
         tell(f"step {k + 1} of {len(batches)}, {precision}")
-        seen, loss, by_variables, by_tensors = _step(model, images, masks, named if k == 0 else [])
+        seen, loss, by_variables, by_tensors = _step(model, images, target, named if k == 0 else [])
         for (name, layer, tensor), gradient in zip(seen, by_tensors, strict=True):
             keep("training", name, tensor)
             if gradient is not None:
@@ -219,7 +221,7 @@ def _follow(found, model, batches, precision, tell):
             arrays[f"{precision}/steps/{kind}"] = np.stack(values)
 
 
-def _step(model, images, masks, named):
+def _step(model, images, target, named):
     """One training step; returns what the named layers put out, the loss and the gradients."""
     seen = []
 
@@ -227,7 +229,8 @@ def _step(model, images, masks, named):
         with watching(named) as found:
             outputs = model(images, training=True)
         seen.extend(found)
-        loss = model.compute_loss(x=images, y=ops.convert_to_tensor(masks), y_pred=outputs)
+        y = keras.tree.map_structure(ops.convert_to_tensor, target)
+        loss = model.compute_loss(x=images, y=y, y_pred=outputs)
         return loss, [tensor for _, _, tensor in found]
 
     trainable = model.trainable_variables

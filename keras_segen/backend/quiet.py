@@ -1,0 +1,49 @@
+"""TensorFlow's start without the lines that it writes on every machine."""
+
+import contextlib
+import os
+import sys
+import tempfile
+
+# Of lines that say nothing is wrong: no GPU is here, or what the CPU has.
+NOISE = (
+    "All log messages before absl::InitializeLog() is called",
+    "cudart_stub.cc",
+    "cuda_platform.cc",
+    "cpu_feature_guard.cc",
+    "To enable the following instructions",
+    "oneDNN custom operations are on",
+)
+
+
+@contextlib.contextmanager
+def without_noise():
+    """Drops the lines of `NOISE` from what is written to standard error, also by C++.
+
+    All else is passed on at the end.
+    """
+    sys.stderr.flush()
+    standard_error = os.dup(2)
+    with tempfile.TemporaryFile() as written:
+        os.dup2(written.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(standard_error, 2)
+            os.close(standard_error)
+            written.seek(0)
+            for line in written:
+                if not any(noise.encode() in line for noise in NOISE):
+                    os.write(2, line)
+
+
+def start():
+    """Imports TensorFlow and lets it look for devices, without noise.
+
+    Where there is a GPU, what TensorFlow says of it is passed on.
+    """
+    with without_noise():
+        import tensorflow
+
+        tensorflow.config.list_physical_devices()

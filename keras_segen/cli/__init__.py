@@ -1,0 +1,46 @@
+"""keras-segen: thin commands over the package.
+
+`KERAS_BACKEND` (or `--backend`) chooses the framework. Keras is imported by the commands that
+need it, after that choice.
+"""
+
+import os
+import signal
+import sys
+
+from rich.text import Text
+
+# Each adds commands, in the order in which --help lists them.
+# isort: off
+from keras_segen.cli import train, use, compare, bench, about  # noqa: F401
+
+# isort: on
+from keras_segen.cli.common import app, errors
+
+
+def main():
+    """The entry point: one line for what a user can mend, a traceback for what is our fault."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        _check_arguments(sys.argv[1:])
+        app(prog_name="keras-segen")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        if os.environ.get("KERAS_SEGEN_TRACEBACK"):
+            raise
+        errors.print(Text.assemble(("error:", "bold red"), f" {error}"))
+        sys.exit(1)
+
+
+def _check_arguments(arguments):
+    """Raises a ValueError if one is empty, as that of a variable which is not set."""
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        option, equals, value = argument.partition("=")
+        if not argument or (option.startswith("--") and equals and not value):
+            name = option or (before if before.startswith("-") else "An argument")
+            raise ValueError(f"{name} is empty: expected a value, or leave it out.")
+
+
+def _interrupt(number, frame):
+    raise KeyboardInterrupt

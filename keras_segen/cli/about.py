@@ -1,0 +1,86 @@
+"""What there is: versions and frameworks, data sets, models."""
+
+import json
+import os
+import subprocess
+import sys
+from typing import Annotated
+
+import rich.table
+import typer
+from rich.text import Text
+
+from keras_segen import frameworks
+from keras_segen.cli.common import app, console
+
+
+@app.command()
+def doctor():
+    """Show versions, frameworks, devices, threads and the data cache; exit 1 if nothing runs."""
+    from keras_segen import machine
+    from keras_segen.data.cache import cache_folder
+
+    table = rich.table.Table(show_header=False, box=None)
+    for name, value in {**machine.describe(), **machine.versions()}.items():
+        table.add_row(name, "not installed" if value is None else str(value))
+    table.add_row("data cache", str(cache_folder()))
+    table.add_row("KERAS_BACKEND", os.environ.get("KERAS_BACKEND", "not set"))
+    console.print(table)
+    works = []
+    for backend in frameworks.FRAMEWORKS:
+        if backend not in frameworks.installed():
+            console.print(f"{backend}: not installed (pip install 'keras-segen[{backend}]')")
+            continue
+        code = (
+            "import json; from keras_segen import backend; from keras_segen.backend import faster; "
+            "faster.apply_by_default(); print(json.dumps([backend.settings(), faster.status()]))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "2"},
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode == 0:
+            works.append(backend)
+            found, replaced = json.loads(done.stdout.splitlines()[-1])
+            console.print(f"{backend}: runs; " + ", ".join(f"{k} {v}" for k, v in found.items()))
+            for name, text in replaced.items():
+                console.print(f"  {name}: {text}")
+        else:
+            console.print(f"{backend}: fails: {done.stderr.strip().splitlines()[-1]}")
+    if not works:
+        raise typer.Exit(1)
+
+
+@app.command()
+def datasets(
+    download: Annotated[
+        str | None, typer.Option(help="Fetch this data set, such as cifar10; says its size first.")
+    ] = None,
+):
+    """List the data sets, or download one."""
+    from keras_segen import data
+
+    if download is not None:
+        data.download(download)
+        return
+    _print_list(data.DATASETS)
+
+
+@app.command()
+def models():
+    """List the models: those that make masks, then those that make pictures."""
+    from keras_segen.tasks.registry import KINDS
+
+    texts = {}
+    for kind in KINDS:
+        texts |= kind.describe_models()
+    _print_list(texts)
+
+
+def _print_list(texts):
+    """Prints names and what they are, one below the other."""
+    width = max(map(len, texts))
+    for name, text in texts.items():
+        console.print(Text.assemble((name.ljust(width), "bold"), f"  {text}"))

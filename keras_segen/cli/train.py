@@ -1,0 +1,72 @@
+"""Training into a run folder."""
+
+import functools
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from keras_segen.cli.common import Backend, Stock, app, console, errors, use
+from keras_segen.cli.fields import takes_task
+from keras_segen.run_folder import check_new, load_run
+from keras_segen.tasks import registry
+
+WITH_RESUME = ("resume", "tensorboard", "stock", "backend")
+
+
+@app.command()
+@takes_task
+def train(
+    task,
+    context: typer.Context,
+    run: Annotated[Path, typer.Option(help="The run folder to write.")] = Path("runs/train"),
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with this run folder, with its settings.")
+    ] = None,
+    tensorboard: Annotated[bool, typer.Option(help="Also log scalars for TensorBoard.")] = False,
+    stock: Stock = False,
+    backend: Backend = None,
+):
+    """Train a model into a run folder, or go on with one: --resume RUN."""
+    if resume:
+        _check_alone(context)
+        task = registry.read(load_run(resume)["experiment"])
+    else:
+        check_new(run)
+    folder = resume or run
+    console.print(f"{Path(task.model).name} on {task.data}, into {folder}")
+    use(backend, stock)
+    from keras_segen.runs import training
+
+    begin = functools.partial(training.train, task) if resume is None else training.resume
+    try:
+        history = begin(folder, tensorboard=tensorboard, **_progress(task))
+    except KeyboardInterrupt:
+        errors.print(f"Interrupted. Go on with: keras-segen train --resume {folder}")
+        raise typer.Exit(130) from None
+    console.print(f"{task.outcome(history)}; the run is in {folder}")
+
+
+def _check_alone(context):
+    """Raises a ValueError if an option stands beside --resume that would change nothing."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name)
+        if source.name == "COMMANDLINE" and parameter.name not in WITH_RESUME:
+            name = parameter.opts[0]
+            raise ValueError(
+                f"--resume goes on with the settings of its run folder, and {name} would change "
+                "nothing: leave it out, or train anew into another folder."
+            )
+
+
+def _progress(task):
+    """How `fit` shows where it is: a bar on a terminal, elsewhere a line for each epoch."""
+    if console.is_terminal:
+        return {}
+    import keras
+
+    def tell(epoch, logs):
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in logs.items())
+        console.print(f"epoch {epoch + 1} of {task.epochs}: {figures}")
+
+    return {"verbose": 0, "callbacks": [keras.callbacks.LambdaCallback(on_epoch_end=tell)]}

@@ -1,0 +1,172 @@
+"""A trained run put to use: figures, masks, pictures."""
+
+from pathlib import Path
+from typing import Annotated
+
+import rich.progress
+import typer
+from rich.text import Text
+
+from keras_segen.cli.common import Backend, Stock, app, complete, console, decimals, errors, use
+from keras_segen.data.dataset import SPLITS, check_split
+from keras_segen.run_folder import find_model, load_run
+from keras_segen.tasks import registry
+
+
+def _check_run(run):
+    """Raises what is wrong with a run folder, before Keras is imported."""
+    registry.read(load_run(run)["experiment"])
+    find_model(run)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    split: Annotated[
+        str, typer.Option(help="train, val or test.", autocompletion=complete(SPLITS))
+    ] = "test",
+    extractor: Annotated[
+        str | None,
+        typer.Option(
+            help="For pictures: efficientnet_lite0 (the default), inception_v3:WEIGHTS or a "
+            ".keras file, the network whose features are compared."
+        ),
+    ] = None,
+    count: Annotated[
+        int | None,
+        typer.Option(help="For pictures: how many of each side; default all, at most 10,000."),
+    ] = None,
+    stock: Stock = False,
+    backend: Backend = None,
+):
+    """Evaluate the model of a run on a split; writes evaluation-SPLIT.json, .csv and .html.
+
+    Masks: figures of every class. Pictures of a GAN or VAE: distances to real ones, and a VAE's
+    bounds.
+    """
+    _check_run(run)
+    check_split(split)
+    use(backend, stock)
+    from keras_segen import runs
+
+    found = runs.evaluate(run, split, extractor=extractor, count=count)
+    for table in found.tables:
+        console.print(table.to_rich())
+    for sentence in found.sentences:
+        console.print(sentence)
+    for warning in found.warnings:
+        console.print(Text.assemble(("Careful:", "yellow"), f" {warning}"))
+    console.print(f"All of it: {run / f'evaluation-{split}.html'}")
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    source: Annotated[Path, typer.Argument(help="A photo or a folder of photos.")],
+    out: Annotated[Path, typer.Option(help="The folder for masks and overlays.")] = Path("masks"),
+    output: Annotated[
+        str | None,
+        typer.Option(help="classes (PNG masks), probabilities or entropy (float32 .npy)."),
+    ] = None,
+    full_size: Annotated[
+        bool | None,
+        typer.Option("--full-size", help="Predict at the photo's own size, in tiles."),
+    ] = None,
+    tile: Annotated[int | None, typer.Option(help="With --full-size: pixels; default 512.")] = None,
+    overlap: Annotated[
+        int | None, typer.Option(help="With --full-size: pixels; default a quarter of the tile.")
+    ] = None,
+    flips: Annotated[
+        str | None, typer.Option(help="none, horizontal or both: average over mirrored photos.")
+    ] = None,
+    scales: Annotated[
+        str | None, typer.Option(help="Average over photos at these sizes, such as 0.75,1,1.25.")
+    ] = None,
+    fold: Annotated[
+        bool | None,
+        typer.Option("--fold", help="Fold batch normalization into the convolutions: faster."),
+    ] = None,
+    stock: Stock = False,
+    backend: Backend = None,
+):
+    """Write masks and overlays for photos.
+
+    A photo is brought to the size of the training, and the result back to its own; with
+    --full-size it is predicted at its own size.
+    """
+    _check_run(run)
+    if not source.exists():
+        raise FileNotFoundError(f"{source} does not exist: name an image or a folder of images.")
+    options = {
+        "output": output,
+        "full_size": full_size,
+        "tile": tile,
+        "overlap": overlap,
+        "flips": flips,
+        "scales": scales and decimals("--scales", scales),
+        "fold": fold,
+    }
+    use(backend, stock)
+    from keras_segen import runs
+
+    with rich.progress.Progress(console=errors) as progress:
+        bar = progress.add_task("predicting", total=None)
+        written = runs.predict(run, source, out, tell=lambda path: progress.advance(bar), **options)
+    what = "masks" if output in (None, "classes") else f"arrays of {output}"
+    console.print(f"{len(written)} {what} in {out}, overlays in {out / 'overlays'}")
+
+
+@app.command()
+def generate(
+    run: Annotated[Path, typer.Argument(help="A run folder of a GAN or a VAE.")],
+    count: Annotated[
+        int | None, typer.Option(help="Samples (64), or rows of the other pictures (8).", min=1)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Other seeds give other samples.")] = 0,
+    class_name: Annotated[
+        str | None, typer.Option("--class", help="The class of all samples, such as cat.")
+    ] = None,
+    interpolate: Annotated[
+        int | None, typer.Option(help="Go from sample to sample in so many steps.")
+    ] = None,
+    traverse: Annotated[
+        int | None, typer.Option(help="Move single numbers of a code in so many steps.")
+    ] = None,
+    nearest: Annotated[
+        bool | None,
+        typer.Option("--nearest", help="Show the nearest real images: are they copies?"),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="With --nearest: train, val or test; default train.")
+    ] = None,
+    extractor: Annotated[
+        str | None,
+        typer.Option(help="With --nearest: compare its features, such as efficientnet_lite0."),
+    ] = None,
+    separate: Annotated[
+        Path | None, typer.Option(help="A folder to write the samples to, a file each.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("samples.png"),
+    stock: Stock = False,
+    backend: Backend = None,
+):
+    """Make images with the model of a run: samples, ways between them, what is near to them."""
+    _check_run(run)
+    check_split(split)
+    use(backend, stock)
+    from keras_segen import runs
+
+    done = runs.generate(
+        run,
+        out,
+        count=count,
+        seed=seed,
+        class_name=class_name,
+        interpolate=interpolate,
+        traverse=traverse,
+        nearest=nearest,
+        split=split,
+        extractor=extractor,
+        separate=separate,
+    )
+    console.print(done)

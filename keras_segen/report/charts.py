@@ -1,0 +1,80 @@
+"""Charts for pages: lines told apart by color and dash."""
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from keras_segen.frameworks import FRAMEWORKS
+from keras_segen.plot import INK_COLOR, RULE_COLOR
+from keras_segen.report.html import svg
+
+# Two colors that color-blind eyes tell apart, and dashes for those who see none.
+COLORS = {"tensorflow": "#e8710a", "torch": "#c2185b"}
+OTHER_COLORS = ("#1a73e8", "#188038")
+DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
+
+
+def display_name(backend):
+    """How a backend is called."""
+    return FRAMEWORKS.get(backend, backend)
+
+
+class Chart:
+    """One small line chart that takes its text color from the page around it.
+
+    Args:
+        x_label: str.
+        y_label: str.
+
+    Attributes:
+        axes: a `matplotlib.axes.Axes`.
+    """
+
+    def __init__(self, x_label, y_label):
+        self.figure = Figure(figsize=(4.7, 2.7), layout="constrained")
+        self.axes = self.figure.subplots()
+        self.axes.set_xlabel(x_label, color=INK_COLOR, fontsize=9.5)
+        self.axes.set_ylabel(y_label, color=INK_COLOR, fontsize=9.5)
+        self.axes.spines[["top", "right"]].set_visible(False)
+        self.axes.spines[["left", "bottom"]].set_color(RULE_COLOR)
+        self.axes.tick_params(
+            which="both", color=RULE_COLOR, labelcolor=INK_COLOR, labelsize=9, length=3
+        )
+        self.axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, nbins=6))
+        self.axes.grid(axis="y", color=RULE_COLOR, linewidth=0.6)
+        self.axes.set_axisbelow(True)
+        self.count = 0
+
+    def line(self, values, label, color, marker=None):
+        """Draws values over 1, 2, …; nothing where none is finite."""
+        index = self.count
+        self.count += 1
+        if not np.isfinite(values).any():
+            return
+        self.axes.plot(
+            np.arange(1, len(values) + 1),
+            values,
+            color=color,
+            linestyle=DASHES[index % len(DASHES)],
+            linewidth=2.4 if index == 0 else 1.5,  # so that the first shows under the second
+            marker=marker or ("o" if len(values) == 1 else None),
+            markersize=4,
+            label=label,
+        )
+
+    def svg(self, columns=4):
+        """The chart as inline SVG, its legend in so many columns: `markupsafe.Markup`."""
+        if len(self.axes.get_legend_handles_labels()[1]) > 1:
+            self.axes.legend(
+                loc="lower left",
+                bbox_to_anchor=(0, 1.0),
+                ncols=columns,
+                frameon=False,
+                labelcolor=INK_COLOR,
+                fontsize=9.5 if columns > 2 else 8.5,
+                borderaxespad=0.2,
+                handlelength=2.6,
+            )
+        label = f"{self.axes.get_ylabel()} over {self.axes.get_xlabel()}"
+        colors = [(code, f"var(--{name})") for name, code in COLORS.items()]
+        return svg(self.figure, label, colors)

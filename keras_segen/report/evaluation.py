@@ -1,0 +1,94 @@
+"""What an evaluation found: as JSON, CSV, a page, in the terminal and in a notebook."""
+
+import dataclasses
+import datetime
+from pathlib import Path
+
+from keras_segen.files import write_json, write_text
+from keras_segen.report import html
+from keras_segen.report.numbers import plain, setting
+from keras_segen.report.tables import Cell, Table
+
+MAX_SIDE = 320  # of the pictures on a page, pixels
+
+
+@dataclasses.dataclass
+class Shown:
+    """One item of a gallery.
+
+    Args:
+        name: str.
+        note: str, what is said of it.
+        pictures: dict from what a picture is to uint8 `(height, width, 3)`.
+    """
+
+    name: str
+    note: str
+    pictures: dict
+
+
+@dataclasses.dataclass
+class Evaluation:
+    """What an evaluation found. In a notebook it is shown as its page.
+
+    Args:
+        subject: str, what was judged on what; the page begins with it.
+        result: str, what came out, in a few words.
+        figures: dict of plain values, everything that was measured.
+        tables: list of `keras_segen.report.tables.Table`, the most important first: that one is
+            also written as CSV.
+        sentences: list of str, what else there is to say.
+        warnings: list of str, what to be careful about.
+        cards: list of `(title, text, note)`, the figures to look at first.
+        charts: list of `(title, note, figure)`, with a `matplotlib.figure.Figure`.
+        details: list of `Table`, folded away on the page.
+        gallery: `(title, note, list of Shown)`, or None.
+        legend: list of `(name, CSS color)`, for the gallery.
+        settings: dict of plain values, what was trained and where it was judged.
+    """
+
+    subject: str
+    result: str
+    figures: dict
+    tables: list
+    sentences: list = dataclasses.field(default_factory=list)
+    warnings: list = dataclasses.field(default_factory=list)
+    cards: list = dataclasses.field(default_factory=list)
+    charts: list = dataclasses.field(default_factory=list)
+    details: list = dataclasses.field(default_factory=list)
+    gallery: tuple | None = None
+    legend: list = dataclasses.field(default_factory=list)
+    settings: dict = dataclasses.field(default_factory=dict)
+
+    def write(self, folder, name):
+        """Writes `NAME.json`, `NAME.csv` and `NAME.html` into a folder, each whole or not at all.
+
+        Returns:
+            `pathlib.Path` of the page.
+        """
+        folder = Path(folder)
+        write_json(folder / f"{name}.json", plain(self.figures))
+        self.tables[0].write_csv(folder / f"{name}.csv")
+        write_text(folder / f"{name}.html", self.page(name))
+        return folder / f"{name}.html"
+
+    def page(self, name="evaluation"):
+        """The HTML page as a str; `name` is that of the files beside it."""
+        return html.render(
+            "evaluation.html.j2",
+            {"source": lambda picture: html.image_source(picture, MAX_SIDE)},
+            evaluation=self,
+            charts=[(title, note, html.svg(each, title)) for title, note, each in self.charts],
+            settings=settings_table(self.settings),
+            name=name,
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
+        )
+
+    def _repr_html_(self):
+        return html.iframe(self.page(), f"{self.subject}: {self.result}")
+
+
+def settings_table(settings):
+    """A table of settings, a row each, from a dict."""
+    rows = [[name, Cell(setting(value))] for name, value in settings.items()]
+    return Table("Settings", ["Setting", "Value"], rows)

@@ -1,0 +1,81 @@
+"""Masks of photos, as files: label ids with their colors, probabilities, overlays."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from keras_segen import plot
+from keras_segen.data.images import read_image, to_float
+from keras_segen.files import write_atomically
+
+
+def label_photos(predictor, paths, out, palette, label_ids, output="classes", size=None):
+    """Writes what a network makes of photos, one after the other.
+
+    `OUT/NAME.png` holds label ids as the training masks do, with the colors of the classes as
+    its palette; `OUT/overlays/NAME.png` shows the mask over the photo. Probabilities and
+    entropy go to `OUT/NAME.npy`, float32; the overlay of the entropy is the entropy alone, from
+    black (0) to bright yellow (log of the number of classes).
+
+    Args:
+        predictor: a `keras_segen.segmentation.Predictor`.
+        paths: list of image files, no two with one stem.
+        out: the folder to write to.
+        palette: uint8 `(num_classes, 3)`, RGB.
+        label_ids: int `(num_classes,)`, what the mask files hold for each class.
+        output: `"classes"`, `"probabilities"` or `"entropy"`, as in `Predictor.predict`.
+        size: `(height, width)` that photos are brought to, or None for their own.
+
+    Yields:
+        The path of each file written, overlays left out.
+
+    Raises:
+        ValueError: a file is no image.
+    """
+    out = Path(out)
+    for path in paths:
+        photo = read_image(path, predictor.channels)
+        target = out / f"{path.stem}{'.png' if output == 'classes' else '.npy'}"
+        if output == "classes":
+            result = predictor.predict(photo, size=size)
+            _write_mask(target, result, palette, label_ids)
+        else:
+            shape = photo.shape[:2] + (() if output == "entropy" else (predictor.num_classes,))
+            with write_atomically(target) as temporary:
+                result = np.lib.format.open_memmap(temporary, "w+", "float32", shape)
+                predictor.predict(photo, output, out=result, size=size)
+                result.flush()
+                result._mmap.close()
+            result = np.load(target, mmap_mode="r")
+        overlay = Image.fromarray(_overlay(photo, result, output, palette))
+        with write_atomically(out / "overlays" / f"{path.stem}.png") as temporary:
+            overlay.save(temporary)
+        yield target
+
+
+def _overlay(photo, result, output, palette):
+    """Draws a result over its photo, a few rows at a time: uint8 `(height, width, 3)`."""
+    picture = np.empty((*photo.shape[:2], 3), "uint8")
+    for first in range(0, len(photo), 256):
+        rows = slice(first, first + 256)
+        if output == "entropy":
+            picture[rows] = plot.heat(result[rows], math.log(len(palette)))
+        else:
+            classes = result[rows] if output == "classes" else result[rows].argmax(axis=-1)
+            picture[rows] = plot.overlay(to_float(photo[rows]), classes, palette)
+    return picture
+
+
+def _write_mask(path, classes, palette, label_ids):
+    """Writes label ids as a PNG: with the palette, or 16-bit gray if an id is above 255."""
+    if label_ids.max() > 255:
+        image = Image.fromarray(label_ids.astype("uint16")[classes])
+    else:
+        image = Image.fromarray(label_ids.astype("uint8")[classes], mode="P")
+        colors = np.zeros((256, 3), "uint8")
+        colors[label_ids] = palette
+        image.putpalette(colors.tobytes())
+    with write_atomically(path) as temporary:
+        image.save(temporary)

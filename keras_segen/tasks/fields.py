@@ -1,0 +1,170 @@
+"""The fields of a task: each says, where it is defined, what it means and what it may be.
+
+From that come the checks when a task is made, the options of the command line, and the `Args` of
+the docstring.
+"""
+
+import dataclasses
+import functools
+import inspect
+import math
+import numbers
+import os
+import textwrap
+import typing
+
+WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Meaning:
+    """What is known of a field: the arguments of `field`."""
+
+    text: str = ""
+    choices: tuple = ()
+    at_least: float | None = None
+    above: float | None = None
+    below: float | None = None
+    between: str = ","
+    common: bool = False
+
+    @property
+    def expected(self):
+        """The values that are allowed, in words."""
+        if self.choices:
+            return f"one of {', '.join(map(repr, self.choices))}"
+        if self.below is not None:
+            return f"at least {self.at_least} and below {self.below}"
+        if self.at_least is not None:
+            return f"{self.at_least} or more"
+        return "" if self.above is None else f"more than {self.above}"
+
+    def allows(self, value):
+        if self.choices:
+            return value in self.choices
+        return (
+            (not isinstance(value, float) or math.isfinite(value))
+            and (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+
+def field(
+    text,
+    *,
+    default=dataclasses.MISSING,
+    choices=(),
+    at_least=None,
+    above=None,
+    below=None,
+    between=",",
+    common=False,
+):
+    """Defines a field of a task, as `dataclasses.field` does.
+
+    A class that changes no more than the default of a field writes `name: type = value`; the
+    meaning is that of its base.
+
+    Args:
+        text: str, what the field means, in sentences.
+        default: the value if nothing is said.
+        choices: tuple, all values that are allowed; None is decided by the type.
+        at_least, above, below: numbers, the range; of a tuple, that of each number in it.
+        between: str, what stands between the numbers of a tuple on the command line.
+        common: bool, whether `--help` shows it among the first.
+    """
+    meaning = Meaning(text, choices, at_least, above, below, between, common)
+    return dataclasses.field(default=default, metadata={"meaning": meaning})
+
+
+def meaning(kind, name):
+    """The `Meaning` of a field of a class: that of the nearest base that says one."""
+    for base in kind.__mro__:
+        own = vars(base).get("__dataclass_fields__", {}).get(name)
+        if own is not None and "meaning" in own.metadata:
+            return own.metadata["meaning"]
+    return Meaning()
+
+
+@functools.cache
+def types(kind):
+    """The types of the fields of a class: dict of name -> `(type, arguments, may it be None)`.
+
+    Of `tuple[int, int] | None` that is `(tuple, (int, int), True)`.
+    """
+    hints, found = typing.get_type_hints(kind), {}
+    for each in dataclasses.fields(kind):
+        hint = hints[each.name]
+        parts = typing.get_args(hint) if type(None) in typing.get_args(hint) else (hint,)
+        first = next(part for part in parts if part is not type(None))
+        origin = typing.get_origin(first) or first
+        found[each.name] = (origin, typing.get_args(first), type(None) in parts)
+    return found
+
+
+def check(task):
+    """Brings the fields of a task to their types, and checks each for itself.
+
+    Raises:
+        ValueError: a field has a value of another type, or one that is not allowed.
+    """
+    for each in dataclasses.fields(task):
+        value = getattr(task, each.name)
+        value = _plain(each.name, value, *types(type(task))[each.name])
+        object.__setattr__(task, each.name, value)
+        if value is not None:
+            check_value(each.name, value, meaning(type(task), each.name))
+
+
+def check_value(name, value, meaning):
+    """Raises a ValueError if a field's value is not among those allowed."""
+    if not all(map(meaning.allows, value if isinstance(value, tuple) else (value,))):
+        each = "numbers of " if isinstance(value, tuple) else ""
+        raise ValueError(f"{name} is {value!r}, expected {each}{meaning.expected or 'a number'}.")
+
+
+def _plain(name, value, kind, inner, optional):
+    """Brings a value to the type of its field, if nothing is lost: int, float, str, bool, tuple."""
+    if value is None and optional:
+        return None
+    if kind is tuple and isinstance(value, (tuple, list)):
+        of_any_length = inner[-1] is ...
+        if len(value) == len(inner) or (of_any_length and value):
+            return tuple(_plain(name, item, inner[0], (), False) for item in value)
+    elif kind is str and isinstance(value, (str, os.PathLike)):
+        return os.fspath(value)
+    elif kind is bool and isinstance(value, bool):
+        return value
+    elif not isinstance(value, bool):
+        if kind is int and isinstance(value, numbers.Integral):
+            return int(value)
+        if kind is float and isinstance(value, numbers.Real):
+            return float(value)
+    expected = WORDS.get(kind)
+    if kind is tuple:
+        expected = "whole numbers" if inner[-1] is ... else f"{len(inner)} whole numbers"
+    raise ValueError(f"{name} is {value!r}, expected {expected}.")
+
+
+def describe(kind, name):
+    """What a field of a class means and may be, in sentences."""
+    about = meaning(kind, name)
+    obvious = about.at_least in (0, 1) and about.below is None
+    allowed = "" if obvious else about.expected.replace("'", "")
+    return about.text + (f" {allowed[0].upper()}{allowed[1:]}." if allowed else "")
+
+
+def document(kind):
+    """Decorates a class of tasks: its docstring gets `Args` from its fields."""
+    lines = [inspect.cleandoc(kind.__doc__), "", "Args:"]
+    for each in dataclasses.fields(kind):
+        origin, _, optional = types(kind)[each.name]
+        text = f"{each.name}: {origin.__name__}{' or None' if optional else ''}. "
+        text += describe(kind, each.name)
+        if each.default is not dataclasses.MISSING:
+            text += f" Default: {each.default!r}."
+        lines.append(textwrap.fill(text, 92, initial_indent=" " * 4, subsequent_indent=" " * 8))
+    lines += ["", "Raises:", "    ValueError: a value is not among those allowed."]
+    kind.__doc__ = "\n".join(lines)
+    return kind
