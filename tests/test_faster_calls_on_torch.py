@@ -1,6 +1,7 @@
-"""How the seam on PyTorch goes from layer to layer."""
+"""How Keras on PyTorch goes from layer to layer, once it is made faster."""
 
 import gc
+import importlib.util
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,18 +18,20 @@ if keras.backend.backend() != "torch":
 import torch
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.backend.common.variables import AutocastScope
-from keras.src.backend.torch import core as keras_core
 from keras.src.models import functional as keras_functional
-from keras.src.ops import function as keras_function
 from keras.src.ops.symbolic_arguments import SymbolicArguments
 
+from keras_segen import backend
 from keras_segen.backend.faster import calls_on_torch
+from keras_segen.backend.faster.layers_on_torch import keras_core
+from keras_segen.backend.faster.probe import NotNeeded
 
 
-def test_the_installed_keras_still_asks_for_every_scope():
-    """When this fails, `calls_on_torch.read_variables_at_once` can be deleted."""
-    original = keras_core.Variable.value.fget.__wrapped__
-    assert "maybe_use_symbolic_tensor" in original.__code__.co_varnames
+@pytest.fixture(autouse=True)
+def faster():
+    ks.faster.apply()
+    yield
+    ks.faster.remove()
 
 
 def test_variables_are_read_at_once_outside_of_scopes_only(monkeypatch):
@@ -56,13 +59,6 @@ def test_variables_are_read_at_once_outside_of_scopes_only(monkeypatch):
         assert found == later.value.tolist() == [1.0, 1.0]
 
 
-def test_variables_of_another_keras_are_left_alone(monkeypatch):
-    value = property(lambda self: self._value)
-    monkeypatch.setattr(keras_core.Variable, "value", value)
-    calls_on_torch.read_variables_at_once()
-    assert keras_core.Variable.value is value
-
-
 def plain_model(x, **options):
     inputs = x
     x = layers.Conv2D(4, 3, padding="same", name="conv", **options)(x)
@@ -88,7 +84,7 @@ def checked(monkeypatch):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_plain_layers_are_called_directly_with_keras_results(training, checked, monkeypatch):
+def test_plain_layers_are_called_directly_with_keras_results(training, checked):
     images = torch.rand(2, 6, 6, 3)
 
     def results():
@@ -103,7 +99,7 @@ def test_plain_layers_are_called_directly_with_keras_results(training, checked, 
 
     names, ours = results()
     assert len(names) == training  # the model itself
-    monkeypatch.setattr(keras_functional, "operation_fn", keras_functional.operation_fn.__wrapped__)
+    ks.faster.remove("layer_calls")
     names, theirs = results()
     assert len(names) == 6 + training
     for found, expected in zip(ours, theirs, strict=True):
@@ -150,6 +146,7 @@ def test_what_needs_the_checks_gets_them(checked):
 def test_a_model_is_called_directly_for_a_prediction(checked):
     model = plain_model(keras.Input((6, 6, 3), name="images"))
     images = torch.rand(2, 6, 6, 3)
+    assert not model._called
     expected = keras.layers.Layer.__call__(model, images, training=False)
 
     def ways(*args, **kwargs):
@@ -172,6 +169,10 @@ def test_a_model_is_called_directly_for_a_prediction(checked):
     handle = model.register_forward_hook(lambda *values: seen.append(values))
     assert ways(images, training=False) == [model.name]
     assert len(seen) == 1
+    handle.remove()
+    assert ways(images, training=False) == []
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda *values: None)
+    assert ways(images, training=False)[0] == model.name
     handle.remove()
     checked.clear()
     model(images, training=True)
@@ -224,15 +225,6 @@ def test_a_layer_inside_of_a_layer_knows_that_it_predicts():
     assert not torch.equal(model(x, training=True), x)
 
 
-def test_a_model_of_another_keras_is_left_alone(monkeypatch):
-    def call(self, *args, **kwargs):
-        return super(keras_functional.Functional, self).__call__(*args, **kwargs)
-
-    monkeypatch.setattr(keras_functional.Functional, "__call__", call)
-    calls_on_torch.call_plain_models_directly()
-    assert keras_functional.Functional.__call__ is call
-
-
 def test_masks_find_their_way_past_plain_layers(checked):
     inputs = keras.Input((6, 3))
     x = layers.Masking(name="masking")(inputs)
@@ -243,12 +235,6 @@ def test_masks_find_their_way_past_plain_layers(checked):
     names = called_with_checks(checked, model, sequence)
     assert names == ["masking", "relu", "mean"]
     torch.testing.assert_close(model(sequence, training=False), sequence[:, :3].mean(1))
-
-
-def test_the_installed_keras_still_searches_its_graphs():
-    """When this fails, `calls_on_torch.run_graphs_by_plan` can be deleted."""
-    names = keras_function.Function._run_through_graph.__wrapped__.__code__.co_names
-    assert "fill_in" in names
 
 
 def branching_model():
@@ -285,8 +271,7 @@ def test_graphs_give_by_plan_what_keras_gives(training, monkeypatch):
     ours = [results(), results()]
     assert list(model(images)) == ["all", "left"]
     assert len(searched) == 3 * 4  # the addition, the multiplication, the attention and the split
-    original = keras_function.Function._run_through_graph.__wrapped__
-    monkeypatch.setattr(keras_function.Function, "_run_through_graph", original)
+    ks.faster.remove("graphs")
     theirs = results()
     assert len(searched) == 3 * 4 + 9  # each call of a layer or operation
     for found in ours:
@@ -348,16 +333,91 @@ def test_the_plan_of_a_model_goes_with_it():
     assert gone() is None
 
 
-def test_a_keras_that_does_not_search_is_left_alone(monkeypatch):
-    def run(self, inputs, operation_fn=None, call_fn=None):
-        return inputs
+@pytest.mark.parametrize(
+    "name, fast",
+    [
+        ("variables", (keras_core.Variable, "value", property(lambda self: self._value))),
+        ("graphs", (SymbolicArguments, "fill_in", None)),
+        ("layer_calls", (layers.ReLU, "__call__", lambda self, x: x)),
+        ("model_calls", (keras_functional.Functional, "__call__", lambda self, x, **options: x)),
+    ],
+)
+def test_a_keras_that_is_fast_itself_is_left_alone(name, fast, monkeypatch):
+    ks.faster.remove()
+    assert getattr(calls_on_torch, name)()
+    owner, attribute, value = fast
+    if name == "graphs":
+        value = lambda_of_another_name
+    monkeypatch.setattr(owner, attribute, value)
+    with pytest.raises(NotNeeded):
+        getattr(calls_on_torch, name)()
 
-    monkeypatch.setattr(keras_function.Function, "_run_through_graph", run)
-    calls_on_torch.run_graphs_by_plan()
-    assert keras_function.Function._run_through_graph is run
+
+def lambda_of_another_name(arguments, found):
+    return tuple(found.values()), {}
 
 
-def test_a_keras_with_another_graph_is_left_alone(monkeypatch):
-    monkeypatch.delattr(keras_functional, "operation_fn")
-    calls_on_torch.call_plain_layers_directly()
-    assert not hasattr(keras_functional, "operation_fn")
+def test_variables_in_another_state_are_left_alone(monkeypatch):
+    """Where a scope is no longer seen at once, a variable must not be read at once."""
+    ks.faster.remove()
+    name = "symbolic_device"
+    monkeypatch.setattr(keras, "device", lambda _: keras.name_scope(name))
+    with pytest.raises(RuntimeError, match="does not keep its torch_device where it was kept"):
+        calls_on_torch.variables()
+
+
+def exported(model, images):
+    program = torch.export.export(model, (images,), strict=False)
+    return program.module()(images)
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch's own, of tracing
+@pytest.mark.parametrize(
+    "run",
+    [
+        exported,
+        lambda model, images: torch.jit.trace(model, (images,), check_trace=False)(images),
+        lambda model, images: torch.compile(model, backend="eager")(images),
+        lambda model, images: model.stateless_call(
+            [weight.value for weight in model.trainable_variables],
+            [weight.value for weight in model.non_trainable_variables],
+            images,
+        )[0],
+    ],
+    ids=["export", "trace", "compile", "stateless"],
+)
+def test_models_are_traced_with_the_same_results(run):
+    model = plain_model(keras.Input((6, 6, 3)))
+    model.eval()
+    images = torch.rand(2, 6, 6, 3)
+    with torch.no_grad():
+        ours = run(model, images)
+        with ks.faster.stock():
+            torch.testing.assert_close(ours, model(images, training=False))
+
+
+def test_a_model_that_only_predicted_can_be_exported(tmp_path):
+    """Keras refuses to export a model that was never called, and asks `_called` for it."""
+    model = plain_model(keras.Input((6, 6, 3)))
+    model.predict(torch.rand(1, 6, 6, 3), verbose=0)
+    assert model._called
+    loaded_path = tmp_path / "model.keras"
+    backend.save_model(model, loaded_path)
+    loaded = keras.models.load_model(loaded_path)
+    backend.infer(loaded, torch.rand(1, 6, 6, 3).numpy())
+    assert loaded._called
+    if importlib.util.find_spec("onnxscript"):
+        loaded.export(tmp_path / "model.onnx", format="onnx", verbose=False)
+
+
+def test_a_cleared_session_and_another_device_go_on():
+    keras.utils.clear_session()
+    model = plain_model(keras.Input((6, 6, 3)))
+    images = torch.rand(2, 6, 6, 3)
+    expected = model(images, training=False)
+    keras.utils.clear_session()
+    torch.testing.assert_close(model(images, training=False), expected)
+    with keras.device("meta"):
+        model = plain_model(keras.Input((6, 6, 3)))
+        outputs = model(torch.rand(2, 6, 6, 3, device="meta"), training=False)
+    assert outputs.device.type == "meta" and outputs.shape == expected.shape

@@ -89,9 +89,10 @@ def apply(*names):
         RuntimeError: somebody else has replaced the same part of Keras in the meantime.
     """
     if _version() > KNOWN_KERAS[-1]:
+        known = ", ".join(".".join(map(str, version)) for version in KNOWN_KERAS)
         _warn(
-            f"keras_segen.faster knows Keras {_known_versions()}, and this is "
-            f"{keras.__version__}: what still seems slow is replaced, untested."
+            f"keras_segen.faster knows Keras {known}, and this is {keras.__version__}: what still "
+            "seems slow is replaced, untested."
         )
     wanted = [name for name in _known(names) if name not in _active]
     if MEMORY in wanted:
@@ -233,7 +234,9 @@ def _find():
     It is found once, all of it before anything is replaced, so that each sees Keras as it ships.
     """
     if _version() < KNOWN_KERAS[0]:
-        return dict.fromkeys(NAMES[:-1], ImportError(f"it is older than {_known_versions()}"))
+        least = ".".join(map(str, KNOWN_KERAS[0]))
+        error = ImportError(f"Keras {keras.__version__} is older than {least}")
+        return dict.fromkeys(NAMES[:-1], error)
     found = _functions()
     for name, function in found.items():
         if callable(function):
@@ -249,10 +252,6 @@ def _find():
 
 def _version():
     return tuple(int(number) for number in keras.__version__.split(".")[:2])
-
-
-def _known_versions():
-    return ", ".join(".".join(map(str, version)) for version in KNOWN_KERAS)
 
 
 def _warn(text):
