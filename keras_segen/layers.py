@@ -233,16 +233,17 @@ class SpectralNormalization(layers.Wrapper):
 
     def call(self, inputs, training=False):
         kernel = self._kernel()
-        matrix = ops.reshape(ops.cast(kernel, "float32"), (-1, kernel.shape[-1]))  # (n, outputs)
+        dtype = keras.backend.result_type(kernel.dtype, "float32")
+        matrix = ops.reshape(ops.cast(kernel, dtype), (-1, kernel.shape[-1]))  # (n, outputs)
         fixed = ops.stop_gradient(matrix)
-        v = _unit(ops.matmul(ops.cast(self.vector_u, "float32"), ops.transpose(fixed)))  # (1, n)
+        v = _unit(ops.matmul(ops.cast(self.vector_u, dtype), ops.transpose(fixed)))  # (1, n)
         u = _unit(ops.matmul(v, fixed))  # (1, outputs)
         if training:
             self.vector_u.assign(u)
         sigma = ops.sum(ops.matmul(v, matrix) * u)
         # The layer is called with this kernel in place of its own.
         values = [
-            ops.cast(kernel, "float32") / sigma if variable is kernel else variable
+            ops.cast(kernel, dtype) / sigma if variable is kernel else variable
             for variable in self.layer.trainable_variables
         ]
         outputs, _ = self.layer.stateless_call(values, self.layer.non_trainable_variables, inputs)

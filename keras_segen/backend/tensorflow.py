@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import threading
 import weakref
 
 import tensorflow as tf
@@ -92,13 +93,74 @@ def input_gradient(fn, x):
     Returns:
         outputs: `fn(x)`.
         gradient: a tensor of the shape of `x`.
+
+    Raises:
+        ValueError: when `fn` resizes images, which TensorFlow cannot differentiate twice.
     """
     x = tf.stop_gradient(x)
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(x)
-        outputs = fn(x)
+        with _differentiable_twice():
+            outputs = fn(x)
         total = tf.reduce_sum(outputs)
     return outputs, tape.gradient(total, x)
+
+
+_lock = threading.Lock()
+_here = threading.local()  # its `twice`: this thread is within `_differentiable_twice`
+_within = 0  # how many threads are
+_stock_moments, _stock_resize = tf.nn.moments, tf.image.resize
+
+
+@contextlib.contextmanager
+def _differentiable_twice():
+    """Replaces, for this thread and a while, what TensorFlow differentiates once only.
+
+    `tf.nn.moments`, of which Keras makes its normalizations, stops the gradient at the mean: that
+    is right for the first derivative and wrong for the second. `tf.image.resize` has no second
+    derivative; for bilinear interpolation TensorFlow leaves it out without a word.
+    """
+    global _within
+    if getattr(_here, "twice", False):
+        yield
+        return
+    _here.twice = True
+    with _lock:
+        _within += 1
+        tf.nn.moments, tf.image.resize = _moments, _refuse_to_resize
+    try:
+        yield
+    finally:
+        _here.twice = False
+        with _lock:
+            _within -= 1
+            if not _within:
+                tf.nn.moments, tf.image.resize = _stock_moments, _stock_resize
+
+
+def _moments(x, axes, shift=None, keepdims=False, name=None):
+    """`tf.nn.moments`, whose variance also depends on the mean."""
+    if not getattr(_here, "twice", False):
+        return _stock_moments(x, axes, shift, keepdims, name)
+    wide = tf.cast(x, tf.float32) if x.dtype == tf.float16 else x
+    mean = tf.reduce_mean(wide, axes, keepdims=True)
+    variance = tf.reduce_mean(tf.math.squared_difference(wide, mean), axes, keepdims=True)
+    if not keepdims:
+        mean, variance = tf.squeeze(mean, axes), tf.squeeze(variance, axes)
+    return tf.cast(mean, x.dtype), tf.cast(variance, x.dtype)
+
+
+def _refuse_to_resize(
+    images, size, method="bilinear", preserve_aspect_ratio=False, antialias=False, name=None
+):
+    if not getattr(_here, "twice", False):
+        return _stock_resize(images, size, method, preserve_aspect_ratio, antialias, name)
+    raise ValueError(
+        "A penalty on a network's slope (r1, gradient_penalty) differentiates twice, and "
+        "TensorFlow has no second derivative of a resized image: for bilinear interpolation it "
+        "would silently be left out. Enlarge with UpSampling2D(interpolation='nearest') or "
+        "Conv2DTranspose, shrink with AveragePooling2D, or train on PyTorch (KERAS_BACKEND=torch)."
+    )
 
 
 def uniform(key, step, first_row, shape):

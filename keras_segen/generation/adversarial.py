@@ -97,7 +97,9 @@ def gradient_penalty(discriminate, real, fake, mixture):
 
 
 def _squared_lengths(x):
-    return ops.sum(ops.square(ops.cast(x, "float32")), axis=tuple(range(1, len(x.shape))))
+    if keras.backend.standardize_dtype(x.dtype) != "float64":
+        x = ops.cast(x, "float32")
+    return ops.sum(ops.square(x), axis=tuple(range(1, len(x.shape))))
 
 
 class TwoOptimizers(keras.optimizers.Optimizer):
