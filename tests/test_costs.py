@@ -244,6 +244,7 @@ def made_up(status="failed"):
                     "inter-op threads": 2,
                     "layout": "channels_last",
                     "device": "CPU",
+                    "replacements": "all",
                 },
                 "auto": False,
             }

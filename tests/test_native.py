@@ -1,6 +1,7 @@
 """Ours against networks written by hand: the same numbers, and no time without them."""
 
 import ast
+import json
 import os
 import re
 import subprocess
@@ -148,31 +149,31 @@ def test_the_clock_runs_while_a_side_works():
 
 def test_a_result_is_written_and_compared_with_the_one_before(tmp_path, read_json):
     contest = tiny("vae")
-    first = native.run(contest, tmp_path, steps=3, rounds=2)
-    (path,) = tmp_path.iterdir()
-    assert read_json(path) == first and first["earlier"] is None
-    assert [(row["work"], row["side"]) for row in first["rows"]] == [
+    before = {"time": "2026-11-22T00:00:00+00:00", "versions": {}}
+    before["settings"] = native.conditions(contest, 3)
+    before["rows"] = [{"work": "train", "side": "fit", "ratio": 1.5}]
+    earlier = tmp_path / f"vae-{before['settings']['backend']}-20261122T000000Z.json"
+    earlier.write_text(json.dumps(before))
+    result = native.run(contest, tmp_path, steps=3, rounds=2)
+    (path,) = (each for each in tmp_path.iterdir() if each != earlier)
+    assert read_json(path) == result
+    assert result["earlier"]["time"] == before["time"]
+    assert result["earlier"]["ratios"] == {"train, fit": 1.5}
+    assert [(row["work"], row["side"]) for row in result["rows"]] == [
         ("train", "stock"),
         ("train", "fit"),
         ("predict", "stock"),
         ("predict", "infer"),
     ]
-    for row in first["rows"]:
+    for row in result["rows"]:
         assert row["native_ms"]["count"] == row["keras_ms"]["count"] == 2
         assert 0 < row["ratio_p10"] <= row["ratio"] <= row["ratio_p90"]
-
-    path = path.rename(path.with_name(path.name.replace("-20", "-19")))  # another second's
-    second = native.run(contest, tmp_path, steps=3, rounds=1)
-    assert second["earlier"]["time"] == first["time"]
-    assert second["earlier"]["ratios"] == {
-        f"{row['work']}, {row['side']}": row["ratio"] for row in first["rows"]
-    }
+    assert [proven["steps"] for proven in result["proofs"]] == [3, 3]
     other = native.conditions(contest, 4)
     pattern = f"vae-{other['backend']}-*.json"
     assert find_earlier(tmp_path, pattern, other, native.ratios, "bench native") is None
 
-    (path,) = (each for each in tmp_path.iterdir() if each != path)
-    path.write_text("{}")
+    earlier.write_text("{}")
     with pytest.raises(ValueError, match="result of `bench native`, but is none"):
         native.run(contest, tmp_path, steps=3, rounds=1)
 

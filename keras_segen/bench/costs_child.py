@@ -134,9 +134,9 @@ class Handlers:
         from keras_segen import backend, generation, segmentation  # noqa: F401  (what is timed)
         from keras_segen.backend import faster
 
-        faster.apply_by_default()
         imports = time.time() - psutil.Process().create_time()
         backend.limit_threads(threads)
+        faster.apply_by_default()
         keras.config.set_max_epochs(None)  # limits of a notebook would cut a round short
         keras.config.set_max_steps_per_epoch(None)
         self.task, self.mode, self.steps = read(task), mode, steps
