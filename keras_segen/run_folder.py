@@ -1,7 +1,12 @@
-"""What can be known of a run folder without Keras: whether it is one, and what it says."""
+"""What can be known of a run folder without Keras: whether it is one, whole, and what it says."""
 
+import csv
+import hashlib
 import json
+import re
 from pathlib import Path
+
+from keras_segen.files import write_json
 
 # Entries of a run.json that everything which reads one takes for granted.
 ENTRIES = {"experiment": dict, "data": dict, "starts": list}
@@ -48,3 +53,138 @@ def check_new(folder):
         raise FileExistsError(
             f"{folder} holds a run already: go on with --resume {folder}, or name another folder."
         )
+
+
+def read_rows(folder):
+    """Reads `history.csv`: a list of dicts of column -> str, one per epoch; empty without it.
+
+    Raises:
+        ValueError: a row has more or less than the header, or something that is no number.
+    """
+    path = Path(folder) / "history.csv"
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for number, row in enumerate(rows, 2):
+        try:
+            for value in row.values():
+                float(value)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"{path} is damaged in line {number}: restore it, or train anew."
+            ) from None
+    return rows
+
+
+def read_history(folder):
+    """Reads `history.csv`: dict of column -> list with one float per epoch."""
+    rows = read_rows(folder)
+    return {key: [float(row[key]) for row in rows] for key in (rows[0] if rows else ())}
+
+
+def find_checkpoint(folder):
+    """Finds the last checkpoint of a run: `(path, epochs that it has finished)`, or `(None, 0)`."""
+    found = sorted(Path(folder).glob("checkpoint-*.keras"))
+    return (found[-1], int(found[-1].stem.split("-")[1])) if found else (None, 0)
+
+
+def seal(checkpoint, contents, settings, rows):
+    """Writes beside a checkpoint what belongs to it, so that `check_seal` can tell.
+
+    Args:
+        checkpoint: path of the `.keras` file that is about to be moved into place.
+        contents: path of the same file now.
+        settings: dict, the task as in `run.json`.
+        rows: the rows of the history until here.
+    """
+    write_json(
+        checkpoint.with_suffix(".json"),
+        {"sha256": digest(contents), "experiment": settings, "history": _digest_rows(rows)},
+    )
+
+
+def check_seal(checkpoint, settings, rows):
+    """Checks that a checkpoint, the settings and the history of a run belong together.
+
+    A run of an earlier version of keras_segen has no seal and is taken as it is.
+
+    Raises:
+        ValueError: something was changed, mixed up or damaged; the message says what.
+    """
+    path = checkpoint.with_suffix(".json")
+    if not path.exists():
+        return
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        names = {*kept["experiment"], *settings} - {"epochs"}
+        history, contents = kept["history"], kept["sha256"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} is damaged: restore it, or train anew.") from None
+    for name in sorted(names):
+        before, now = (each.get(name) for each in (kept["experiment"], settings))
+        if before != now:
+            raise ValueError(
+                f"run.json of {checkpoint.parent} was changed: {name} is {now!r}, and "
+                f"{checkpoint.name} was trained with {before!r}. Restore it, or train anew."
+            )
+    if _digest_rows(rows) != history:
+        raise ValueError(
+            f"history.csv of {checkpoint.parent} is not that of {checkpoint.name}, which says "
+            "which epoch was best: restore it, or train anew."
+        )
+    if digest(checkpoint) != contents:
+        raise ValueError(
+            f"{checkpoint} is damaged, or is not the file that this run wrote: restore it, or "
+            "train anew."
+        )
+
+
+def digest(path):
+    """The SHA-256 of a file, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest_rows(rows):
+    values = [{key: float(value) for key, value in row.items()} for row in rows]
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+def next_folder(task, parent="runs"):
+    """Names a new run folder: `runs/<model>-<data>-<n>`, the first that is not there yet."""
+    data, _, path = task.data.partition(":")
+    names = (Path(task.model).stem, Path(path).stem or data)
+    name = "-".join(re.sub(r"[^\w.]+", "_", each) for each in names)
+    taken = {path.name for path in Path(parent).glob(f"{name}-*")}
+    number = 1
+    while f"{name}-{number}" in taken:
+        number += 1
+    return Path(parent) / f"{name}-{number}"
+
+
+def find_runs(parent="runs"):
+    """Finds the run folders in a folder: list of `(path, contents of run.json)`, the oldest first.
+
+    What is no whole run is left out.
+    """
+    found = []
+    for path in Path(parent).glob("*/run.json"):
+        try:
+            run = load_run(path.parent)
+            found.append((run["starts"][-1]["time"], path.parent, run))
+        except (ValueError, LookupError, TypeError):
+            continue
+    return [(path, run) for _, path, run in sorted(found, key=lambda each: each[:2])]
+
+
+def last_run(parent="runs"):
+    """Returns the run folder that was started last.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    found = find_runs(parent)
+    if not found:
+        raise FileNotFoundError(f"{parent} holds no run folder: name one, or train first.")
+    return found[-1][0]

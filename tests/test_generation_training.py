@@ -338,7 +338,7 @@ def test_what_data_a_model_needs_is_said(pictures):
 def test_early_stopping_goes_by_what_is_watched():
     def stops(trained, *values):
         name, _ = trained.monitor
-        return training._stops_early(trained, [{name: str(value)} for value in values])
+        return training.stops_early(trained, [{name: str(value)} for value in values])
 
     bound = VaeTask(early_stopping=2)
     assert stops(bound, -5.0, -6.0, -7.0) and not stops(bound, -5.0, -6.0, -4.0)

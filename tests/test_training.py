@@ -449,7 +449,7 @@ def test_early_stopping_goes_on_while_epochs_get_better():
     def stops(*values, **options):
         plan = SegmentationTask(epochs=9, early_stopping=2, **options)
         rows = [{"val_mean_iou": str(value)} for value in values]
-        return training._stops_early(plan, rows)
+        return training.stops_early(plan, rows)
 
     assert not stops()
     assert not stops(0.5, 0.4)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import rich.table
@@ -77,6 +78,34 @@ def models():
     for kind in KINDS:
         texts |= kind.describe_models()
     _print_list(texts)
+
+
+@app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument(help="The folder that holds them.")] = Path("runs"),
+):
+    """List the run folders: what was trained, how far, and what it reached."""
+    from keras_segen.report.tables import Column, Table
+    from keras_segen.run_folder import find_runs, read_history
+    from keras_segen.tasks import registry
+
+    rows = []
+    for path, run in find_runs(folder):
+        try:
+            task, history = registry.read(run["experiment"]), read_history(path)
+            reached = task.outcome(history) if history else "–"
+        except (ValueError, LookupError) as error:
+            rows.append([str(path), "", "", "", f"damaged: {error}"])
+            continue
+        epochs = f"{len(history.get('epoch', ()))} of {task.epochs}"
+        started = run["starts"][-1]
+        model, data = Path(task.model).name, f"{task.data}, {started['backend']}"
+        rows.append([str(path), model, data, epochs, reached])
+    if not rows:
+        raise FileNotFoundError(f"{folder} holds no run folder: train first, or name another.")
+    columns = [Column(each, str, numeric=False) for each in ("model", "data, backend", "epochs")]
+    reached = Column("reached", str, numeric=False)
+    console.print(Table("Runs", ["run", *columns, reached], rows).to_rich())
 
 
 def _print_list(texts):

@@ -8,10 +8,10 @@ import typer
 
 from keras_segen.cli.common import Backend, Stock, app, console, errors, use
 from keras_segen.cli.fields import takes_task
-from keras_segen.run_folder import check_new, load_run
+from keras_segen.run_folder import check_new, load_run, next_folder
 from keras_segen.tasks import registry
 
-WITH_RESUME = ("resume", "tensorboard", "stock", "backend")
+WITH_RESUME = ("resume", "epochs", "tensorboard", "stock", "backend")
 
 
 @app.command()
@@ -19,32 +19,47 @@ WITH_RESUME = ("resume", "tensorboard", "stock", "backend")
 def train(
     task,
     context: typer.Context,
-    run: Annotated[Path, typer.Option(help="The run folder to write.")] = Path("runs/train"),
+    run: Annotated[
+        Path | None,
+        typer.Option(help="The run folder to write. Without it, runs/<model>-<data>-<number>."),
+    ] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Go on with this run folder, with its settings.")
+        Path | None,
+        typer.Option(
+            help="Go on with this run folder, with its settings; with --epochs also after its end."
+        ),
     ] = None,
     tensorboard: Annotated[bool, typer.Option(help="Also log scalars for TensorBoard.")] = False,
     stock: Stock = False,
     backend: Backend = None,
 ):
     """Train a model into a run folder, or go on with one: --resume RUN."""
+    epochs = None
     if resume:
         _check_alone(context)
+        if context.get_parameter_source("epochs").name == "COMMANDLINE":
+            epochs = task.epochs
         task = registry.read(load_run(resume)["experiment"])
     else:
+        run = run or next_folder(task)
         check_new(run)
     folder = resume or run
     console.print(f"{Path(task.model).name} on {task.data}, into {folder}")
     use(backend, stock)
     from keras_segen.runs import training
 
-    begin = functools.partial(training.train, task) if resume is None else training.resume
+    if resume:
+        begin = functools.partial(training.resume, epochs=epochs)
+    else:
+        begin = functools.partial(training.train, task)
     try:
         history = begin(folder, tensorboard=tensorboard, **_progress(task))
     except KeyboardInterrupt:
         errors.print(f"Interrupted. Go on with: keras-segen train --resume {folder}")
         raise typer.Exit(130) from None
     console.print(f"{task.outcome(history)}; the run is in {folder}")
+    console.print(f"Next: keras-segen evaluate {folder}")
+    console.print(f"      keras-segen {task.used_by} {folder} …")
 
 
 def _check_alone(context):

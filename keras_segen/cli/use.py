@@ -9,19 +9,31 @@ from rich.text import Text
 
 from keras_segen.cli.common import Backend, Stock, app, complete, console, decimals, errors, use
 from keras_segen.data.dataset import SPLITS, check_split
-from keras_segen.run_folder import find_model, load_run
+from keras_segen.run_folder import find_model, last_run, load_run
 from keras_segen.tasks import registry
 
+Run = Annotated[Path | None, typer.Argument(help="A run folder; or --last.")]
+Last = Annotated[bool, typer.Option("--last", help="Take the run that was started last in runs/.")]
 
-def _check_run(run):
-    """Raises what is wrong with a run folder, before Keras is imported."""
+
+def _find_run(run, last):
+    """Returns the run folder that is meant, once what is wrong with it has been looked for.
+
+    Keras is not imported yet.
+    """
+    if (run is None) != last:
+        raise ValueError("Name a run folder, or take the last one with --last; one of the two.")
+    if last:
+        run = last_run()
+        console.print(f"{run}:")
     registry.read(load_run(run)["experiment"])
     find_model(run)
+    return run
 
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    run: Run = None,
     split: Annotated[
         str, typer.Option(help="train, val or test.", autocompletion=complete(SPLITS))
     ] = "test",
@@ -36,6 +48,7 @@ def evaluate(
         int | None,
         typer.Option(help="For pictures: how many of each side; default all, at most 10,000."),
     ] = None,
+    last: Last = False,
     stock: Stock = False,
     backend: Backend = None,
 ):
@@ -44,7 +57,7 @@ def evaluate(
     Masks: figures of every class. Pictures of a GAN or VAE: distances to real ones, and a VAE's
     bounds.
     """
-    _check_run(run)
+    run = _find_run(run, last)
     check_split(split)
     use(backend, stock)
     from keras_segen import runs
@@ -61,8 +74,8 @@ def evaluate(
 
 @app.command()
 def predict(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
-    source: Annotated[Path, typer.Argument(help="A photo or a folder of photos.")],
+    run: Run = None,
+    source: Annotated[Path | None, typer.Argument(help="A photo or a folder of photos.")] = None,
     out: Annotated[Path, typer.Option(help="The folder for masks and overlays.")] = Path("masks"),
     output: Annotated[
         str | None,
@@ -86,6 +99,7 @@ def predict(
         bool | None,
         typer.Option("--fold", help="Fold batch normalization into the convolutions: faster."),
     ] = None,
+    last: Last = False,
     stock: Stock = False,
     backend: Backend = None,
 ):
@@ -94,7 +108,11 @@ def predict(
     A photo is brought to the size of the training, and the result back to its own; with
     --full-size it is predicted at its own size.
     """
-    _check_run(run)
+    if last and source is None:
+        run, source = None, run
+    if source is None:
+        raise ValueError("Name a photo or a folder of photos: keras-segen predict RUN PHOTO.")
+    run = _find_run(run, last)
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist: name an image or a folder of images.")
     options = {
@@ -118,7 +136,7 @@ def predict(
 
 @app.command()
 def generate(
-    run: Annotated[Path, typer.Argument(help="A run folder of a GAN or a VAE.")],
+    run: Run = None,
     count: Annotated[
         int | None, typer.Option(help="Samples (64), or rows of the other pictures (8).", min=1)
     ] = None,
@@ -147,11 +165,12 @@ def generate(
         Path | None, typer.Option(help="A folder to write the samples to, a file each.")
     ] = None,
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("samples.png"),
+    last: Last = False,
     stock: Stock = False,
     backend: Backend = None,
 ):
     """Make images with the model of a run: samples, ways between them, what is near to them."""
-    _check_run(run)
+    run = _find_run(run, last)
     check_split(split)
     use(backend, stock)
     from keras_segen import runs

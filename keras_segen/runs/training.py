@@ -5,6 +5,7 @@
     model.keras              the best epoch's model (validation mean IoU, ELBO or kernel distance);
                              of a fold, and where none is best, the last's: run.json says which
     checkpoint-0005.keras    the last finished epoch, with the optimizer's state
+    checkpoint-0005.json     what belongs to it: digests of settings, history and the file itself
     previews/epoch-0005.png  the same validation images, or images of the same codes, each epoch
     curves.png               loss and metrics over the epochs
     animation.gif            for pictures, at the end: how they formed
@@ -14,8 +15,8 @@ the moment of a kill, `resume` finds the end of a finished epoch and goes on fro
 """
 
 import csv
+import dataclasses
 import datetime
-import hashlib
 import math
 import shlex
 import sys
@@ -33,7 +34,17 @@ from keras_segen.backend import faster
 from keras_segen.data.loader import Batches
 from keras_segen.determinism import seed_random_layers
 from keras_segen.files import remove_leftovers, write_atomically, write_json
-from keras_segen.run_folder import check_new, find_model, load_run
+from keras_segen.run_folder import (
+    check_new,
+    check_seal,
+    digest,
+    find_checkpoint,
+    find_model,
+    load_run,
+    read_history,
+    read_rows,
+    seal,
+)
 from keras_segen.tasks.registry import read
 
 
@@ -77,15 +88,25 @@ def train(task, folder, tensorboard=False, callbacks=(), verbose="auto"):
     return _fit(task, folder, model, train_data, val_data, 0, tensorboard, callbacks, verbose)
 
 
-def resume(folder, tensorboard=False, callbacks=(), verbose="auto"):
+def resume(folder, tensorboard=False, callbacks=(), verbose="auto", epochs=None):
     """Goes on with an interrupted run from its last finished epoch, on this backend or another.
 
-    The result is that of a run that was never interrupted, to rounding. Arguments and result
-    are those of `train`.
+    The result is that of a run that was never interrupted, to rounding.
+
+    Args:
+        folder: path of the run folder.
+        tensorboard, callbacks, verbose: as in `train`.
+        epochs: int, so many epochs in all instead of those that the run began with, also after
+            its end: it is extended. A cosine schedule then ends after the new last epoch, and its
+            learning rate rises again at the seam; early stopping waits anew from there.
+
+    Returns:
+        As `train`.
 
     Raises:
         FileNotFoundError: the folder holds no run.
-        ValueError: the data set is no longer the one that the run began with.
+        ValueError: the data set is no longer the one that the run began with; settings, history
+            and checkpoint do not belong together; or `epochs` is no more than are finished.
     """
     folder = Path(folder)
     run = load_run(folder)
@@ -99,14 +120,17 @@ def resume(folder, tensorboard=False, callbacks=(), verbose="auto"):
                 f"The data set changed since {folder} began: {key} was {expected[key]}, "
                 f"is {found[key]}. Restore it, or train anew."
             )
-    checkpoints = sorted(folder.glob("checkpoint-*.keras"))
-    first_epoch = int(checkpoints[-1].stem.split("-")[1]) if checkpoints else 0
-    rows = _read_rows(folder)[:first_epoch]
-    if first_epoch >= task.epochs or _stops_early(task, rows):
+    checkpoint, first_epoch = find_checkpoint(folder)
+    rows = read_rows(folder)[:first_epoch]
+    if checkpoint is not None:
+        check_seal(checkpoint, run["experiment"], rows)
+    if epochs is not None:
+        task = _extend(folder, run, task, first_epoch, epochs, verbose)
+    if first_epoch >= task.epochs or stops_early(task, rows, _extended(run)):
         task.finish(folder)
         return read_history(folder)
-    if checkpoints:
-        model = _load_checkpoint(checkpoints[-1], task, train_data, first_epoch)
+    if checkpoint is not None:
+        model = _load_checkpoint(checkpoint, task, train_data, first_epoch)
     else:
         model = task.build_model(train_data)
         batches = task.training_batches(train_data)
@@ -124,6 +148,27 @@ def resume(folder, tensorboard=False, callbacks=(), verbose="auto"):
         callbacks,
         verbose,
     )
+
+
+def _extend(folder, run, task, finished, epochs, verbose):
+    """Notes in a run that it goes on to another number of epochs; returns the task for it."""
+    if epochs <= finished:
+        raise ValueError(
+            f"epochs is {epochs}, and {folder} has finished {finished} already: name more, all in "
+            "all."
+        )
+    before, task = task.epochs, dataclasses.replace(task, epochs=epochs)
+    run["experiment"] = task.to_dict()
+    run.setdefault("extended", []).append({"finished": finished, "from": before, "to": epochs})
+    if verbose:
+        ends = f", which ends after epoch {epochs} now" if task.schedule != "constant" else ""
+        print(f"{epochs} epochs instead of {before}, schedule {task.schedule}{ends}.")
+    return task
+
+
+def _extended(run):
+    """The epochs that a run had finished when it was extended last; 0 if it never was."""
+    return run["extended"][-1]["finished"] if run.get("extended") else 0
 
 
 def _load_checkpoint(path, task, train_data, first_epoch):
@@ -162,15 +207,7 @@ def load_model(folder):
 
 def model_digest(folder):
     """The SHA-256 of a run's `model.keras`, hexadecimal: which model a figure belongs to."""
-    with open(Path(folder) / "model.keras", "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_history(folder):
-    """Reads `history.csv`: dict of column -> list with one float per epoch."""
-    with open(Path(folder) / "history.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return {key: [float(row[key]) for row in rows] for key in (rows[0] if rows else ())}
+    return digest(Path(folder) / "model.keras")
 
 
 def _start(epoch):
@@ -187,7 +224,7 @@ def _start(epoch):
 
 def _fit(task, folder, model, train_data, val_data, first_epoch, tensorboard, callbacks, verbose):
     """Trains a compiled model from `first_epoch` on, phase by phase."""
-    keeper = _RunFolder(folder, task, val_data, first_epoch)
+    keeper = _RunFolder(folder, task, val_data, first_epoch, _extended(load_run(folder)))
     if tensorboard:
         callbacks = [_TensorBoard(folder / "tensorboard"), *callbacks]
     callbacks = [keeper, *callbacks]  # first: it adds what it measures to what the others see
@@ -220,13 +257,14 @@ def _fit(task, folder, model, train_data, val_data, first_epoch, tensorboard, ca
 class _RunFolder(keras.callbacks.Callback):
     """Writes what a run folder holds after each epoch, the checkpoint last."""
 
-    def __init__(self, folder, task, val_data, first_epoch):
+    def __init__(self, folder, task, val_data, first_epoch, extended):
         super().__init__()
         self.folder = folder
         self.seed = task.seed
         self.task = task
         self.val_data = val_data
-        self.rows = _read_rows(folder)[:first_epoch]
+        self.extended = extended
+        self.rows = read_rows(folder)[:first_epoch]
         self.best = max(map(self._score, self.rows), default=-math.inf)
 
     def _score(self, row):
@@ -264,11 +302,14 @@ class _RunFolder(keras.callbacks.Callback):
             writer.writeheader()
             writer.writerows(self.rows)
         self._draw(epoch)
-        with write_atomically(self.folder / f"checkpoint-{epoch + 1:04d}.keras") as temporary:
+        checkpoint = self.folder / f"checkpoint-{epoch + 1:04d}.keras"
+        with write_atomically(checkpoint) as temporary:
             backend.save_model(self.model, temporary)
+            seal(checkpoint, temporary, self.task.to_dict(), self.rows)
         for old in sorted(self.folder.glob("checkpoint-*.keras"))[:-1]:
             old.unlink()
-        if _stops_early(self.task, self.rows):
+            old.with_suffix(".json").unlink(missing_ok=True)
+        if stops_early(self.task, self.rows, self.extended):
             self.model.stop_training = True
 
     def _check_losses(self, epoch, logs):
@@ -302,23 +343,21 @@ def _save_picture(picture, path):
         Image.fromarray(picture).save(temporary)
 
 
-def _stops_early(task, rows):
-    """Whether a run with these rows of history has waited long enough for a better epoch."""
+def stops_early(task, rows, extended=0):
+    """Whether a run has waited long enough for a better epoch.
+
+    Args:
+        task: a `keras_segen.tasks.Task`.
+        rows: the rows of its history.
+        extended: int, epochs that were finished when the run was extended last.
+    """
     if not task.early_stopping or not rows:
         return False
     name, sign = task.monitor
     best = 1 + int(np.argmax([sign * float(row[name]) for row in rows]))
     # Epochs with a frozen encoder are another phase: the next one has yet to show what it can.
-    waited = len(rows) - max(best, task.phases()[-1].first)
+    waited = len(rows) - max(best, task.phases()[-1].first, extended)
     return waited >= task.early_stopping
-
-
-def _read_rows(folder):
-    path = folder / "history.csv"
-    if not path.exists():
-        return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 class _TensorBoard(keras.callbacks.Callback):

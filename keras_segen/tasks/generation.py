@@ -184,7 +184,7 @@ class GenerationTask(Task):
         from keras_segen import plot
 
         frames = sorted((Path(folder) / "previews").glob("epoch-*.png"))
-        if frames and not (Path(folder) / "animation.gif").exists():
+        if frames:
             plot.animation(frames, Path(folder) / "animation.gif")
 
     def outcome(self, history):

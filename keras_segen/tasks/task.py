@@ -313,7 +313,7 @@ class Task:
         raise NotImplementedError
 
     def finish(self, folder):
-        """Writes what belongs at the end of a run, if it is not there yet."""
+        """Writes what belongs at the end of a run, once more if it is there."""
 
     def outcome(self, history):
         """What a training came to, in words."""
