@@ -17,6 +17,7 @@ __all__ = [
     "faster",
     "generation",
     "initialize",
+    "load",
     "losses",
     "metrics",
     "plot",
@@ -26,7 +27,18 @@ __all__ = [
 ]
 
 # Those that import Keras: if its framework is missing, they say so in one line.
-_ON_KERAS = ("faster", "generation", "initialize", "losses", "metrics", "runs", "segmentation")
+_ON_KERAS = (
+    "faster",
+    "generation",
+    "initialize",
+    "load",
+    "losses",
+    "metrics",
+    "runs",
+    "segmentation",
+)
+# Names that do not stand for a room of their own: where they are from.
+_ELSEWHERE = {"faster": "backend", "initialize": "determinism", "load": "runs"}
 
 frameworks.choose()
 registration.register_with_keras()
@@ -35,10 +47,8 @@ registration.register_with_keras()
 def __getattr__(name):
     if name in _ON_KERAS:
         frameworks.require()
-    if name == "initialize":
-        return importlib.import_module("keras_segen.determinism").initialize
-    if name == "faster":
-        return importlib.import_module("keras_segen.backend.faster")
+    if name in _ELSEWHERE:
+        return getattr(importlib.import_module(f"keras_segen.{_ELSEWHERE[name]}"), name)
     if name in __all__:
         return importlib.import_module(f"keras_segen.{name}")
     raise AttributeError(f"module 'keras_segen' has no attribute {name!r}")

@@ -4,13 +4,16 @@
 from keras_segen.runs.crossval import cross_validate
 from keras_segen.runs.evaluate import evaluate
 from keras_segen.runs.generate import generate
+from keras_segen.runs.loaded import Run, load
 from keras_segen.runs.predict import predict
 from keras_segen.runs.training import load_model, load_run, read_history, resume, train
 
 __all__ = [
+    "Run",
     "cross_validate",
     "evaluate",
     "generate",
+    "load",
     "load_model",
     "load_run",
     "predict",

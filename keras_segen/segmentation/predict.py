@@ -143,6 +143,10 @@ class Predictor:
             )
         return (overlap, overlap)
 
+    def __call__(self, image, output="classes", out=None, size=None):
+        """As `predict`."""
+        return self.predict(image, output, out, size)
+
     def predict(self, image, output="classes", out=None, size=None):
         """Predicts one image.
 

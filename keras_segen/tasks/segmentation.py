@@ -555,6 +555,16 @@ class SegmentationTask(Task):
         palette, label_ids = np.array(about["palette"], "uint8"), np.array(about["label_ids"])
         return segmentation.label_photos(predictor, paths, out, palette, label_ids, output, size)
 
+    def predict_one(self, model, about, image):
+        """The class of each pixel, `(height, width)`, uint8; at the training's size inside."""
+        from keras_segen import segmentation
+        from keras_segen.data.images import read_image
+
+        height, width, channels = about["image_shape"]
+        if isinstance(image, str | Path):
+            image = read_image(Path(image), channels)
+        return segmentation.Predictor(model)(np.asarray(image), size=(height, width))
+
     def outputs(self, model, dataset):
         """Logits of some validation images."""
         from keras_segen import backend

@@ -350,6 +350,18 @@ class Task:
         """
         raise self._not_made_for("predicts no photos")
 
+    def predict_one(self, model, about, image):
+        """Predicts one image.
+
+        Args:
+            model, about: as in `predict`.
+            image: path of a file, or an array as `keras_segen.runs.Run.predict` takes it.
+
+        Returns:
+            What the model makes of it, at the image's own size.
+        """
+        raise self._not_made_for("predicts no photos")
+
     def generate(self, model, about, out, seed):
         """Makes images and writes them, as `keras_segen.runs.generate` does.
 
