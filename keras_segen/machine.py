@@ -5,6 +5,7 @@ import ctypes
 import importlib.metadata
 import os
 import platform
+import re
 import sys
 import time
 
@@ -77,6 +78,27 @@ def versions():
         except importlib.metadata.PackageNotFoundError:
             found[package] = None
     return found
+
+
+def installed_size(package):
+    """Returns what a package and all that it requires take on the disk, in bytes."""
+    found, wanted, size = set(), [package], 0
+    while wanted:
+        name = wanted.pop().lower().replace("_", "-")
+        if name in found:
+            continue
+        found.add(name)
+        try:
+            distribution = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # for another system
+        for file in distribution.files or ():
+            with contextlib.suppress(OSError):
+                size += file.locate().stat().st_size
+        for requirement in distribution.requires or ():
+            if "extra ==" not in requirement:
+                wanted.append(re.match(r"[\w.-]+", requirement)[0])
+    return size
 
 
 def peak_memory():

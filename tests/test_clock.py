@@ -4,8 +4,8 @@ import pytest
 
 from keras_segen import backend
 from keras_segen.bench import loader
-from keras_segen.bench.rounds import Held
 from keras_segen.compare import clock
+from keras_segen.compare.rounds import Held
 from keras_segen.data.loader import Batches
 from keras_segen.tasks.segmentation import SegmentationTask
 

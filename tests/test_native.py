@@ -15,7 +15,7 @@ from keras_segen import data
 from keras_segen.backend import faster
 from keras_segen.bench import contests, handwritten, native, proof
 from keras_segen.bench.earlier import find_earlier
-from keras_segen.bench.rounds import Held
+from keras_segen.compare.rounds import Held
 from keras_segen.data.loader import Batches
 
 TINY = {

@@ -20,7 +20,7 @@ import numpy as np
 
 from keras_segen import files, frameworks, machine
 from keras_segen.bench.earlier import find_earlier
-from keras_segen.bench.rounds import by_turns, check_counts
+from keras_segen.compare.rounds import by_turns, check_counts
 from keras_segen.processes import Worker, num_threads
 
 # What a step can be run as: values for Keras' `compile`, never "auto", and what it means.

@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 
 from keras_segen import machine
-from keras_segen.bench.rounds import Held, Portion, now, per_step
+from keras_segen.compare.rounds import Held, Portion, now, per_step
 from keras_segen.processes import serve
 from keras_segen.tasks.registry import read
 

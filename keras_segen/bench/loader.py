@@ -5,7 +5,7 @@ import time
 import numpy as np
 
 from keras_segen import backend
-from keras_segen.bench.rounds import Held, by_turns
+from keras_segen.compare.rounds import Held, by_turns
 
 
 def loader_ratio(task, epochs=3, tell=lambda text: None):

@@ -26,8 +26,8 @@ from keras_segen import backend, files, machine
 from keras_segen.backend import faster
 from keras_segen.bench import proof
 from keras_segen.bench.earlier import find_earlier
-from keras_segen.bench.rounds import Held, by_turns, check_counts
 from keras_segen.compare.clock import milliseconds
+from keras_segen.compare.rounds import Held, by_turns, check_counts
 from keras_segen.report.tables import Column, Table, decimals
 
 
@@ -40,7 +40,7 @@ def take_times(contest, dataset, batches, rounds=10, tell=lambda text: None):
     Args:
         contest: a `keras_segen.bench.contests.Contest`.
         dataset: what `contest.load_data` returned.
-        batches: a `keras_segen.bench.rounds.Held`.
+        batches: a `keras_segen.compare.rounds.Held`.
         rounds: int.
         tell: called with a line of text after each round.
 

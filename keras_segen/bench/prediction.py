@@ -6,7 +6,7 @@ import numpy as np
 import psutil
 
 from keras_segen import backend, determinism, machine, segmentation
-from keras_segen.bench.rounds import by_turns
+from keras_segen.compare.rounds import by_turns
 from keras_segen.report.tables import Column, Table, decimals
 from keras_segen.runs.training import load_model
 

@@ -35,7 +35,7 @@ def prove(contest, dataset, batches, tell=lambda text: None):
     Args:
         contest: a `keras_segen.bench.contests.Contest`.
         dataset: what `contest.load_data` returned.
-        batches: a `keras_segen.bench.rounds.Held`.
+        batches: a `keras_segen.compare.rounds.Held`.
         tell: called with a line of text before each part.
 
     Returns:

@@ -51,6 +51,12 @@ def compare(
         bool, typer.Option(help="Find where they part: layer by layer, step by step.")
     ] = False,
     parity_steps: Annotated[int, typer.Option(help="With --parity: training steps.", min=1)] = 20,
+    seconds: Annotated[
+        float,
+        typer.Option(
+            "--time", help="Seconds to find which is faster, by turns, after the trainings; 0: not."
+        ),
+    ] = 60,
     stock: Stock = False,
 ):
     """Train on each backend from the same weights and batches, and report what differs."""
@@ -59,6 +65,8 @@ def compare(
     from keras_segen.compare.run import run
 
     steps = parity_steps if parity else 0
-    result = run(task, out, tuple(backends.split(",")), threads, parity_steps=steps)
+    result = run(
+        task, out, tuple(backends.split(",")), threads, parity_steps=steps, seconds=seconds
+    )
     report.print_report(result, console, out)
     raise typer.Exit({"passed": 0, "interrupted": 130}.get(result["status"], 1))

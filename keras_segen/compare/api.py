@@ -31,6 +31,7 @@ def run(
     backends=("tensorflow", "torch"),
     threads=None,
     parity_steps=0,
+    seconds=60.0,
     **fields,
 ):
     """Trains a model on each backend, from the same weights and batches, and reports.
@@ -58,6 +59,8 @@ def run(
         backends: names of the backends, in the order in which they run.
         threads: int, threads for each process; None for one per core.
         parity_steps: int, training steps that are also compared layer by layer; 0 for none.
+        seconds: float, how long the backends may take turns to find which is faster; 0 leaves that
+            out.
         **fields: of the model's task (`keras_segen.tasks`), such as
             `epochs=2, filters=(8, 16), image_size=(64, 64)`.
 
@@ -80,6 +83,7 @@ def run(
         **{} if tuple(backends) == ("tensorflow", "torch") else {"backends": tuple(backends)},
         **{} if threads is None else {"threads": threads},
         **{} if parity_steps == 0 else {"parity_steps": parity_steps},
+        **{} if seconds == 60 else {"seconds": seconds},
         **fields,
     )
     out = Path(out).expanduser()
@@ -117,6 +121,7 @@ def run(
         tuple(backends),
         threads,
         parity_steps=parity_steps,
+        seconds=seconds,
         command=call,
         modules=modules,
         write_own=write_own if splits or built is not None else None,

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from rich.text import Text
 
+from keras_segen.compare import turns
 from keras_segen.compare.layerwise import divergence
 from keras_segen.files import write_json, write_text
 from keras_segen.plot import INK_COLOR, finite
@@ -34,7 +35,7 @@ STATUS = {
 
 # label, unit, where it stands in a backend's part of the report, digits; the task adds its own
 FIGURES = (
-    ("Time per training step", "ms", ("milliseconds", "step"), 3),
+    ("Training step, in the training", "ms", ("milliseconds", "step"), 3),
     ("Waiting for a batch, in training", "ms", ("milliseconds", "wait"), 3),
     ("Loader time per batch, by itself", "ms", ("milliseconds", "loader"), 3),
     ("First step", "s", ("seconds", "first_step"), 3),
@@ -53,7 +54,7 @@ PARITY_KINDS = {
     "weights": "Weights, one step on",
     "statistics": "Statistics, one step on",
 }
-CARDS = ("Time per training step", "Peak memory, process", "First step")
+CARDS = ("Peak memory, process", "First step")
 
 
 def write_report(report, folder):
@@ -160,7 +161,7 @@ def verdict(report):
         if len(backends) > 2:
             result = result.replace("both", "all")
         result += f", all {len(checks)} checks passed" if checks else ""
-    return f"{subject}: {result}{in_figures(kind_of_task(report), backends)}."
+    return f"{subject}: {result}{in_figures(kind_of_task(report), backends, report['speed'])}."
 
 
 def data_name(data):
@@ -169,10 +170,9 @@ def data_name(data):
     return f"{name}{colon}{Path(path).name}"
 
 
-def in_figures(kind, backends):
+def in_figures(kind, backends, speed):
     """The end of the verdict: time, memory and what the models came to, as far as it is known."""
-    times = {name: dig(backend, "milliseconds", "step") for name, backend in backends.items()}
-    parts = [step_times(times)] if None not in map(median, times.values()) else []
+    parts = turns.claims(speed) if speed else []
     for key, figure in (("peak_device", "device memory"), ("peak_resident", "memory")):
         peaks = {name: dig(backend, "memory_mib", key) for name, backend in backends.items()}
         if None not in peaks.values():
@@ -191,31 +191,6 @@ def in_figures(kind, backends):
         else:
             parts.append(f"{figure} is " + listing(f"{s}{on(n, shown)}" for n, s in shown.items()))
     return "; " + "; ".join(parts) if parts else ""
-
-
-def step_times(times):
-    """Which backend was faster, and by how much, unless one run cannot tell."""
-    if len(times) == 2:
-        (fast, short), (slow, long) = sorted(times.items(), key=lambda item: median(item[1]))
-        shown = [show(median(short)), show(median(long))]
-        if within(median(short), long) and within(median(long), short):
-            return (
-                f"a step took about as long on each ({listing(shown)} ms, each within the other's "
-                "spread)"
-            )
-        if median(short) > 0:
-            return (
-                f"a step took {shown[0]} ms on {display_name(fast)} and "
-                f"{median(long) / median(short):.2f} times as long, {shown[1]} ms, on "
-                f"{display_name(slow)}"
-            )
-    return "a step took " + listing(f"{show(median(t))} ms{on(n, times)}" for n, t in times.items())
-
-
-def within(value, statistics):
-    """Whether a value lies from the 10th to the 90th percentile of others."""
-    low, high = percentiles(statistics)
-    return None not in (low, high) and low <= value <= high
 
 
 def equal_machine(backends):
@@ -275,7 +250,7 @@ def figures(report):
         percent); one per backend after the first, `factors` (value over the first backend's, or
         None) and `ratios` (the same as str).
     """
-    rows, kind = [], kind_of_task(report)
+    rows, kind = speed_rows(report), kind_of_task(report)
     work, label = kind.work
     own = [
         (label, "ms", ("milliseconds", work), 3),
@@ -286,22 +261,62 @@ def figures(report):
         values = [median(value) for value in measured]
         if all(value is None for value in values):
             continue
-        whole = 1 if unit == "0 to 1" else max(value for value in values if value is not None)
-        factors = [factor(value, values[0]) for value in values[1:]]
-        rows.append(
-            {
-                "label": label,
-                "unit": unit,
-                "values": values,
-                "percentiles": [percentiles(value) for value in measured],
-                "shown": [show(value, digits) for value in values],
-                "spreads": [spread(value) for value in measured],
-                "shares": [100 * (v or 0) / whole if whole > 0 else 0 for v in values],
-                "factors": factors,
-                "ratios": ["–" if each is None else f"{each:.2f}" for each in factors],
-            }
-        )
+        row = _row(label, unit, values, digits, measured)
+        if unit in ("ms", "s"):  # not measured by turns: no ratio is a finding
+            row["ratios"], row["factors"] = ["–"] * len(values[1:]), [None] * len(values[1:])
+        rows.append(row)
+    sizes = report.get("installed_mib") or {}
+    if sizes:
+        sizes = [sizes.get(name) for name in report["backends"]]
+        rows.append(_row("On disk, the framework and what it needs", "MiB", sizes, 4))
     return rows
+
+
+def speed_rows(report):
+    """What the backends reached by turns, as rows of `figures`; nothing without it."""
+    speed, names = report["speed"], list(report["backends"])
+    if not speed:
+        return []
+    rows, largest = [], max((cell["batch_size"] for cell in speed["cells"]), default=None)
+    for work, label in (("train", "Training"), ("predict", "Prediction")):
+        for cell in speed["cells"]:
+            if cell["work"] != work:
+                continue
+            images, batch = 1e3 * cell["batch_size"], cell["batch_size"]
+            for key, words in (("ms", ""), ("stock_ms", ", Keras as it ships")):
+                if not cell[key]:
+                    continue
+                values = [median(cell[key].get(name)) for name in names]
+                values = [None if each is None else images / each for each in values]
+                row = _row(f"{label}, batch {batch}{words}", "images per second", values)
+                ratio = cell["ratio"]
+                row["ratios"] = ["–"] * len(row["ratios"])
+                if key == "ms" and ratio and cell["others_busy"] < turns.BUSY:
+                    low, high = 1 / ratio["high"], 1 / ratio["low"]
+                    row["ratios"] = [f"{1 / ratio['value']:.2f} ({low:.2f} to {high:.2f})"]
+                rows.append({**row, "card": key == "ms" and batch == largest})
+    start = [speed["start"].get(name) for name in names]
+    rows.append(_row("Start to first prediction", "s", start))
+    return rows
+
+
+def _row(label, unit, values, digits=3, statistics=None):
+    """A row of `figures`; `statistics` are those that the values are the medians of."""
+    known = [value for value in values if value is not None]
+    whole = 1 if unit == "0 to 1" else max(known, default=0)
+    factors = [factor(value, values[0]) for value in values[1:]]
+    measured = statistics or values
+    return {
+        "label": label,
+        "unit": unit,
+        "values": values,
+        "percentiles": [percentiles(value) for value in measured],
+        "shown": [show(value, digits) for value in values],
+        "spreads": [spread(value) for value in measured],
+        "shares": [100 * (v or 0) / whole if whole > 0 else 0 for v in values],
+        "factors": factors,
+        "ratios": ["–" if each is None else f"{each:.2f}" for each in factors],
+    }
 
 
 def figures_table(report):
@@ -440,7 +455,7 @@ def page(report, folder):
             kind.describe_disagreement(report["disagreement"]) if report["disagreement"] else ""
         ),
         css={name: css(report, name) for name in report["backends"]},
-        cards=[row for row in rows if row["label"] in cards],
+        cards=[row for row in rows if row["label"] in cards or row.get("card")],
         ratio_headings=ratio_headings(report),
         tables=[
             table
@@ -663,7 +678,9 @@ def complete(report):
     """The report as plain values, with something empty where a part is missing."""
     empty = {"experiment": {}, "machine": {}, "checks": [], "pictures": [], "hand_over": []}
     empty |= {"loss_difference": [], "class_names": [], "palette": [], "notes": []}
-    empty |= dict.fromkeys(("parameters", "disagreement", "loss_tolerance", "command", "parity"))
+    empty |= dict.fromkeys(
+        ("parameters", "disagreement", "loss_tolerance", "command", "parity", "speed")
+    )
     empty |= dict.fromkeys(("version", "created"), "")
     known = {name: value for name, value in plain(report).items() if value is not None}
     known["backends"] = {name: backend or {} for name, backend in known["backends"].items()}

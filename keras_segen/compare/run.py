@@ -19,13 +19,12 @@ import rich.progress
 
 import keras_segen
 from keras_segen import frameworks, machine
-from keras_segen.compare import checks, report
+from keras_segen.compare import checks, report, turns
 from keras_segen.compare.layerwise import divergence
 from keras_segen.files import write_json
 from keras_segen.processes import Worker, num_threads
 from keras_segen.tasks.task import is_file
 
-BUSY = 0.2  # processors: from here on other programs are in the way
 SECONDS_TO_DRAW = 0.5  # between two pictures of the progress in a notebook
 
 
@@ -39,6 +38,7 @@ def run(
     command=None,
     modules=(),
     write_own=None,
+    seconds=60.0,
 ):
     """Compares backends on one task.
 
@@ -61,6 +61,8 @@ def run(
         modules: names of modules that the processes import first, for layers of a user's own.
         write_own: called once the folder is there, before a process starts: writes into its
             subfolder `own` what the task reads from there; None for nothing.
+        seconds: float, how long the backends may take turns to find which is faster
+            (`keras_segen.compare.turns`), after the trainings; 0 leaves that out.
 
     Returns:
         The report, a dict as in `report.json`. `report["status"]` is `"passed"`, `"parted"` (a
@@ -68,15 +70,17 @@ def run(
         there) or `"interrupted"`.
 
     Raises:
-        ValueError: threads is less than 1; or the task asks for early stopping, which could end
-            one backend's training before the other's; or it has dropout or mixed precision, or
-            makes no masks, and is to be compared layer by layer; or its precision is float64 and
-            it is not.
+        ValueError: threads is less than 1, or seconds less than 0; or the task asks for early
+            stopping, which could end one backend's training before the other's; or it has dropout
+            or mixed precision, or makes no masks, and is to be compared layer by layer; or its
+            precision is float64 and it is not.
         ModuleNotFoundError: a backend's framework is not installed.
         FileExistsError: the folder holds something else than a comparison.
         FileNotFoundError: the model is a `.keras` file that does not exist.
     """
     threads = num_threads(threads)
+    if not seconds >= 0:
+        raise ValueError(f"seconds is {seconds}, expected 0 or more.")
     if task.early_stopping:
         raise ValueError(
             f"early_stopping is {task.early_stopping}, but a comparison trains the same "
@@ -106,7 +110,8 @@ def run(
         backend: {"status": "running", "losses": {name: [] for name in task.losses}}
         for backend in backends
     }
-    interrupted = False
+    interrupted, speed = False, None
+    modules = [*modules, *_module_of(task)]
     try:
         with _progress(console) as progress:
             bars = {
@@ -123,6 +128,18 @@ def run(
             if len(done) > 1 and "train" in phases:
                 for backend in done:
                     _run_child("serve", backend, folder, threads, outcomes[backend], progress, bars)
+                if seconds and all(outcomes[name]["status"] == "ok" for name in done):
+                    bar = progress.add_task("speed", total=None, phase="", loss="")
+                    speed = turns.take_turns(
+                        task,
+                        folder,
+                        done,
+                        threads,
+                        seconds,
+                        modules,
+                        tell=lambda text: progress.update(bar, phase=text),
+                    )
+                    progress.update(bar, phase="done")
     except KeyboardInterrupt:
         interrupted = True
         for outcome in outcomes.values():
@@ -130,6 +147,9 @@ def run(
                 outcome["status"] = "interrupted"
     command = command or shlex.join(["keras-segen", *sys.argv[1:]])
     result = _conclude(task, folder, outcomes, interrupted, command)
+    result["speed"] = speed
+    for backend, error in (speed or {"errors": {}})["errors"].items():
+        result["notes"].append(f"By turns, {report.display_name(backend)} failed: {error}")
     report.write_report(result, folder)
     return result
 
@@ -287,6 +307,7 @@ def _conclude(task, folder, outcomes, interrupted, command):
         "parameters": next((result["parameters"] for result in results.values()), None),
         **task.conclude(task.load_data("val"), arrays, folder),
         "machine": machine.describe(),
+        "installed_mib": {name: round(machine.installed_size(name) / 2**20) for name in outcomes},
         "backends": {
             backend: {**outcome, **results.get(backend, {})}
             for backend, outcome in outcomes.items()
@@ -311,13 +332,14 @@ def notes(results):
         results: dict by backend of what `child.py` wrote.
     """
     busy = {backend: result["others_busy"] for backend, result in results.items()}
-    if max(busy.values(), default=0) < BUSY:
+    if max(busy.values(), default=0) < turns.BUSY:
         return []
     processors = " and ".join(
         f"{value:.1f} while {report.display_name(backend)} trained"
         for backend, value in busy.items()
     )
     return [
-        f"Other programs kept processors busy ({processors}, of {os.cpu_count()}): the times are "
-        "too long, and not to be compared. Close these programs and compare again."
+        f"Other programs kept processors busy ({processors}, of {os.cpu_count()}): the times of "
+        "the trainings are too long, and not to be compared. Close these programs, and compare "
+        "again."
     ]

@@ -25,6 +25,7 @@ import numpy as np
 
 from keras_segen import plot
 from keras_segen.files import write_atomically, write_json, write_text
+from keras_segen.intervals import two_sided_p
 from keras_segen.report import html
 from keras_segen.report.numbers import listing, setting
 from keras_segen.report.tables import Cell, Column, Table, decimals
@@ -217,34 +218,6 @@ def difference(first, second):
         "t": t,
         "p": None if t is None else two_sided_p(t, folds - 1),
     }
-
-
-def two_sided_p(t, degrees):
-    """The probability of a value at least as far from 0 as `t` under Student's distribution.
-
-    Reference: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4: a
-    finite sum for whole degrees of freedom.
-
-    Args:
-        t: float.
-        degrees: int, at least 1, the degrees of freedom.
-
-    Example:
-
-    >>> round(two_sided_p(2.0, 1), 4), round(two_sided_p(-2.132, 4), 4)
-    (0.2952, 0.1)
-    """
-    angle = math.atan2(abs(t), math.sqrt(degrees))
-    square = math.cos(angle) ** 2
-    term = math.cos(angle) if degrees % 2 else 1.0
-    total = 0.0
-    for odd in range(degrees % 2 + 1, degrees, 2):
-        total += term
-        term *= square * odd / (odd + 1)
-    within = math.sin(angle) * total
-    if degrees % 2:
-        within = 2 / math.pi * (angle + within)
-    return max(0.0, 1 - within)
 
 
 def _check(tasks, folds):
