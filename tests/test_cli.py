@@ -168,7 +168,7 @@ def test_a_terminated_training_says_how_to_go_on(picture_folder, tmp_path):
         (["train", "fcn", "--resume", "nowhere"], "model would change nothing"),
         (["train", "unet", "--r1", "1"], "--r1 is for dcgan, sngan; unet has none"),
         (["train", "vae", "--loss", "hinge"], "fcn, dcgan, sngan; vae has none"),
-        (["crossval", "vae"], "vae makes pictures"),
+        (["crossval", "vae"], "vae makes new pictures"),
         (["train", "--backend", "jax"], "'jax'"),
         (["evaluate", "nowhere"], "no run.json"),
         (["compare", "--backends", "torch,jax"], "'jax'"),
