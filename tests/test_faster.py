@@ -10,8 +10,9 @@ import pytest
 from keras import layers
 
 import keras_segen as ks
-from keras_segen import backend, cli
+from keras_segen import backend
 from keras_segen.backend.faster.probe import NotNeeded
+from keras_segen.cli.common import use
 from keras_segen.runs import training
 from keras_segen.tasks.segmentation import SegmentationTask
 
@@ -277,10 +278,11 @@ def test_models_from_before_go_on(expected):
 def test_a_run_writes_down_what_was_active(stock, picture_folder, tmp_path, monkeypatch, read_json):
     monkeypatch.setenv("KERAS_SEGEN_STOCK", "0")
     monkeypatch.setattr(ks.faster.machine, "freed_memory", "as the system does")
-    cli._use(None, stock)
+    use(None, stock)
     task = SegmentationTask(
         model="unet",
         data=f"folder:{picture_folder}",
+        image_size=(32, 32),
         filters=(2, 4),
         batch_size=4,
         epochs=1,

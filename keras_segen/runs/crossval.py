@@ -24,13 +24,13 @@ import keras
 import numpy as np
 
 from keras_segen import plot
+from keras_segen.files import write_atomically, write_json, write_text
 from keras_segen.report import html
 from keras_segen.report.numbers import listing, setting
 from keras_segen.report.tables import Cell, Column, Table, decimals
 from keras_segen.runs import training
 from keras_segen.runs.evaluate import evaluate
 from keras_segen.tasks.registry import KINDS
-from keras_segen.files import write_atomically, write_json, write_text
 
 CAUTION = (
     "The folds share most of their training images, so their results are not independent, and no "

@@ -32,9 +32,9 @@ from keras_segen import layers as _layers  # noqa: F401  (          classes of o
 from keras_segen.backend import faster
 from keras_segen.data.loader import Batches
 from keras_segen.determinism import seed_random_layers
-from keras_segen.tasks.registry import read
 from keras_segen.files import remove_leftovers, write_atomically, write_json
 from keras_segen.run_folder import check_new, find_model, load_run
+from keras_segen.tasks.registry import read
 
 
 def train(task, folder, tensorboard=False, callbacks=(), verbose="auto"):
@@ -185,9 +185,7 @@ def _start(epoch):
     }
 
 
-def _fit(
-    task, folder, model, train_data, val_data, first_epoch, tensorboard, callbacks, verbose
-):
+def _fit(task, folder, model, train_data, val_data, first_epoch, tensorboard, callbacks, verbose):
     """Trains a compiled model from `first_epoch` on, phase by phase."""
     keeper = _RunFolder(folder, task, val_data, first_epoch)
     if tensorboard:
