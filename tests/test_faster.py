@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from keras.src.models import functional
 
 import keras_segen as ks
 from keras_segen import backend
@@ -30,9 +31,12 @@ PARTS = {
         core.Variable._initialize core.Variable.value
         BaseConv.call BaseConvTranspose.call keras.layers.Dense.call
         keras.layers.BatchNormalization.call torch_adam.Adam._parallel_update_step
-        function.Function._run_through_graph functional.operation_fn functional.Functional.__call__
+        function.Function._run_through_graph functional.Functional.__call__
     """,
 }[HERE].split()
+if HERE == "torch":
+    told = hasattr(functional, "operation_fn")  # in Keras 3.15
+    PARTS.append("functional.operation_fn" if told else "functional.Functional._run_through_graph")
 
 LOOK = """
 import importlib, inspect, sys
@@ -42,7 +46,10 @@ from keras.src.layers.convolutional.base_conv_transpose import BaseConvTranspose
 from keras.src.models import functional
 from keras.src.ops import function
 if keras.backend.backend() == "torch":
-    from keras.src.backend.torch import core, nn
+    try:
+        from keras.src.backend.torch import core, nn
+    except ImportError:  # Keras 3.16
+        from keras.src.backend.torch.ops import core, nn
     from keras.src.backend.torch.optimizers import torch_adam
 def found():
     parts = [eval(part.rpartition(".")[0]) for part in PARTS]

@@ -271,10 +271,11 @@ def test_graphs_give_by_plan_what_keras_gives(training, monkeypatch):
 
     ours = [results(), results()]
     assert list(model(images)) == ["all", "left"]
-    assert len(searched) == 3 * 4  # the addition, the multiplication, the attention and the split
+    per_call = len(searched) // 3  # the addition, the multiplication and the split; the attention
+    assert per_call in (3, 4) and len(searched) == 3 * per_call
     ks.faster.remove("graphs")
     theirs = results()
-    assert len(searched) == 3 * 4 + 9  # each call of a layer or operation
+    assert len(searched) == 3 * per_call + 9  # each call of a layer or operation
     for found in ours:
         for each, expected in zip(found, theirs, strict=True):
             torch.testing.assert_close(each, expected, rtol=0, atol=0)

@@ -110,6 +110,8 @@ def test_layers_are_those_of_keras(make, shape, operation):
         assert names == of_keras
     elif operation == "slice":
         assert "slice" in names  # PyTorch cannot leave it out
+    elif operation == "-clone" and keras.version() >= "3.16":
+        assert names.count("clone") <= of_keras.count("clone")  # Keras 3.16 copies no image itself
     elif operation.startswith("-"):
         assert names.count(operation[1:]) < of_keras.count(operation[1:])
     else:
