@@ -8,10 +8,12 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from keras.src.models import functional
 
 import keras_segen as ks
-from keras_segen import backend, cli
+from keras_segen import backend
 from keras_segen.backend.faster.probe import NotNeeded
+from keras_segen.cli.common import use
 from keras_segen.runs import training
 from keras_segen.tasks.segmentation import SegmentationTask
 
@@ -29,9 +31,12 @@ PARTS = {
         core.Variable._initialize core.Variable.value
         BaseConv.call BaseConvTranspose.call keras.layers.Dense.call
         keras.layers.BatchNormalization.call torch_adam.Adam._parallel_update_step
-        function.Function._run_through_graph functional.operation_fn functional.Functional.__call__
+        function.Function._run_through_graph functional.Functional.__call__
     """,
 }[HERE].split()
+if HERE == "torch":
+    told = hasattr(functional, "operation_fn")  # in Keras 3.15
+    PARTS.append("functional.operation_fn" if told else "functional.Functional._run_through_graph")
 
 LOOK = """
 import importlib, inspect, sys
@@ -41,7 +46,10 @@ from keras.src.layers.convolutional.base_conv_transpose import BaseConvTranspose
 from keras.src.models import functional
 from keras.src.ops import function
 if keras.backend.backend() == "torch":
-    from keras.src.backend.torch import core, nn
+    try:
+        from keras.src.backend.torch import core, nn
+    except ImportError:  # Keras 3.16
+        from keras.src.backend.torch.ops import core, nn
     from keras.src.backend.torch.optimizers import torch_adam
 def found():
     parts = [eval(part.rpartition(".")[0]) for part in PARTS]
@@ -277,10 +285,11 @@ def test_models_from_before_go_on(expected):
 def test_a_run_writes_down_what_was_active(stock, picture_folder, tmp_path, monkeypatch, read_json):
     monkeypatch.setenv("KERAS_SEGEN_STOCK", "0")
     monkeypatch.setattr(ks.faster.machine, "freed_memory", "as the system does")
-    cli._use(None, stock)
+    use(None, stock)
     task = SegmentationTask(
         model="unet",
         data=f"folder:{picture_folder}",
+        image_size=(32, 32),
         filters=(2, 4),
         batch_size=4,
         epochs=1,

@@ -1,4 +1,4 @@
-"""What the seam changes in Keras on TensorFlow."""
+"""Layers and optimizers of Keras on TensorFlow, once they are made faster."""
 
 import keras
 import numpy as np
@@ -13,23 +13,21 @@ if keras.backend.backend() != "tensorflow":
 import tensorflow as tf
 
 from keras_segen.backend.faster import on_tensorflow
+from keras_segen.backend.faster.probe import NotNeeded
 
 
-def operations(call, shape):
-    """The kinds of operations in the graph of a call."""
-    graph = tf.function(call).get_concrete_function(tf.TensorSpec(shape, tf.float32)).graph
-    return {operation.type for operation in graph.get_operations()}
+@pytest.fixture(autouse=True)
+def faster():
+    ks.faster.apply()
+    yield
+    ks.faster.remove()
+
+
+def operations(call, shape, dtype="float32"):
+    return on_tensorflow.operations(call, tf.TensorSpec(shape, dtype))
 
 
 FUSED = "FusedBatchNormV3"
-
-
-def test_the_installed_keras_still_composes_batch_normalization():
-    """When this fails, `on_tensorflow.fuse_batch_normalization` can be deleted."""
-    layer = normalization()
-    original = layers.BatchNormalization.call.__wrapped__
-    found = operations(lambda x: original(layer, x, training=False), (2, 5, 6, 3))
-    assert FUSED not in found
 
 
 def normalization(**options):
@@ -46,8 +44,11 @@ def normalization(**options):
 def test_batch_normalization_is_one_operation_with_keras_results(shape, compiled):
     images = np.random.default_rng(1).normal(1.0, 2.0, (4, 5, 6, 3)).astype("float32")
 
-    def results(call):
+    def results():
         layer = normalization()
+
+        def call(layer, x):
+            return layer(x, training=False)
 
         def run(x):
             with tf.GradientTape() as outer:
@@ -66,10 +67,10 @@ def test_batch_normalization_is_one_operation_with_keras_results(shape, compiled
         found = run(tf.constant(images))
         return operations(lambda x: call(layer, x), shape), found + layer.get_weights()
 
-    original = layers.BatchNormalization.call.__wrapped__
-    names, ours = results(lambda layer, x: layer(x, training=False))
-    assert FUSED in names
-    _, theirs = results(lambda layer, x: original(layer, x, training=False))
+    names, ours = results()
+    with ks.faster.stock():
+        of_keras, theirs = results()
+    assert FUSED in names and FUSED not in of_keras
     for found, expected in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
@@ -108,15 +109,6 @@ def test_unusual_batch_normalization_is_left_to_keras(options, shape):
     assert FUSED not in operations(lambda x: layer(x, training=False), shape)
 
 
-def test_a_keras_without_moments_of_its_own_is_left_alone(monkeypatch):
-    def call(self, inputs, training=None, mask=None):
-        return inputs
-
-    monkeypatch.setattr(layers.BatchNormalization, "call", call)
-    on_tensorflow.fuse_batch_normalization()
-    assert layers.BatchNormalization.call is call
-
-
 ADAM = "ResourceApplyAdam"
 
 
@@ -130,29 +122,13 @@ def updates(optimizer, model, gradients=None, strategy=None):
     def step():
         optimizer.apply(gradients, variables)
 
-    def run():
-        if strategy is None:
-            step()
-        else:
-            strategy.run(step)
-
-    graph = tf.function(run).get_concrete_function().graph.as_graph_def()
-    inside = [node for function in graph.library.function for node in function.node_def]
-    return [node.op for node in [*graph.node, *inside]]
+    return on_tensorflow.operations(step if strategy is None else lambda: strategy.run(step))
 
 
 def dense(dtype="float32"):
     model = keras.Sequential([keras.Input((3,)), layers.Dense(4, dtype=dtype)])
     ks.initialize(model, seed=0)
     return model
-
-
-def test_the_installed_keras_still_composes_adam(monkeypatch):
-    """When this fails, `on_tensorflow.update_as_adam_at_once` can be deleted."""
-    adam = keras.optimizers.Adam
-    assert ADAM in updates(adam(), dense())
-    monkeypatch.setattr(adam, "update_step", adam.update_step.__wrapped__)
-    assert ADAM not in updates(adam(), dense())
 
 
 @pytest.mark.parametrize("eager", [True, False])
@@ -167,7 +143,7 @@ def test_the_installed_keras_still_composes_adam(monkeypatch):
         lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.1)),
     ],
 )
-def test_adam_updates_as_that_of_keras(make, eager, monkeypatch):
+def test_adam_updates_as_that_of_keras(make, eager):
     generator = np.random.default_rng(0)
     gradients = [[generator.normal(size=s) for s in ((3, 4), (4,))] for _ in range(5)]
 
@@ -184,29 +160,92 @@ def test_adam_updates_as_that_of_keras(make, eager, monkeypatch):
         return [*model.get_weights(), *(v.numpy() for v in optimizer.variables)]
 
     ours = results()
-    adam = keras.optimizers.Adam
-    monkeypatch.setattr(adam, "update_step", adam.update_step.__wrapped__)
-    for found, expected in zip(ours, results(), strict=True):
+    with ks.faster.stock():
+        theirs = results()
+    for found, expected in zip(ours, theirs, strict=True):
         # With 1 - beta_2 in float32, 1e-5 of it off; the steps are of 0.1.
         np.testing.assert_allclose(found, expected, rtol=3e-5, atol=1e-5)
 
 
 def test_an_unusual_adam_is_left_to_keras():
     adam = keras.optimizers.Adam
+    assert ADAM in updates(adam(), dense())
     assert ADAM not in updates(adam(amsgrad=True), dense())
     assert ADAM not in updates(adam(), dense("float64"))
     rows = tf.IndexedSlices(tf.zeros((1, 4)), tf.constant([2]), tf.constant([3, 4]))
-    model = dense()
-    assert updates(adam(), model, [rows, tf.zeros(4)]).count(ADAM) == 1  # the bias'
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(4, use_bias=False)])
+    assert ADAM not in updates(adam(), model, [rows])
     strategy = tf.distribute.MirroredStrategy(["CPU:0"])
     with strategy.scope():
         assert ADAM not in updates(adam(), dense(), strategy=strategy)
 
 
-def test_an_adam_of_another_keras_is_left_alone(monkeypatch):
-    def update_step(self, gradient, variable, learning_rate):
-        pass
+def test_a_model_compiled_by_xla_predicts_as_in_keras():
+    images = np.random.default_rng(0).random((2, 5, 6, 3), dtype="float32")
 
-    monkeypatch.setattr(keras.optimizers.Adam, "update_step", update_step)
-    on_tensorflow.update_as_adam_at_once()
-    assert keras.optimizers.Adam.update_step is update_step
+    def prediction():
+        inputs = keras.Input((5, 6, 3))
+        x = layers.Conv2D(4, 3, activation="relu")(inputs)
+        model = keras.Model(inputs, layers.BatchNormalization()(x))
+        ks.initialize(model, seed=0)
+        model.compile(jit_compile=True)
+        return model.predict(images, verbose=0)
+
+    ours = prediction()
+    with ks.faster.stock():
+        np.testing.assert_allclose(ours, prediction(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_saved_model_predicts_as_in_keras(tmp_path):
+    inputs = keras.Input((5, 6, 3))
+    model = keras.Model(inputs, layers.BatchNormalization()(inputs))
+    model.export(tmp_path / "model", verbose=False)
+    images = tf.random.stateless_uniform((2, 5, 6, 3), (0, 1))
+    saved = tf.saved_model.load(tmp_path / "model")
+    found = saved.serve(images)
+    with ks.faster.stock():
+        np.testing.assert_allclose(found, model(images, training=False), rtol=1e-5, atol=1e-6)
+
+
+def test_layers_and_optimizers_of_users_keep_their_own_parts():
+    class Own(layers.BatchNormalization):
+        def call(self, inputs, training=None):
+            return super().call(inputs, training=training) + 1
+
+    layer = Own()
+    layer.build((None, 5, 6, 3))
+    images = tf.random.stateless_uniform((2, 5, 6, 3), (0, 1))
+    ours = layer(images, training=False)
+    with ks.faster.stock():
+        np.testing.assert_allclose(ours, layer(images, training=False), rtol=1e-5, atol=1e-6)
+
+    class Still(keras.optimizers.Adam):
+        def update_step(self, gradient, variable, learning_rate):
+            pass
+
+    assert ADAM not in updates(Still(), dense())
+
+
+def fused(self, x, training):
+    return tf.compat.v1.nn.fused_batch_norm(x, [1.0], [0.0], [0.0], [1.0], is_training=False)[0]
+
+
+def at_once(self, gradient, variable, learning_rate):
+    ones = dict.fromkeys(("beta1_power", "beta2_power", "lr", "beta1", "beta2", "epsilon"), 1.0)
+    place = {"var": variable.handle, "m": variable.handle, "v": variable.handle}
+    tf.raw_ops.ResourceApplyAdam(grad=gradient, **place, **ones)
+
+
+@pytest.mark.parametrize(
+    "name, fast",
+    [
+        ("batch_normalization", (layers.BatchNormalization, "call", fused)),
+        ("adam", (keras.optimizers.Adam, "update_step", at_once)),
+    ],
+)
+def test_a_keras_that_is_fast_itself_is_left_alone(name, fast, monkeypatch):
+    ks.faster.remove()
+    assert getattr(on_tensorflow, name)()
+    monkeypatch.setattr(*fast)
+    with pytest.raises(NotNeeded, match="^Keras "):
+        getattr(on_tensorflow, name)()

@@ -106,8 +106,8 @@ def convolution():
     times as long, and its gradient is copied to channels-first memory. Where PyTorch can leave
     out what Keras cuts off, it does so here.
 
-    The values are the same. Pictures with channels first, sequences, volumes, exports and layers
-    with a `convolution_op` of their own are left to Keras.
+    The values are the same. Pictures with channels first, sequences, volumes, float64, exports and
+    layers with a `convolution_op` of their own are left to Keras.
     """
     changes = []
     for base, kind, convolve in (
@@ -128,8 +128,13 @@ def _all_inside(original, convolve):
     def call(self, inputs):
         x = inputs if type(inputs) is torch.Tensor else keras_core.convert_to_tensor(inputs)
         outputs = None
-        if x.ndim == 4 and self.data_format == "channels_last":
-            outputs = None if torch.compiler.is_exporting() else convolve(self, x)
+        if (
+            x.ndim == 4
+            and self.data_format == "channels_last"
+            and x.dtype != torch.float64  # of which Keras' sum is float32
+            and not torch.compiler.is_exporting()
+        ):
+            outputs = convolve(self, x)
         if outputs is None:
             return original(self, inputs)
         outputs, activation = _activated_in_place(outputs, self.activation)
