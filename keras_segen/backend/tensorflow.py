@@ -33,6 +33,16 @@ def bincount(bins, num_bins, weights=None):
     return tf.math.unsorted_segment_sum(weights, bins, num_bins)
 
 
+def share_of_replica(loss):
+    """Divides a loss by the number of replicas, whose gradients Keras' optimizers sum.
+
+    Each replica of a `tf.distribute` strategy sees a part of the batch. As for Keras' own losses,
+    what is minimized is the mean of what the replicas find.
+    """
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    return loss / replicas if replicas > 1 else loss
+
+
 def minimize(loss_fn, variables, optimizer):
     """Takes one optimizer step on some variables; all others stay as they are.
 
@@ -50,8 +60,7 @@ def minimize(loss_fn, variables, optimizer):
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(values)
         loss, results = loss_fn()
-        # Keras' optimizers for TensorFlow sum the gradients of the replicas.
-        scaled = optimizer.scale_loss(loss / tf.distribute.get_strategy().num_replicas_in_sync)
+        scaled = optimizer.scale_loss(share_of_replica(loss))
     optimizer.apply(tape.gradient(scaled, values), variables)
     return loss, results
 

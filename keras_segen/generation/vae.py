@@ -157,7 +157,8 @@ class VAE(LatentModel):
         }
         for name, value in values.items():
             self.trackers[name].update_state(value)
-        return ops.mean(reconstruction + self.beta * kl) + sum(self.losses)
+        loss = ops.mean(reconstruction + self.beta * kl) + sum(self.losses)
+        return backend.share_of_replica(loss)
 
     def log_likelihood(self, images, outputs):
         """Log of the probability of images, given what the decoder said: nats `(batch,)`.

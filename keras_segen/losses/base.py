@@ -17,6 +17,11 @@ class SegmentationLoss(keras.losses.Loss):
     Keras' own base class asks for a loss per pixel and takes the mean. Here a loss sees the whole
     batch at once, since its mean is over the pixels that count.
 
+    Under `tf.distribute` a loss sees the part of the batch that its replica has, and the mean of
+    the replicas' losses is minimized, each with the same weight. That is the loss of the whole
+    batch where a loss is a mean over equally many pixels; with ignored pixels, class weights or
+    losses of overlap it is a mean of the parts' own.
+
     Args:
         ignore_class: int or None, the label of the pixels that are left out.
         class_weights: None or one number per class, not negative.
@@ -64,7 +69,7 @@ class SegmentationLoss(keras.losses.Loss):
         weights = ops.cast(valid, logits.dtype)
         if sample_weight is not None:
             weights = weights * pixel_weights(sample_weight, logits.dtype)
-        return self.batch_loss(labels, valid, weights, logits)
+        return backend.share_of_replica(self.batch_loss(labels, valid, weights, logits))
 
     def check_channels(self, num_channels):
         num_classes = max(num_channels, 2)
