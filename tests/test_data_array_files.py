@@ -1,4 +1,6 @@
 import pickle
+import struct
+import zipfile
 
 import numpy as np
 import pytest
@@ -203,6 +205,88 @@ def test_missing_and_damaged_files_are_named(tmp_path):
             data.load(f"arrays:{packed}")
     with pytest.raises(ValueError, match="cannot be cached; found cache='ram'"):
         data.load(f"arrays:{path}", cache="ram")
+
+
+def npy(shape, content, version=(1, 0)):
+    """An .npy file that says of itself what it likes."""
+    header = repr({"descr": "|u1", "fortran_order": False, "shape": shape}).encode()
+    header += b" " * (117 - len(header)) + b"\n"
+    return b"\x93NUMPY" + bytes(version) + struct.pack("<H", len(header)) + header + content
+
+
+BAD_ARRAYS = {
+    "negative": npy((-30, 6, 8), bytes(1440)),
+    "twice negative": npy((-30, -6, 8), bytes(1440)),
+    "short": npy((30, 6, 8), bytes(1439)),
+    "of terabytes": npy((10**12, 6, 8), bytes(1440)),
+    "beyond 64 bits": npy((2**62, 2**62), b""),
+    "of no number": npy((30, 6, 8.0), bytes(1440)),
+    "without an end": b"\x93NUMPY\x01\x00\x14\x00{'a':               ",
+    "of a new version": npy((30, 6, 8), bytes(1440), version=(3, 0)),
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz"])
+@pytest.mark.parametrize("bad", BAD_ARRAYS)
+def test_arrays_that_lie_about_themselves_are_named(tmp_path, kind, bad):
+    path = write(tmp_path / "a", make(), kind)
+    if kind == "npy":
+        (path / "x_train.npy").write_bytes(BAD_ARRAYS[bad])
+    else:
+        rewrite(path, {"x_train.npy": BAD_ARRAYS[bad]})
+    with pytest.raises(ValueError, match="array x_train cannot be read, it is damaged"):
+        data.load(f"arrays:{path}")
+
+
+def rewrite(path, changed):
+    """Changes members of an .npz file."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in (members | changed).items():
+            archive.writestr(name, content)
+
+
+def patch(path, place, value):
+    """Overwrites bytes in all records of a zip file, `place` bytes after where their flags are."""
+    content = bytearray(path.read_bytes())
+    for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        start = content.find(mark)
+        while start >= 0:
+            here = start + flags + place
+            content[here : here + len(value)] = value
+            start = content.find(mark, here)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "place, value, message",
+    [
+        (0, b"\x01\x00", "encrypted"),
+        *((2, bytes([method, 0]), "") for method in (1, 9, 12, 14, 93, 97, 99)),
+    ],
+)
+def test_archives_that_cannot_be_unpacked_are_named(tmp_path, place, value, message):
+    path = write(tmp_path / "a", make(), "npz")
+    patch(path, place, value)
+    with pytest.raises(ValueError, match=f"a.npz: array x_train cannot be read, .*{message}"):
+        data.load(f"arrays:{path}")
+
+
+def test_an_archive_that_unpacks_to_far_more_is_refused_at_once(tmp_path):
+    path = write(tmp_path / "a", make(), "npz")
+    lie = npy((2**31 // 48, 6, 8), b"")  # 2 GiB, says the header, and so says the archive
+    rewrite(path, {"x_train.npy": lie + bytes(10**6)})
+    patch(path, 16, struct.pack("<I", len(lie) + 2**31))
+    with pytest.raises(ValueError, match=r"x_train is too large: its 0.0 MiB unpack to 2,048 MiB"):
+        data.load(f"arrays:{path}")
+
+
+def test_a_single_array_is_no_archive(tmp_path):
+    np.save(tmp_path / "x.npy", X)
+    with pytest.raises(ValueError, match="x.npy: no .npz file, or a damaged one"):
+        data.load(f"arrays:{tmp_path / 'x.npy'}")
 
 
 def test_carving_is_fixed_and_leaves_nothing_out():

@@ -7,11 +7,12 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from keras_segen import data
 from keras_segen.data import cache, images
 from keras_segen.data.dataset import distinct_palette
+from keras_segen.data.loader import Batches
 
 CSV = "name,red,green,blue,ignore\nsky,10,20,30,\nroad,40,50,60,\nvoid,0,0,0,yes\ncar,70,80,90,\n"
 
@@ -77,11 +78,64 @@ def test_items_are_paired_by_name_and_sorted(tmp_path):
     assert image.flags.c_contiguous and mask.flags.c_contiguous
     image += 1
     mask += 1
-    assert dataset.image_shape is None and dataset.split == "train"
+    assert dataset.image_shape == (12, 16, 3) and dataset.split == "train"
     assert dataset.name == f"folder:{tmp_path}"
     with pytest.raises(IndexError, match="which has 12"):
         dataset[12]
     assert folder(tmp_path, size=(6, 8), channels=1).image_shape == (6, 8, 1)
+
+
+def test_a_common_size_is_that_of_all_splits(tmp_path):
+    make(tmp_path, ("train", "val"))
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6  # stored with the sides swapped
+    save(tmp_path / "val/images/turned.png", photo(16, 12), exif=turned)
+    save(tmp_path / "val/masks/turned.png", labels())
+    save(tmp_path / "val/images/.hidden.png", photo(5, 5))
+    (tmp_path / "train/images/item0.png").write_bytes(b"no image")
+    dataset = folder(tmp_path)
+    assert dataset.image_shape == (12, 16, 3) and dataset.sizes == {(12, 16): 6}
+    assert folder(tmp_path, "val")[3][0].shape == (12, 16, 3)
+    images, masks = Batches(folder(tmp_path, "val"), 4).batch(0, 0)
+    assert images.shape == (4, 12, 16, 3) and masks.shape == (4, 12, 16)
+    assert data.Subset(dataset, [1], "val").sizes == data.as_pictures(dataset).sizes
+    assert data.as_pictures(dataset).image_shape == (12, 16, 3)
+
+
+def test_sizes_are_named_where_they_differ(tmp_path):
+    make(tmp_path, table=CSV)
+    for name, height in (("a", 10), ("b", 11), ("c", 11), ("d", 8)):
+        save(tmp_path / "test/images" / f"{name}.png", photo(height, 9))
+    dataset = folder(tmp_path)
+    assert dataset.image_shape is None and dataset.target_spec is None
+    message = (
+        r"have no common size: 12x16 \(3 images\), 11x9 \(2 images\), 10x9 \(1 images\), "
+        r"1 more sizes. .* --image-size 128x128 .*, size=\(128, 128\) in Python"
+    )
+    for part in (dataset, data.as_pictures(dataset), data.Subset(dataset, [0], "train")):
+        with pytest.raises(ValueError, match=message):
+            Batches(part, 2)
+    with pytest.raises(ValueError, match=message):
+        data.write_arrays(tmp_path / "arrays", dataset)
+
+
+def test_links_that_lead_in_a_circle_are_named(tmp_path):
+    make(tmp_path / "data")
+    link = tmp_path / "data" / "train" / "images" / "loop.png"
+    link.symlink_to(link.name)
+    with pytest.raises(ValueError, match="loop.png: (a link that leads back|not a file)"):
+        folder(tmp_path / "data")
+    link.unlink()
+    for name in ("classes.csv", "groups.csv"):  # neither is taken for missing
+        table = tmp_path / "data" / name
+        table.symlink_to(name)
+        with pytest.raises((ValueError, OSError), match=name):
+            folder(tmp_path / "data")
+        table.unlink()
+    (tmp_path / "self").symlink_to("self")
+    for kind in ("folder", "images", "arrays", "camvid", "cityscapes", "voc2012", "mnist"):
+        with pytest.raises((ValueError, FileNotFoundError), match="self"):
+            data.load(f"{kind}:{tmp_path / 'self'}")
 
 
 GREY, RGB, RGBA = photo(channels=1)[..., 0], photo(), photo(channels=4)

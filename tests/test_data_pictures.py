@@ -132,10 +132,16 @@ def test_damaged_idx_files_are_named(tmp_path):
         gzip.compress(whole[:-1]),
         gzip.compress(b"\0\0\x0d" + whole[3:]),
         whole[:9],
+        gzip.compress(whole + b"more"),
     ):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match="idx3-ubyte.gz: array x_train cannot be read"):
             data.load(f"mnist:{folder}")
+    # A few kB that unpack to 2 GB, if one lets them.
+    many = struct.pack(">4B3I", 0, 0, 8, 3, 2**31 // 784, 28, 28)
+    path.write_bytes(gzip.compress(many + bytes(10**6)))
+    with pytest.raises(ValueError, match="x_train is too large: its 0.0 MiB unpack to 2,048 MiB"):
+        data.load(f"mnist:{folder}")
     path.unlink()
     with pytest.raises(FileNotFoundError, match="no x_train; expected x_train.npy"):
         data.load(f"mnist:{folder}")
@@ -202,11 +208,24 @@ def test_any_folder_of_pictures_is_found_and_split(tmp_path):
     assert [len(pictures) for pictures in splits] == [17, 2, 2]
     names = [pictures.item_name(i) for pictures in splits for i in range(len(pictures))]
     assert len(set(names)) == 21 and "year1_deep_p03" in names and "loose" in names
-    assert splits[0].num_classes == 0 and splits[0][0][1] == 0 and splits[0].image_shape is None
+    assert splits[0].num_classes == 0 and splits[0][0][1] == 0
+    assert {pictures.image_shape for pictures in splits} == {(9, 9, 3)}
     first = names.index("year0_deep_p04")
     pictures = splits[int(first >= 17) + int(first >= 19)]
     index = first - (0, 17, 19)[splits.index(pictures)]
     assert np.array_equal(pictures[index][0], photo(9, 9, 4) / np.float32(255))
+
+
+def test_pictures_have_a_common_size_where_all_splits_have_it(tmp_path):
+    for split in data.SPLITS:
+        save(tmp_path / split / "a.png", photo(8, 10))
+    pictures = data.load(f"images:{tmp_path}", "val", channels=1)
+    assert pictures.image_shape == pictures[0][0].shape == (8, 10, 1)
+    save(tmp_path / "test" / "b.png", photo(9, 10))
+    pictures = data.load(f"images:{tmp_path}", "val")
+    assert pictures.image_shape is None
+    with pytest.raises(ValueError, match=r"8x10 \(3 images\), 9x10 \(1 images\). Bring them"):
+        Batches(pictures, 1)
 
 
 def test_folders_of_pictures_are_classes_where_all_lie_in_one(tmp_path):

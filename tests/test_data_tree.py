@@ -143,6 +143,11 @@ def test_a_part_has_the_targets_of_the_whole():
     assert target["box"].shape == (2, 4)
 
 
+def test_a_part_is_one_of_images_with_masks():
+    with pytest.raises(ValueError, match="expected a data set of images with masks"):
+        ks.data.Subset(ks.data.as_pictures(objects()), [0], "val")
+
+
 def test_a_comparison_takes_the_checksum_of_the_whole_tree():
     batches = CheckedBatches(objects(), 4)
     taken = list(batches.read(0))

@@ -180,6 +180,24 @@ def test_sample_is_the_same_everywhere():
     assert sample(0, 0, np.array([1.0, 1, 4, 1, 1])).tolist() == [2, 0, 4, 2, 2]
 
 
+class Wrong(data.Shapes):
+    """Scenes that are counted wrong."""
+
+    def _count(self):
+        return [[-1, 2, 3, 4, 5, 6]] * len(self)
+
+
+WEIGHTS = (*imbalance.CLASS_WEIGHTS.values(), data.class_frequencies, data.item_weights)
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_weights_are_made_of_masks_and_of_counts_that_are_not_negative(weights):
+    with pytest.raises(ValueError, match="shapes counts -1 pixels; expected 0 or more"):
+        weights(Wrong("train", size=16, length=2))
+    with pytest.raises(ValueError, match="expected a data set of images with masks"):
+        weights(data.as_pictures(data.Shapes("train", size=16, length=2)))
+
+
 # --- in batches
 
 

@@ -180,12 +180,26 @@ def test_waiting_is_measured():
         ({"batch_size": 0}, "batch_size is 0"),
         ({"batch_size": 4, "workers": -1}, "workers is -1"),
         ({"batch_size": 4, "augment": brighter}, "needs a seed"),
+        ({"batch_size": "4"}, "batch_size is '4', expected a whole number, 1 or more"),
+        ({"batch_size": 4.0}, "batch_size is 4.0, expected a whole number"),
+        ({"batch_size": True}, "batch_size is True"),
+        ({"batch_size": None}, "batch_size is None"),
+        ({"batch_size": 4, "workers": 1.5}, "workers is 1.5, expected a whole number, 0"),
+        ({"batch_size": 4, "seed": "0"}, "seed is '0', expected a whole number or None"),
+        ({"batch_size": 4, "first_epoch": -1}, "first_epoch is -1"),
+        ({"batch_size": 4, "seed": 0, "augment": "flip"}, "augment is 'flip'"),
         ({"batch_size": 40, "drop_last": True}, "10 items, the batch size is 40"),
     ],
 )
 def test_bad_arguments_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         Batches(shapes(), **options)
+
+
+@pytest.mark.parametrize("step", [3, -1])
+def test_a_step_beyond_the_epoch_is_named(step):
+    with pytest.raises(IndexError, match=f"step is {step}, expected 0 to 2"):
+        Batches(shapes(10), 4).batch(0, step)
 
 
 def test_an_augmentation_that_changes_the_size_is_named():

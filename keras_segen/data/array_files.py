@@ -4,14 +4,21 @@ import csv
 import gzip
 import math
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from keras_segen.data import cache as caches
 from keras_segen.data import images
-from keras_segen.data.dataset import Dataset, carve, check_channels, check_size, check_split
+from keras_segen.data.dataset import (
+    Dataset,
+    carve,
+    check_channels,
+    check_size,
+    check_split,
+    require_masks,
+)
 from keras_segen.data.folder import (
     COLUMNS,
     MOST_CLASSES,
@@ -19,7 +26,7 @@ from keras_segen.data.folder import (
     classes_of_table,
     read_classes,
 )
-from keras_segen.data.pairs import VOID, labels_of_ids, stamp
+from keras_segen.data.pairs import VOID, labels_of_ids, resolved, stamp
 from keras_segen.files import write_atomically
 
 IDX_NAMES = {
@@ -29,6 +36,13 @@ IDX_NAMES = {
     "y_test": "t10k-labels-idx1-ubyte",
 }
 PIECE = 64  # items that are checked at once
+HEADERS = {  # how an .npy file begins, by the version of the format
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+# What is packed may unpack to so many bytes, or to so many times its size: photos are packed to
+# a half, masks to a hundredth.
+UNPACKED, TIMES = 2**30, 200
 
 
 class ArrayFiles(Dataset):
@@ -175,15 +189,8 @@ def check_pair(train, val):
     for dataset in (train, val):
         if dataset is None:
             continue
-        if not isinstance(dataset, Dataset):
-            raise ValueError(
-                f"found {dataset!r}; expected a data set of images with masks, such as "
-                "keras_segen.data.arrays(images, masks)"
-            )
-        if dataset.image_shape is None:
-            raise ValueError(
-                f"the images of {dataset.name} have no common size: load them with a size"
-            )
+        require_masks(dataset)
+        dataset.common_shape()
         if dataset.num_classes > MOST_CLASSES:
             raise ValueError(
                 f"{dataset.name} has {dataset.num_classes} classes, expected at most {MOST_CLASSES}"
@@ -211,7 +218,7 @@ class Store:
     """
 
     def __init__(self, path):
-        self.path = Path(path).expanduser().resolve()
+        self.path = resolved(path)
         if not self.path.exists():
             raise FileNotFoundError(
                 f"{self.path}: no such folder or file; expected a folder with x_train.npy, "
@@ -220,10 +227,11 @@ class Store:
         self._members = None
         if not self.path.is_dir():
             try:
-                with open(self.path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-                    self._members = sorted(getattr(arrays, "files", ()))
-            except (ValueError, EOFError, zipfile.BadZipFile):
-                self._members = []
+                with zipfile.ZipFile(self.path) as archive:
+                    names = archive.namelist()
+            except Exception:  # what zipfile raises for damaged files has no common type
+                names = []
+            self._members = sorted(name.removesuffix(".npy") for name in names)
             if not self._members:
                 raise ValueError(
                     f"{self.path}: no .npz file, or a damaged one; expected an archive of the "
@@ -248,12 +256,18 @@ class Store:
         path = self.where(name)
         try:
             if self._members is not None:
-                with open(self.path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-                    return arrays[name]
+                return read_member(path, name)
             if path.suffix == ".npy":
+                with open(path, "rb") as file:
+                    check_header(file, path.stat().st_size)
                 return np.load(path, mmap_mode="r", allow_pickle=False)
             return read_idx(path)
-        except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except MemoryError as error:
+            raise ValueError(
+                f"{path}: array {name} is too large: {error}. Save it as {name}.npy in a folder: "
+                "such files are read item by item"
+            ) from error
+        except Exception as error:  # what NumPy and zipfile raise has no common type
             raise ValueError(
                 f"{path}: array {name} cannot be read, it is damaged or holds no numbers ({error})"
             ) from error
@@ -285,16 +299,63 @@ def read_idx(path):
         A uint8 array.
 
     Raises:
-        ValueError: if it is no such file or cut short.
+        ValueError: if it is no such file, cut short, or followed by more.
+        MemoryError: if it unpacks to far more than its size.
     """
-    content = Path(path).read_bytes()
-    if content[:2] == b"\x1f\x8b":
-        content = gzip.decompress(content)
-    if len(content) < 4 or content[:3] != b"\0\0\x08":
-        raise ValueError("no IDX file of bytes: expected it to start with 0, 0, 8")
-    start = 4 + 4 * content[3]
-    shape = tuple(np.frombuffer(content[4:start], ">u4").tolist())
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    path = Path(path)
+    with open(path, "rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    with gzip.open(path) if packed else open(path, "rb") as file:
+        start = file.read(4)
+        if len(start) < 4 or start[:3] != b"\0\0\x08":
+            raise ValueError("no IDX file of bytes: expected it to start with 0, 0, 8")
+        shape = tuple(np.frombuffer(file.read(4 * start[3]), ">u4").tolist())
+        size = math.prod(shape)
+        check_unpacked(size, path.stat().st_size)
+        content = file.read(size)
+        if len(content) < size or file.read(1):
+            raise ValueError(f"it says that it holds {shape} bytes, and holds another number")
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def read_member(path, name):
+    """Reads an array of an .npz file, if its header and the archive agree on its size."""
+    with zipfile.ZipFile(path) as archive:
+        member = next(info for info in archive.infolist() if info.filename in (name, f"{name}.npy"))
+        with archive.open(member) as file:
+            check_header(file, member.file_size)
+        check_unpacked(member.file_size, min(member.compress_size, path.stat().st_size))
+        with archive.open(member) as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def check_header(file, size):
+    """Raises a ValueError if an .npy file says of itself that it holds more than its size.
+
+    Args:
+        file: the file, open at its beginning.
+        size: int, its bytes.
+    """
+    version = np.lib.format.read_magic(file)
+    if version not in HEADERS:
+        raise ValueError(f"version {version} of the format, which is not for arrays of numbers")
+    shape, _, dtype = HEADERS[version](file)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > size - file.tell():
+        raise ValueError(
+            f"its header says {dtype} {shape}, but {size - file.tell():,} bytes follow it"
+        )
+
+
+def check_unpacked(size, packed):
+    """Raises a MemoryError before something is unpacked that is far larger than it seems."""
+    free = psutil.virtual_memory().available
+    if size > min(free, max(UNPACKED, TIMES * packed)):
+        raise MemoryError(
+            f"its {packed / 2**20:,.1f} MiB unpack to {size / 2**20:,.0f} MiB; expected at most "
+            f"{TIMES} times as much, and less than the {free / 2**20:,.0f} MiB of free memory"
+        )
 
 
 def open_pair(store, split):

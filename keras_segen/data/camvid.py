@@ -1,9 +1,7 @@
 """CamVid: road scenes out of a driving car, 11 classes."""
 
-from pathlib import Path
-
 from keras_segen.data.dataset import check_split
-from keras_segen.data.pairs import Pairs, pair_files
+from keras_segen.data.pairs import Pairs, pair_files, resolved
 
 CLASSES = (
     ("Sky", (128, 128, 128)),
@@ -51,7 +49,7 @@ class CamVid(Pairs):
     """
 
     def __init__(self, path, split="train", size=None, channels=3, cache=None):
-        root = Path(path).expanduser().resolve()
+        root = resolved(path)
         check_split(split)
         layouts = (
             (root / split / "images", root / split / "masks"),

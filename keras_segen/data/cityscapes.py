@@ -1,12 +1,10 @@
 """Cityscapes: street scenes of 50 cities, 19 classes."""
 
-from pathlib import Path
-
 import numpy as np
 
 from keras_segen.data import images
 from keras_segen.data.dataset import check_split
-from keras_segen.data.pairs import Pairs, require_files
+from keras_segen.data.pairs import Pairs, require_files, resolved
 
 # Label id, name, colour of the 19 classes, in the order of their train ids.
 CLASSES = (
@@ -68,7 +66,7 @@ class Cityscapes(Pairs):
     """
 
     def __init__(self, path, split="train", size=None, channels=3, cache=None):
-        root = Path(path).expanduser().resolve()
+        root = resolved(path)
         if check_split(split) == "test":
             raise ValueError(
                 "The labels of Cityscapes' test split are not public, so nothing can be measured "

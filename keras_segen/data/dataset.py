@@ -37,6 +37,10 @@ class Items:
         image_shape: `(height, width, channels)` of every item, or None if items keep their
             own sizes.
 
+    Attributes:
+        sizes: dict of (height, width) -> number of images, the commonest first, where items are
+            files that keep their own sizes, and these are known; else {}.
+
     Raises:
         ValueError: if the split is unknown.
     """
@@ -46,11 +50,29 @@ class Items:
         self.split = check_split(split)
         self.class_names = tuple(class_names)
         self.image_shape = None if image_shape is None else tuple(image_shape)
+        self.sizes = {}
 
     @property
     def num_classes(self):
         """The number of classes, without the ignored one."""
         return len(self.class_names)
+
+    def common_shape(self):
+        """Returns `image_shape`.
+
+        Raises:
+            ValueError: if it is None: the images have no common size.
+        """
+        if self.image_shape is None:
+            found = [f"{h}x{w} ({n:,} images)" for (h, w), n in list(self.sizes.items())[:3]]
+            more = [f"{len(self.sizes) - 3:,} more sizes"] if len(self.sizes) > 3 else []
+            raise ValueError(
+                f"The images of {self.name} have no common size"
+                + (f": {', '.join(found + more)}" if found else "")
+                + ". Bring them to one, HEIGHTxWIDTH: --image-size 128x128 on the command line, "
+                "size=(128, 128) in Python."
+            )
+        return self.image_shape
 
     @property
     def groups(self):
@@ -249,6 +271,15 @@ class Pictures(Items):
     def __init__(self, name, split, class_names=(), image_shape=None, mirror=True):
         super().__init__(name, split, class_names, image_shape)
         self.mirror = mirror
+
+
+def require_masks(dataset):
+    """Raises a ValueError if this is no data set of images with masks."""
+    if not isinstance(dataset, Dataset):
+        raise ValueError(
+            f"found {dataset!r}; expected a data set of images with masks, such as "
+            "keras_segen.data.arrays(images, masks)"
+        )
 
 
 def carve(length, split, splits=("train", "val")):

@@ -1,14 +1,24 @@
 """A folder of images and masks as a data set."""
 
 import csv
-from pathlib import Path
+import os
 
 import numpy as np
 
 from keras_segen.data import cache as caches
 from keras_segen.data import images
 from keras_segen.data.dataset import SPLITS, check_split
-from keras_segen.data.pairs import VOID, Pairs, check_ids, inside, list_files, pair_files, stamp
+from keras_segen.data.pairs import (
+    VOID,
+    Pairs,
+    check_ids,
+    count_sizes,
+    inside,
+    list_files,
+    pair_files,
+    resolved,
+    stamp,
+)
 
 MOST_CLASSES = 254
 COLUMNS = ("name", "red", "green", "blue", "ignore")
@@ -42,8 +52,9 @@ class Folder(Pairs):
     Args:
         path: the folder.
         split: str, `"train"`, `"val"` or `"test"`.
-        size: int or `(height, width)` to resize to, or None to keep the files' own sizes.
-            Images shrink by area and grow bilinearly, masks take the nearest pixel.
+        size: int or `(height, width)` to resize to, or None to keep the files' own sizes; if
+            the images of all splits have one size, that is `image_shape`. Images shrink by area
+            and grow bilinearly, masks take the nearest pixel.
         channels: int, 3 (RGB) or 1 (grey).
         cache: None, `"ram"` or `"disk"`: where decoded and resized items are kept.
 
@@ -55,21 +66,21 @@ class Folder(Pairs):
     """
 
     def __init__(self, path, split="train", size=None, channels=3, cache=None):
-        self.path = Path(path).expanduser().resolve()
+        self.path = resolved(path)
         if not self.path.is_dir():
             raise FileNotFoundError(
                 f"{path}: no such folder; expected one with train/images, train/masks and so on"
             )
         pairs = list_pairs(self.path, check_split(split))
         self._table = None
-        if (self.path / "classes.csv").exists():
+        if os.path.lexists(self.path / "classes.csv"):  # a broken link is an error, too
             self._table = read_classes(inside(self.path, self.path / "classes.csv"))
             names, palette, label_ids, void_ids = classes_of_table(self._table)
         else:
             names, label_ids, void_ids = classes_of(count_label_ids(self.path))
             palette = None
         self._groups = None
-        if (self.path / "groups.csv").exists():
+        if os.path.lexists(self.path / "groups.csv"):
             path_of_groups = inside(self.path, self.path / "groups.csv")
             self._groups = read_groups(path_of_groups, [image.stem for image, _ in pairs])
         super().__init__(
@@ -88,6 +99,12 @@ class Folder(Pairs):
     @property
     def groups(self):
         return None if self._groups is None else list(self._groups)
+
+    def _sizes(self):  # of all splits: what one is trained on the others are measured on
+        folders = [self.path / split / "images" for split in SPLITS]
+        found = [sorted(folder.iterdir()) for folder in folders if folder.is_dir()]
+        paths = [path for paths in found for path in paths if path.is_file()]
+        return count_sizes([path for path in paths if not path.name.startswith(".")])
 
     def _translation(self):
         return self.label_ids, self._void_ids, self._colours()

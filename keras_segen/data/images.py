@@ -62,6 +62,20 @@ def read_mask(path, content=None):
     return pixels, mode == "1"
 
 
+def read_size(path, turn=True):
+    """Returns `(height, width)` of an image file, of which only the header is read.
+
+    Args:
+        path: the file.
+        turn: bool, whether the EXIF orientation counts.
+    """
+    with Image.open(path, formats=FORMATS) as image:
+        # PNG's own `getexif` would decode the pixels.
+        exif = Image.Image.getexif(image)
+        across = turn and exif.get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        return image.size if across else image.size[::-1]
+
+
 def decode(path, content=None, turn=True, mask=False):
     """Returns the pixels of a file, `(height, width)` or RGB, and Pillow's name of its mode."""
     data = Path(path).read_bytes() if content is None else content

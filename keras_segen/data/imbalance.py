@@ -9,6 +9,21 @@ of files are kept in the cache between runs.
 
 import numpy as np
 
+from keras_segen.data.dataset import require_masks
+
+
+def counts_of(dataset):
+    """Returns the pixels of each class in each item, int64 `(len, num_classes)`.
+
+    Raises:
+        ValueError: if there are no masks, or a count is negative.
+    """
+    require_masks(dataset)
+    counts = dataset.pixel_counts_of_items()
+    if counts.min(initial=0) < 0:
+        raise ValueError(f"{dataset.name} counts {counts.min()} pixels; expected 0 or more")
+    return counts
+
 
 def class_frequencies(dataset):
     """Computes the share that each class has of the labelled pixels.
@@ -25,7 +40,7 @@ def class_frequencies(dataset):
     >>> class_frequencies(arrays(np.zeros((1, 2, 4)), np.array([[[0, 0, 0, 0], [0, 0, 1, 1]]])))
     array([0.75, 0.25])
     """
-    pixels = dataset.pixel_counts()
+    pixels = counts_of(dataset).sum(axis=0)
     return pixels / max(pixels.sum(), 1)
 
 
@@ -46,7 +61,7 @@ def median_frequency_weights(dataset):
     Returns:
         float32 `(num_classes,)`.
     """
-    counts = dataset.pixel_counts_of_items()
+    counts = counts_of(dataset)
     pixels = counts.sum(axis=0)
     pixels_of_images = np.where(counts > 0, counts.sum(axis=1, keepdims=True), 0).sum(axis=0)
     present = pixels > 0
@@ -103,7 +118,7 @@ def effective_number_weights(dataset, beta=None):
     """
     if beta is not None and not 0 <= beta < 1:
         raise ValueError(f"beta is {beta}, expected a number in [0, 1).")
-    pixels = dataset.pixel_counts()
+    pixels = counts_of(dataset).sum(axis=0)
     present = pixels > 0
     weights = np.zeros(dataset.num_classes, np.float32)
     if present.any():
@@ -149,7 +164,7 @@ def item_weights(dataset):
     >>> item_weights(arrays(np.zeros((2, 1, 4)), masks)).round(3)
     array([0.667, 1.333])
     """
-    counts = dataset.pixel_counts_of_items()
+    counts = counts_of(dataset)
     counts = counts[:, counts.sum(axis=0) > 0]  # the classes that occur
     if counts.size == 0:
         return np.ones(len(counts))

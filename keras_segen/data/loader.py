@@ -8,7 +8,9 @@ what they read ahead and who peeks into an iterator changes nothing.
 
 import collections
 import concurrent.futures
+import math
 import multiprocessing
+import operator
 import os
 import pickle
 import threading
@@ -98,10 +100,16 @@ class Batches:
         first_epoch=0,
         sampling="uniform",
     ):
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}, expected 1 or more.")
-        if workers < 0:
-            raise ValueError(f"workers is {workers}, expected 0 (a thread) or more (processes).")
+        batch_size = whole_number("batch_size", batch_size, 1, ", 1 or more")
+        workers = whole_number("workers", workers, 0, ", 0 (a thread) or more (processes)")
+        first_epoch = whole_number("first_epoch", first_epoch, 0, ", 0 or more")
+        if seed is not None:
+            whole_number("seed", seed, -math.inf, " or None")
+        if augment is not None and not callable(augment):
+            raise ValueError(
+                f"augment is {augment!r}, expected a keras_segen.data.Augment or a function "
+                "(image, mask, rng)."
+            )
         if augment is not None and seed is None:
             raise ValueError("Augmentation needs a seed: batches(..., seed=0, augment=...).")
         if sampling not in SAMPLINGS:
@@ -112,11 +120,7 @@ class Batches:
             raise ValueError(
                 "Sampling needs a seed: batches(..., seed=0, sampling='rare_classes')."
             )
-        if dataset.image_shape is None:
-            raise ValueError(
-                f"The images of {dataset.name} have no common size, and a batch needs one: "
-                "load the data set with size=(height, width)."
-            )
+        dataset.common_shape()
         self.dataset = dataset
         self.batch_size = batch_size
         self.seed = seed
@@ -161,6 +165,8 @@ class Batches:
         """
         here = slice(step * self.batch_size, (step + 1) * self.batch_size)
         indices = self._visited(epoch)
+        if not 0 <= here.start < len(indices):
+            raise IndexError(f"step is {step}, expected 0 to {len(self) - 1}.")
         visits = earlier_visits(indices)[here]
         items = [
             self._item(epoch, int(index), int(visit))
@@ -250,6 +256,17 @@ class Batches:
             )
             weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
         return self._pool, (self.batch if self.workers == 0 else _worker_batch)
+
+
+def whole_number(name, value, least, expected):
+    """Returns an argument as int if it is a whole number from `least` on."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or number < least:
+        raise ValueError(f"{name} is {value!r}, expected a whole number{expected}.")
+    return number
 
 
 def earlier_visits(indices):

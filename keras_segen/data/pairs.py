@@ -1,6 +1,8 @@
 """Data sets whose items are an image and a mask on disk: reading, labels, caching, pairing."""
 
+import collections
 import os
+from pathlib import Path
 
 import numpy as np
 
@@ -23,8 +25,9 @@ class Pairs(Dataset):
         pairs: list of `(image path, mask path)`.
         label_ids: sequence of int, the id that each class has in the mask files.
         void_ids: sequence of int, the ids in the mask files that become `ignore_class`, 255.
-        size: int or `(height, width)` to resize to, or None to keep the files' own sizes.
-            Images shrink by area and grow bilinearly, masks take the nearest pixel.
+        size: int or `(height, width)` to resize to, or None to keep the files' own sizes; if
+            all are equal, that is `image_shape`. Images shrink by area and grow bilinearly, masks
+            take the nearest pixel.
         channels: int, 3 (RGB) or 1 (grey).
         cache: None, `"ram"` or `"disk"`: where decoded and resized items are kept.
 
@@ -43,6 +46,7 @@ class Pairs(Dataset):
         self.channels = check_channels(channels)
         self.pairs = pairs
         self._void_ids = tuple(void_ids)
+        sizes = self._sizes() if self.size is None else {self.size: len(pairs)}
         super().__init__(
             name,
             split,
@@ -50,14 +54,22 @@ class Pairs(Dataset):
             palette,
             VOID if self._void_ids else None,
             label_ids,
-            None if self.size is None else (*self.size, self.channels),
+            (*next(iter(sizes)), self.channels) if len(sizes) == 1 else None,
         )
+        self.sizes = sizes
 
     def __len__(self):
         return len(self.pairs)
 
     def item_name(self, index):
         return self.pairs[self._index(index)][0].stem
+
+    def _sizes(self):
+        """Returns the sizes of the images, the commonest first: dict of (height, width) -> count.
+
+        A subclass says {} if it does not know them.
+        """
+        return count_sizes([image for image, _ in self.pairs], self.TURNED)
 
     def read(self, index):
         image, mask = self._cache.take(
@@ -172,9 +184,9 @@ def list_files(root, folder):
 
 def inside(root, path):
     """Returns `path` if it lies in `root`, links followed."""
-    if not path.resolve().is_relative_to(root):
+    if not resolved(path).is_relative_to(root):
         raise ValueError(
-            f"{path}: a link to {path.resolve()}, outside of the data set {root}; copy the file "
+            f"{path}: a link to {resolved(path)}, outside of the data set {root}; copy the file "
             "into the folder"
         )
     return path
@@ -197,6 +209,49 @@ def require_files(paths, kind, source):
             f"{missing[0]}: no such file; {len(missing)} of {len(paths)} {kind} are missing. "
             f"{source}"
         )
+
+
+def resolved(path):
+    """Returns a path without `~`, `..` and links.
+
+    Raises:
+        ValueError: if links lead in a circle.
+    """
+    try:
+        return Path(path).expanduser().resolve()
+    except RuntimeError as error:  # up to Python 3.12; later ones return what is no file
+        raise ValueError(f"{path}: a link that leads back to itself; remove it") from error
+
+
+def header_sizes(paths, turn=True):
+    """Returns the size of each image file as its header says, kept in the cache.
+
+    Args:
+        paths: list of `pathlib.Path`.
+        turn: bool, whether the EXIF orientation counts.
+
+    Returns:
+        List of `(height, width)`, or None for a file that is no image.
+    """
+
+    def size(path):
+        try:
+            return images.read_size(path, turn)
+        except Exception:  # what Pillow raises for damaged files has no common type
+            return None
+
+    files = [(str(path), *stamp(path)) for path in paths]
+    found = caches.remember(("sizes", turn, files), lambda: [size(path) for path in paths])
+    return [each and tuple(each) for each in found]
+
+
+def count_sizes(paths, turn=True):
+    """Returns how many image files have which size, the commonest first: dict.
+
+    What is no image is left out: it is named when it is read.
+    """
+    sizes = [size for size in header_sizes(paths, turn) if size is not None]
+    return dict(collections.Counter(sizes).most_common())
 
 
 def stamp(path):

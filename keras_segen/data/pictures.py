@@ -1,9 +1,6 @@
 """Pictures to learn from how to make pictures: CIFAR-10, MNIST, Fashion-MNIST, any folder."""
 
-from pathlib import Path
-
 import numpy as np
-from PIL import Image
 
 from keras_segen import files, frameworks
 from keras_segen.data import cache as caches
@@ -18,7 +15,7 @@ from keras_segen.data.dataset import (
     check_size,
     check_split,
 )
-from keras_segen.data.pairs import stamp
+from keras_segen.data.pairs import count_sizes, header_sizes, resolved, stamp
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 DIGITS = tuple("0123456789")
@@ -232,7 +229,8 @@ class ImageFolder(Pictures):
     Args:
         path: the folder.
         split: str, `"train"`, `"val"` or `"test"`.
-        size: int or `(height, width)` to bring the pictures to, or None to keep their own sizes.
+        size: int or `(height, width)` to bring the pictures to, or None to keep their own sizes;
+            if those of all splits are equal, that is `image_shape`.
         channels: int, 3 (RGB) or 1 (grey).
         cache: None, `"ram"` or `"disk"`: where decoded and resized pictures are kept.
         fit: str, `"crop"` cuts the largest part of the right proportions out of the middle,
@@ -251,7 +249,7 @@ class ImageFolder(Pictures):
         self.size = None if size is None else check_size(size)
         self.channels = check_channels(channels)
         self._cache = caches.ItemCache(cache)
-        root = Path(path).expanduser().resolve()
+        root = resolved(path)
         check_split(split)
         if not root.is_dir():
             raise FileNotFoundError(f"{root}: no such folder; expected one with pictures")
@@ -279,8 +277,16 @@ class ImageFolder(Pictures):
                 )
             self._labels = [names.index(folder) for folder in folders]
         name = f"images:{path}" if fit == "crop" else f"squashed:{path}"
-        shape = None if self.size is None else (*self.size, self.channels)
+        if self.size is not None:
+            sizes = {self.size: len(self._paths)}
+        elif ready:  # of all splits: what one is trained on the others are measured on
+            splits = [root / split for split in SPLITS if (root / split).is_dir()]
+            sizes = count_sizes([path for each in splits for path in list_pictures(each)])
+        else:
+            sizes = count_sizes(found)
+        shape = (*next(iter(sizes)), self.channels) if len(sizes) == 1 else None
         super().__init__(name, split, names, shape)
+        self.sizes = sizes
 
     def __len__(self):
         return len(self._paths)
@@ -314,6 +320,7 @@ class WithoutMasks(Pictures):
     def __init__(self, dataset):
         self.dataset = dataset
         super().__init__(dataset.name, dataset.split, (), dataset.image_shape)
+        self.sizes = dataset.sizes
 
     def __len__(self):
         return len(self.dataset)
@@ -387,18 +394,8 @@ def list_pictures(root):
 
 def check_headers(paths):
     """Raises if files do not start as images do, and names them; each is looked at only once."""
-
-    def compute():
-        bad = []
-        for path in paths:
-            try:
-                with Image.open(path, formats=images.FORMATS):
-                    pass
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-                bad.append(str(path))
-        return bad
-
-    bad = caches.remember(("headers", [(str(path), *stamp(path)) for path in paths]), compute)
+    sizes = header_sizes(paths)
+    bad = [str(path) for path, size in zip(paths, sizes, strict=True) if size is None]
     if bad:
         raise ValueError(
             f"{len(bad)} of {len(paths)} files are no images: {', '.join(bad[:5])}"

@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_segen.data import cache as caches
 from keras_segen.data.dataset import carve, check_split
-from keras_segen.data.pairs import Pairs, stamp
+from keras_segen.data.pairs import Pairs, resolved, stamp
 
 KIND = "oxford_iiit_pet"
 DISK = 2_500_000_000  # bytes: archives, files and prepared records at the same time
@@ -69,6 +69,9 @@ class Pets(Pairs):
 
     def __getstate__(self):
         return self.__dict__ | {"_opened": None}  # each worker process opens the records itself
+
+    def _sizes(self):
+        return {}  # many, as every photo has its own
 
     def item_name(self, index):
         return Path(self._record(self._index(index))["file_name"].decode()).stem
@@ -143,7 +146,7 @@ def default_folder():
 
 def prepared_in(folder):
     """Returns the folder of the newest prepared version, or None."""
-    folder = Path(folder).expanduser().resolve() / KIND
+    folder = resolved(folder) / KIND
     found = sorted(path.parent for path in folder.glob("*/dataset_info.json"))
     return found[-1] if found else None
 

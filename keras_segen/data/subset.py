@@ -4,7 +4,7 @@ import collections
 
 import numpy as np
 
-from keras_segen.data.dataset import Dataset
+from keras_segen.data.dataset import Dataset, require_masks
 from keras_segen.determinism import rng
 
 
@@ -28,6 +28,7 @@ class Subset(Dataset):
     """
 
     def __init__(self, dataset, indices, split):
+        require_masks(dataset)
         indices = np.array(indices, np.int64).reshape(-1)
         if not len(indices):
             raise ValueError(f"no item of {dataset.name} is in this part; expected at least one")
@@ -49,6 +50,7 @@ class Subset(Dataset):
             dataset.label_ids,
             dataset.image_shape,
         )
+        self.sizes = dataset.sizes
 
     def __len__(self):
         return len(self.indices)

@@ -1,9 +1,7 @@
 """PASCAL VOC 2012: photos of 20 kinds of objects."""
 
-from pathlib import Path
-
 from keras_segen.data.dataset import check_split, distinct_palette
-from keras_segen.data.pairs import Pairs, require_files
+from keras_segen.data.pairs import Pairs, require_files, resolved
 
 CLASSES = (
     "background",
@@ -67,7 +65,7 @@ class VOC2012(Pairs):
                 "The labels of VOC 2012's test split are not public, so nothing can be measured "
                 "on it; use split='val' (on the command line --split val)"
             )
-        given = Path(path).expanduser().resolve()
+        given = resolved(path)
         places = (given, given / "VOC2012", given / "VOCdevkit" / "VOC2012")
         lists = [place / "ImageSets" / "Segmentation" / f"{split}.txt" for place in places]
         there = [path for path in lists if path.is_file()]

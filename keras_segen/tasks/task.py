@@ -251,10 +251,7 @@ class Task:
                 "from faults. A training gains nothing from it and takes several times as long: "
                 "use precision='float32'."
             )
-        if dataset.image_shape is None:
-            raise ValueError(
-                f"The images of {dataset.name} have no common size: give an image size."
-            )
+        dataset.common_shape()
 
     @contextlib.contextmanager
     def dtype_policy(self):
