@@ -50,7 +50,7 @@ def ratio_interval(first, second, confidence=0.95):
     Example:
 
     >>> {k: round(v, 3) for k, v in ratio_interval([1, 1, 1, 1], [2, 2.1, 2, 1.9]).items()}
-    {'value': 1.999, 'low': 1.87, 'high': 2.136, 'rounds': 4}
+    {'value': 1.999, 'low': 1.873, 'high': 2.133, 'rounds': 4}
     """
     logs = np.log(np.asarray(second, "float64") / np.asarray(first, "float64"))
     mean, rounds = logs.mean(), len(logs)

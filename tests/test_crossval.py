@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from keras_segen import runs
 from keras_segen.data import Shapes, Subset, assign_folds
 from keras_segen.files import write_json
+from keras_segen.intervals import two_sided_p
 from keras_segen.runs import crossval, training
 from keras_segen.tasks.segmentation import SegmentationTask
 
@@ -293,7 +294,7 @@ def test_experiments_that_cannot_be_compared_are_refused(plans, validated, tmp_p
 def test_p_is_that_of_students_distribution(t, degrees):
     # scipy.stats.t.sf is 0.5 for all t below 1e-8, where the distribution is steeper than that.
     expected = 1 - scipy.special.betainc(0.5, degrees / 2, t**2 / (degrees + t**2))
-    assert crossval.two_sided_p(t, degrees) == pytest.approx(expected, abs=1e-12)
+    assert two_sided_p(t, degrees) == pytest.approx(expected, abs=1e-12)
 
 
 def test_difference_follows_nadeau_and_bengio():
