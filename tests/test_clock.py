@@ -1,5 +1,8 @@
 """The clock: what it counts, not how fast anything is."""
 
+import time
+
+import keras
 import pytest
 
 from keras_segen import backend
@@ -44,8 +47,35 @@ def test_recorder_sees_the_loss_of_each_step():
     assert recorder.losses["loss"] == pytest.approx(expected, rel=1e-4)
     assert told == list(range(1, len(expected) + 1))
     assert len(recorder.seconds) == len(recorder.waits) == len(expected)
-    assert all(seconds > 0 for seconds in recorder.seconds)
-    assert all(wait >= 0 for wait in recorder.waits)
+
+
+class SlowBatch(Batches):
+    """Keeps its taker waiting for the third batch."""
+
+    def read(self, epoch):
+        for step, batch in enumerate(super().read(epoch)):
+            if step == 2:
+                time.sleep(0.3)
+                self.waited[-1] += 0.3
+            yield batch
+
+
+def test_recorder_tells_a_slow_step_from_a_slow_batch():
+    class SlowStep(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            time.sleep(0.3 if batch == 4 else 0)
+
+    task = plan()
+    dataset = task.load_data("train")
+    model = task.build_model(dataset)
+    batches = task.training_batches(dataset, kind=SlowBatch)
+    task.compile(model, dataset, len(batches))
+    recorder = clock.Recorder(batches)
+    loader = backend.make_loader(batches)
+    model.fit(loader, shuffle=False, verbose=0, callbacks=[SlowStep(), recorder])
+    assert len(recorder.seconds) == 8
+    assert recorder.waits[2] >= 0.3
+    assert recorder.seconds[4] >= 0.3
 
 
 def test_held_batches_are_the_first_epoch_each_time():

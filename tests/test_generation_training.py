@@ -56,7 +56,7 @@ def gan(pictures, **options):
 def states(path, trained):
     """All that a checkpoint holds: weights, averages, steps, and what the optimizers remember."""
     train_data = trained.load_data("train")
-    model = training._load_checkpoint(path, trained, train_data, trained.epochs)
+    model = training.load_checkpoint(path, trained, train_data, trained.epochs)
     variables = [*model.variables, *model.optimizer.variables]
     return [keras.ops.convert_to_numpy(variable) for variable in variables]
 

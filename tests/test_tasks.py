@@ -57,7 +57,7 @@ def test_a_task_of_ones_own_is_compared(tmp_path):
     report = compare.run("denoiser", out=tmp_path, threads=1, epochs=1)
     assert report.status == "passed", report.checks
     assert report.figures.loc["PSNR, validation", "torch"] > 20
-    assert "at most" in report._page and "Denoised on each" in report._page
+    assert "at most" in report.page and "Denoised on each" in report.page
 
 
 def test_a_task_is_registered_once():

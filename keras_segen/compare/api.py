@@ -336,11 +336,12 @@ class Report:
         return f"{sign} {word}: {self.verdict} The report: {self.path}"
 
     @functools.cached_property
-    def _page(self):
+    def page(self):
+        """The page as HTML: str."""
         return reports.page(self.content, self.folder)
 
     def _repr_html_(self):
-        return iframe(self._page, self.verdict)
+        return iframe(self.page, self.verdict)
 
 
 def _columns(columns, index):

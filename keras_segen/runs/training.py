@@ -130,7 +130,7 @@ def resume(folder, tensorboard=False, callbacks=(), verbose="auto", epochs=None)
         task.finish(folder)
         return read_history(folder)
     if checkpoint is not None:
-        model = _load_checkpoint(checkpoint, task, train_data, first_epoch)
+        model = load_checkpoint(checkpoint, task, train_data, first_epoch)
     else:
         model = task.build_model(train_data)
         batches = task.training_batches(train_data)
@@ -171,7 +171,7 @@ def _extended(run):
     return run["extended"][-1]["finished"] if run.get("extended") else 0
 
 
-def _load_checkpoint(path, task, train_data, first_epoch):
+def load_checkpoint(path, task, train_data, first_epoch):
     """Loads model and optimizer as they were when epoch `first_epoch` was about to begin.
 
     The task compiles the model again, since Keras does not save which weights do not decay.
