@@ -101,7 +101,7 @@ def check_encoder(encoder, input_shape, num_features):
         if fixed is not None and size != fixed:
             raise ValueError(
                 f"Encoder {encoder.name!r} takes images of shape {encoder.inputs[0].shape[1:]}; "
-                f"found input_shape={tuple(input_shape)}. Grey images are read as RGB with "
+                f"found input_shape={tuple(input_shape)}. Gray images are read as RGB with "
                 "channels=3."
             )
 

@@ -3,7 +3,7 @@
 Features are float arrays `(number, dimension)`, one row per image. Two distances compare the sets
 as a whole (Fréchet, kernel). Two pairs of scores tell apart whether the fakes look real
 (precision, density) and whether all that is real occurs among them (recall, coverage): these look
-at neighbours.
+at neighbors.
 
 All sums are float64, and distances between rows are computed tile by tile: 10,000 against 10,000
 rows take a few hundred MB.
@@ -215,7 +215,7 @@ def precision_recall(reals, fakes, neighbours=3):
     PrecisionRecall(precision=0.75, recall=1.0)
     """
     reals, fakes = check_pair(reals, fakes, at_least=neighbours + 1)
-    of_reals, of_fakes = neighbour_radii(reals, neighbours), neighbour_radii(fakes, neighbours)
+    of_reals, of_fakes = neighbor_radii(reals, neighbours), neighbor_radii(fakes, neighbours)
     looks_real, is_made = np.zeros(len(fakes), bool), np.zeros(len(reals), bool)
     for rows, columns, squared in squared_distances(reals, fakes):
         looks_real[columns] |= (squared <= of_reals[rows, None]).any(axis=0)
@@ -253,7 +253,7 @@ def density_coverage(reals, fakes, neighbours=5):
     DensityCoverage(density=1.5, coverage=0.8)
     """
     reals, fakes = check_pair(reals, fakes, at_least=neighbours + 1)
-    radii = neighbour_radii(reals, neighbours)
+    radii = neighbor_radii(reals, neighbours)
     inside, covered = 0, np.zeros(len(reals), bool)
     for rows, _, squared in squared_distances(reals, fakes):
         within = squared < radii[rows, None]
@@ -262,7 +262,7 @@ def density_coverage(reals, fakes, neighbours=5):
     return DensityCoverage(inside / (neighbours * len(fakes)), float(covered.mean()))
 
 
-def neighbour_radii(features, neighbours):
+def neighbor_radii(features, neighbours):
     """Computes the squared distance of each row to its k-th nearest other row: `(number,)`."""
     if not 1 <= neighbours < len(features):
         raise ValueError(

@@ -28,7 +28,7 @@ FID_WEIGHTS_SHA256 = "6726825d"
 class Extractor:
     """Images to features: `extractor(images)`.
 
-    Grey images are repeated to three channels. All are brought to one size: shrunk by area,
+    Gray images are repeated to three channels. All are brought to one size: shrunk by area,
     enlarged bilinearly, as `keras_segen.data` does it; proportions change if they are others.
 
     Args:

@@ -9,7 +9,7 @@ https://arxiv.org/abs/1512.00567; the FID: Heusel et al. (2017),
 https://arxiv.org/abs/1706.08500.
 
 Differs from the paper: as in the network that the FID is defined on, the last block takes the
-largest and not the average of its neighbours.
+largest and not the average of its neighbors.
 """
 
 import keras
@@ -62,7 +62,7 @@ def inception_v3(weights=None):
 
 
 def block_5x5(x, pool_filters, name):
-    """1x1, 5x5, twice 3x3, and the average of the neighbours, side by side."""
+    """1x1, 5x5, twice 3x3, and the average of the neighbors, side by side."""
     small = conv(x, 64, 1, f"{name}_branch1x1")
     large = conv(x, 48, 1, f"{name}_branch5x5_1")
     large = conv(large, 64, 5, f"{name}_branch5x5_2")
@@ -75,7 +75,7 @@ def block_5x5(x, pool_filters, name):
 
 
 def shrink_3x3(x, name):
-    """Halves the size: once 3x3, twice 3x3, and the largest of the neighbours."""
+    """Halves the size: once 3x3, twice 3x3, and the largest of the neighbors."""
     once = conv(x, 384, 3, f"{name}_branch3x3", strides=2)
     twice = conv(x, 64, 1, f"{name}_branch3x3dbl_1")
     twice = conv(twice, 96, 3, f"{name}_branch3x3dbl_2")
@@ -85,7 +85,7 @@ def shrink_3x3(x, name):
 
 
 def block_7x7(x, filters, name):
-    """1x1, 7x7 as a row and a column, twice that, and the average of the neighbours."""
+    """1x1, 7x7 as a row and a column, twice that, and the average of the neighbors."""
     small = conv(x, 192, 1, f"{name}_branch1x1")
     once = conv(x, filters, 1, f"{name}_branch7x7_1")
     once = conv(once, filters, (1, 7), f"{name}_branch7x7_2")
@@ -101,7 +101,7 @@ def block_7x7(x, filters, name):
 
 
 def shrink_7x7(x, name):
-    """Halves the size: 3x3, 7x7 and then 3x3, and the largest of the neighbours."""
+    """Halves the size: 3x3, 7x7 and then 3x3, and the largest of the neighbors."""
     small = conv(x, 192, 1, f"{name}_branch3x3_1")
     small = conv(small, 320, 3, f"{name}_branch3x3_2", strides=2)
     large = conv(x, 192, 1, f"{name}_branch7x7x3_1")
@@ -113,7 +113,7 @@ def shrink_7x7(x, name):
 
 
 def block_wide(x, pooling, name):
-    """1x1, 3x3 as a row beside a column, that behind another 3x3, and pooled neighbours."""
+    """1x1, 3x3 as a row beside a column, that behind another 3x3, and pooled neighbors."""
     small = conv(x, 320, 1, f"{name}_branch1x1")
     once = conv(x, 384, 1, f"{name}_branch3x3_1")
     row = conv(once, 384, (1, 3), f"{name}_branch3x3_2a")

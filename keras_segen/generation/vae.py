@@ -38,7 +38,7 @@ class VAE(LatentModel):
     `fit` takes images, float in [0, 1] or uint8, as arrays or in batches, with labels where there
     are classes; `compile(optimizer)` is all it needs. The history has
 
-        loss                  reconstruction + beta * kl, what is minimised
+        loss                  reconstruction + beta * kl, what is minimized
         elbo                  -(reconstruction + kl): a lower bound on the log-likelihood
         reconstruction        -log p(image | code)
         kl                    from the encoder's distribution to the standard normal
@@ -50,7 +50,7 @@ class VAE(LatentModel):
     Likelihoods of a number x in [0, 1]:
 
         "bernoulli"   x is the probability of white. The decoder gives logits. A likelihood in the
-                      strict sense for black and white only; grey images cost at least their
+                      strict sense for black and white only; gray images cost at least their
                       entropy.
         "gaussian"    normal, cut into the 256 levels of a pixel: density / 256. The decoder gives
                       means in [-1, 1] for [0, 1]; their standard deviation is one learned number,

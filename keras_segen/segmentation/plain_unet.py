@@ -2,7 +2,7 @@
 
 One convolution per level, on the way down and on the way up. Pictures are enlarged by repeating
 pixels, so that only convolutions have weights. The output is a probability for each class by
-itself (a sigmoid), as for images whose channels are coloured by class.
+itself (a sigmoid), as for images whose channels are colored by class.
 
 Reference: "Computer Vision with Large Models in Practice: Image Segmentation and Generation", a
 tutorial's `create_model`; after Ronneberger, Fischer, Brox (2015), "U-Net: Convolutional Networks

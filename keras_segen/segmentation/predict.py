@@ -59,7 +59,7 @@ class Predictor:
             sigmoid, is taken as it is.
         tile: int or `(height, width)`, the largest images that the network is given. None is
             512 rounded up to the network's multiple, or the size that the network has.
-        overlap: int, pixels that neighbouring tiles share at least. None is a quarter of the
+        overlap: int, pixels that neighboring tiles share at least. None is a quarter of the
             tile. If a result shows seams, the network sees further than this: take larger tiles.
         batch_size: int, tiles per step of the network.
         flips: `"none"`, `"horizontal"` (also mirrored left to right) or `"both"` (also upside
@@ -421,10 +421,10 @@ def _write_enlarged(probabilities, output, out):
     last = len(probabilities) - 1
     for first in range(0, height, ROWS_AT_ONCE):
         rows = np.arange(first, min(first + ROWS_AT_ONCE, height))
-        # Where the centres of the new rows lie between the old ones.
-        centres = ((rows + 0.5) * len(probabilities) / height - 0.5).clip(0, last)
-        above = np.floor(centres).astype(int)
-        share = (centres - above).astype("float32")[:, None, None]
+        # Where the centers of the new rows lie between the old ones.
+        centers = ((rows + 0.5) * len(probabilities) / height - 0.5).clip(0, last)
+        above = np.floor(centers).astype(int)
+        share = (centers - above).astype("float32")[:, None, None]
         part = probabilities[above] * (1 - share)
         part += probabilities[np.minimum(above + 1, last)] * share
         part = cv2.resize(part, (width, len(part)))  # bilinear

@@ -247,7 +247,7 @@ class SegmentationTask(Task):
         """Checks what belongs to a pretrained encoder."""
         if self.encoder != "none" and self.channels != 3:
             raise ValueError(
-                f"Encoder {self.encoder!r} takes RGB: use channels=3, also for grey images."
+                f"Encoder {self.encoder!r} takes RGB: use channels=3, also for gray images."
             )
         if not 0 <= self.freeze_epochs <= self.epochs:
             raise ValueError(
