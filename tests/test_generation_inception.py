@@ -118,7 +118,7 @@ def test_only_the_published_weights_make_an_fid(tmp_path):
 def test_an_fid_extractor_sees_whole_numbers():
     extractor = object.__new__(FidExtractor)  # without the published weights
     extractor.size = (299, 299)
-    assert extractor.measure == "FID"
+    assert extractor.distance_name == "FID"
     image = rng("image").random((32, 32, 1), "float32")
     whole = np.rint(image * 255).astype("uint8")
     found = extractor.prepare(image)

@@ -109,9 +109,9 @@ def frechet_distance(first, second):
     # With C = F Fᵀ, the trace of (C1 C2)^(1/2) is the sum of the singular values of F1ᵀ F2. The
     # eigenvalues of C1 C2 would be half as precise: their roots are taken.
     shared = np.linalg.svd(_factor(first).T @ _factor(second), compute_uv=False).sum()
-    spread = np.trace(first.covariance) + np.trace(second.covariance) - 2 * shared
-    apart = np.square(first.mean - second.mean).sum()
-    return float(apart + max(spread, 0.0))  # below 0 by rounding only
+    of_covariances = np.trace(first.covariance) + np.trace(second.covariance) - 2 * shared
+    of_means = np.square(first.mean - second.mean).sum()
+    return float(of_means + max(of_covariances, 0.0))  # below 0 by rounding only
 
 
 def _factor(of):
@@ -160,8 +160,8 @@ def kernel_distance(first, second, subset_size=1000, seed=0):
     num_subsets = max(10, min(len(first), len(second)) // subset_size)
     parts = [_subsets(x, num_subsets, subset_size, seed, i) for i, x in enumerate((first, second))]
     estimates = [unbiased_mmd(x, y) for x, y in zip(*parts, strict=True)]
-    spread = np.std(estimates, ddof=1)
-    return KernelDistance(float(np.mean(estimates)), float(spread / np.sqrt(num_subsets)))
+    deviation = np.std(estimates, ddof=1)
+    return KernelDistance(float(np.mean(estimates)), float(deviation / np.sqrt(num_subsets)))
 
 
 def unbiased_mmd(first, second):

@@ -98,7 +98,7 @@ def evaluate(
         "real_against_noise": (of_reals[:num_noise], of_noise),
     }
     result = {
-        "measure": extractor.measure,
+        "measure": extractor.distance_name,
         **compare_features(of_reals, of_fakes, seed),
         "sanity": {
             name: {"images": len(first), **compare_features(first, second, seed)}
@@ -183,18 +183,18 @@ def nearest_neighbours(fakes, reals, neighbours=1, extractor=None, batch_size=16
         raise ValueError(f"neighbours is {neighbours}, expected 1 to {len(reals)}, the reals.")
     extractor = None if extractor is None else load_extractor(extractor)
 
-    def describe(images):
+    def vectors(images):
         if extractor is not None:
             return extractor(images, batch_size)
         pixels = images if images.dtype.kind == "f" else to_float(images)
         return pixels.reshape(len(pixels), -1).astype("float32")
 
-    wanted = describe(fakes)
+    wanted = vectors(fakes)
     indices = np.zeros((len(fakes), 0), "int64")
     distances = np.zeros((len(fakes), 0))
     first = 0
     for images in _pick(reals, np.arange(len(reals)), fakes.shape[1:]):
-        found, how_far = _nearest(wanted, describe(images), min(neighbours, len(images)))
+        found, how_far = _nearest(wanted, vectors(images), min(neighbours, len(images)))
         indices = np.concatenate([indices, found + first], axis=1)
         distances = np.concatenate([distances, how_far], axis=1)
         order = np.argsort(distances, axis=1, kind="stable")[:, :neighbours]

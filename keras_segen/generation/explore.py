@@ -109,10 +109,10 @@ def traversal(model, images=None, rows=8, num_steps=7, label=None, seed=0):
     if label is None and model.num_classes is not None:
         label = 0
     if images is None:
-        code, measure = model.draw_codes(1, seed)[0], "change"
+        code, unit = model.draw_codes(1, seed)[0], "change"
         amounts = _changes(model, label, seed)
     elif isinstance(model, VAE):
-        code, measure = model.encode(images[:1])[0], "KL"
+        code, unit = model.encode(images[:1])[0], "KL"
         amounts = model.kl_per_dimension(images)
     else:
         raise ValueError(f"{model.name} has no encoder to measure images with: leave out images.")
@@ -124,7 +124,7 @@ def traversal(model, images=None, rows=8, num_steps=7, label=None, seed=0):
     drawn = model.decode(codes.reshape(-1, model.latent_dim), label)
     labels = []
     for dimension in chosen:
-        labels += [f"z{dimension}: {measure} {amounts[dimension]:.2f}"]
+        labels += [f"z{dimension}: {unit} {amounts[dimension]:.2f}"]
         labels += [f"{value:+.1f}" for value in values[1:]]
     return plot.images(drawn, num_steps, labels)
 

@@ -115,7 +115,7 @@ class Extractor:
         return resize_image(to_channels(image, 3), self.size)
 
     @property
-    def measure(self):
+    def distance_name(self):
         """What the Fréchet distance between its features is to be called."""
         return f"Fréchet distance on {self.name}"
 
@@ -177,7 +177,7 @@ class FidExtractor(Extractor):
         ValueError: if it holds other weights: then the result would not be the FID.
     """
 
-    measure = "FID"
+    distance_name = "FID"
 
     def __init__(self, path):
         path = Path(path)
