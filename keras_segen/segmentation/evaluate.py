@@ -1,4 +1,4 @@
-"""A network that labels pixels, judged over a data set: counts, figures, the worst images."""
+"""Evaluation of a segmentation network on a data set: counts, figures, the worst images."""
 
 import heapq
 import math
@@ -24,11 +24,10 @@ MAX_COLUMNS = 40  # of a confusion matrix in numbers
 
 
 def evaluate(model, dataset, batch_size=16):
-    """Judges a network that labels pixels, over a data set.
+    """Evaluates a segmentation network on a data set.
 
     All figures come from counts over all pixels (see `keras_segen.metrics`); void pixels are left
-    out. Logits are counted batch by batch and dropped, so that a data set of any length fits into
-    memory.
+    out. Logits are dropped after each batch, so that a data set of any length fits into memory.
 
     Args:
         model: a `keras.Model` from images `(batch, height, width, channels)` to logits.
@@ -36,7 +35,7 @@ def evaluate(model, dataset, batch_size=16):
         batch_size: int.
 
     Returns:
-        A `keras_segen.report.evaluation.Evaluation`: in a notebook it shows itself as a page with
+        A `keras_segen.report.evaluation.Evaluation`: in a notebook it is displayed as a page with
         the figures of every class, the confusion matrix, the calibration and the worst images.
         Its `figures`: `mean_iou`, `mean_dice`, `mean_precision`, `mean_recall`,
         `mean_boundary_f`, `pixel_accuracy`, `expected_calibration_error`, all from 0 to 1;
@@ -107,8 +106,8 @@ def count(model, dataset, batch_size, num_worst=24):
         model: a `keras.Model` from images to logits.
         dataset: a `keras_segen.data.Dataset` with images of one size.
         batch_size: int.
-        num_worst: int, how many of the images with the lowest mean IoU are kept. Images that
-            are void all over are none of them.
+        num_worst: int, how many of the images with the lowest mean IoU are kept. Images without
+            valid pixels are skipped.
 
     Returns:
         `Counts`.
@@ -150,7 +149,7 @@ def confusion_matrix(model, dataset, batch_size):
 
 
 def figures(matrix, class_names):
-    """Turns a confusion matrix into the figures that are reported, as plain values."""
+    """The reported figures of a confusion matrix, as plain values."""
     dice, precision = metrics.dice_per_class(matrix), metrics.precision_per_class(matrix)
     iou, recall = metrics.iou_per_class(matrix), metrics.recall_per_class(matrix)
     return {
