@@ -1,4 +1,4 @@
-"""What two models share and Keras lacks."""
+"""Layers and checks that several models share and Keras lacks."""
 
 import keras
 import numpy as np
@@ -7,12 +7,12 @@ from keras import layers, ops
 
 @keras.saving.register_keras_serializable(package="keras_segen")
 class CropLike(layers.Layer):
-    """Cuts a picture to the size of another one: rows at the bottom, columns at the right.
+    """Crops images to the size of others: rows at the bottom, columns on the right.
 
     Halving an odd size rounds up, so doubling it again gives one row or column too many.
 
     Takes `[images, like]`, tensors `(batch, height, width, channels)`, the first at least as high
-    and as wide as the second; returns the first, cut. The sizes may be unknown until it runs.
+    and as wide as the second; returns the first, cropped. Sizes may be unknown until it runs.
 
     Example:
 
@@ -37,10 +37,10 @@ class CropLike(layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_segen")
 class Bilinear(keras.initializers.Initializer):
-    """The kernel of a transposed convolution that enlarges pictures by bilinear interpolation.
+    """The kernel of a transposed convolution that upsamples by bilinear interpolation.
 
-    For a factor f: kernel size 2 f, stride f, 'same' padding, f even, each channel by itself.
-    Beyond the borders the picture counts as 0, so that half a pixel's width along them fades.
+    For an even factor f: kernel size 2 f, stride f, 'same' padding; channels do not mix. Beyond the
+    border values count as 0, so that half a pixel along it fades.
 
     Example:
 
@@ -74,7 +74,7 @@ def check_dropout(dropout):
 
 
 def drop(x, dropout, name):
-    """Drops a share of the values in training, from a state that `initialize` sets; 0 for none."""
+    """Dropout with a random state that `initialize` sets; a `dropout` of 0 adds no layer."""
     if not dropout:
         return x
     # The seed makes Keras keep that state, on both backends; without it PyTorch has none.
@@ -82,7 +82,7 @@ def drop(x, dropout, name):
 
 
 def check_encoder(encoder, input_shape, num_features):
-    """Checks that an encoder, handed to a network, takes its images and gives enough features.
+    """Checks that an encoder takes the images of a network and gives as many features as it needs.
 
     Args:
         encoder: a `keras.Model` from images to a list of features at strides 2, 4, 8, ….
@@ -101,7 +101,7 @@ def check_encoder(encoder, input_shape, num_features):
         if fixed is not None and size != fixed:
             raise ValueError(
                 f"Encoder {encoder.name!r} takes images of shape {encoder.inputs[0].shape[1:]}; "
-                f"found input_shape={tuple(input_shape)}. Grey images are read as RGB with "
+                f"found input_shape={tuple(input_shape)}. Gray images are read as RGB with "
                 "channels=3."
             )
 
@@ -113,8 +113,8 @@ def check_arguments(input_shape, num_classes, filters, any_size=False):
         input_shape: tuple `(height, width, channels)`; height and width may be None (any size).
         num_classes: int, channels of the output.
         filters: tuple of ints, channels per level: between two levels the images are halved.
-        any_size: bool, whether the network also takes sizes that cannot be halved so often; a
-            single level will do then.
+        any_size: bool, whether the network also takes sizes that cannot be halved so often; then
+            one level is enough.
 
     Raises:
         ValueError: when there are fewer than two levels, when a number is not positive, or when
@@ -157,14 +157,14 @@ def check_arguments(input_shape, num_classes, filters, any_size=False):
 
 
 def check_image_shape(image_shape, filters):
-    """Checks the arguments of a network between images and a small picture of many channels.
+    """Checks the arguments of a network between images and a small feature map.
 
     Args:
         image_shape: tuple `(height, width, channels)` of ints.
         filters: tuple of ints, channels at half the size, a quarter of it, ….
 
     Returns:
-        `(height, width)` of the small picture: those of the image over `2 ** len(filters)`.
+        `(height, width)` of the feature map: those of the image over `2 ** len(filters)`.
 
     Raises:
         ValueError: when a number is not a positive integer, or height or width cannot be halved
@@ -199,10 +199,10 @@ def check_image_shape(image_shape, filters):
 class SpectralNormalization(layers.Wrapper):
     """Divides the kernel of a layer by its largest singular value, so that its slope is at most 1.
 
-    The value is estimated by one round of power iteration per call: from a vector that is kept
-    between calls and moved in training only. The kernel itself is left as it is, and its gradient
-    goes through the division. (Keras' layer of this name overwrites the kernel in every call in
-    training, whoever makes it; a GAN's generator would so change the discriminator.)
+    One power iteration per call estimates the value, from a vector that is kept between calls and
+    updated in training only. The kernel itself does not change; its gradient goes through the
+    division. (Keras' layer of this name overwrites the kernel in every call in training, so that
+    a GAN's generator step would change the discriminator.)
 
     Reference: Miyato et al. (2018), "Spectral normalization for generative adversarial networks",
     https://arxiv.org/abs/1802.05957

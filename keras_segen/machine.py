@@ -50,7 +50,7 @@ def why_freed_memory_is_not_kept():
     return None
 
 
-def describe():
+def hardware():
     """Returns what the machine is, as plain values: system, processor, cores, memory in GiB."""
     return {
         "system": platform.platform(),

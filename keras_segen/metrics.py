@@ -413,7 +413,7 @@ def confusion_matrix(masks, predicted, num_classes, ignore_class=None):
 def boundary_counts(truth, predicted, num_classes, ignore_class=None, tolerance=BOUNDARY_TOLERANCE):
     """Counts the boundary pixels of one image, and those that lie where the others are.
 
-    A boundary pixel of a class has one of its four neighbours in another class. It is matched if
+    A boundary pixel of a class has one of its four neighbors in another class. It is matched if
     a boundary pixel of the same class in the other mask is at most the tolerance away, in a
     straight line.
 
@@ -504,7 +504,7 @@ def boundary_f_score(counts):
 
 
 def edges(labels, valid):
-    """Pixels that have a valid neighbour of another class above, below or beside: bool."""
+    """Pixels that have a valid neighbor of another class above, below or beside: bool."""
     found = np.zeros(labels.shape, bool)
     for one, other in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
         differ = (labels[one] != labels[other]) & valid[one] & valid[other]

@@ -20,7 +20,7 @@ from PIL import Image
 from keras_segen.files import write_atomically
 
 VOID_COLORS = ((226, 226, 226), (178, 178, 178))  # diagonal stripes: no palette has them
-SIGNAL_COLOR = (255, 221, 0)  # wrong pixels: bright on a dimmed image, for colour-blind eyes too
+SIGNAL_COLOR = (255, 221, 0)  # wrong pixels: bright on a dimmed image, for color-blind eyes too
 MAX_ROWS = 32
 MAX_IMAGES = 400
 INK_COLOR, RULE_COLOR = "#202124", "#dadce0"  # a page puts its own in their place: page.svg
@@ -143,8 +143,8 @@ def animation(frames, path, seconds=0.25, hold=2.0):
     Args:
         frames: sequence of images of one size, each an array `(height, width, channels)`, float
             in [0, 1] or uint8, such as `mosaic` makes, or the path of a PNG.
-        path: where to; the name ends in `.gif` (256 colours a frame, shown everywhere) or
-            `.webp` (all colours, smaller).
+        path: where to; the name ends in `.gif` (256 colors a frame, shown everywhere) or
+            `.webp` (all colors, smaller).
         seconds: float, how long a frame is shown.
         hold: float, how long the last one is shown.
 
@@ -191,7 +191,7 @@ def masks(
         truth: integer class ids `(batch, height, width)`, or None.
         predictions: integer class ids `(batch, height, width)`, or logits
             `(batch, height, width, num_classes)`, or None.
-        palette: array `(num_classes, 3)`, RGB in 0..255, one colour per class.
+        palette: array `(num_classes, 3)`, RGB in 0..255, one color per class.
         class_names: names of the classes, in the order of the palette.
         ignore_class: int, the label in `truth` that counts nowhere (drawn striped), or None.
         titles: one str per item, written under its image, or None.
@@ -550,12 +550,12 @@ def check_name(path):
 
 
 def colorize(mask, palette, ignore_class=None):
-    """Turns class ids into colours.
+    """Turns class ids into colors.
 
     Args:
         mask: integer class ids `(height, width)`.
         palette: array `(num_classes, 3)`, RGB in 0..255.
-        ignore_class: int, the void label, drawn as light grey stripes, or None.
+        ignore_class: int, the void label, drawn as light gray stripes, or None.
 
     Returns:
         RGB image, uint8 `(height, width, 3)`.
@@ -587,13 +587,13 @@ def colorize(mask, palette, ignore_class=None):
 
 
 def overlay(image, mask, palette, ignore_class=None, alpha=0.5):
-    """Lays the colours of a mask over its image.
+    """Lays the colors of a mask over its image.
 
     Args:
         image: array `(height, width, channels)`, 1 or 3 channels, float in [0, 1] or uint8.
         mask: integer class ids `(height, width)`.
         palette: array `(num_classes, 3)`, RGB in 0..255.
-        ignore_class: int, the void label, drawn as light grey stripes, or None.
+        ignore_class: int, the void label, drawn as light gray stripes, or None.
         alpha: float in [0, 1], how much of the mask is seen.
 
     Returns:
@@ -610,10 +610,10 @@ def overlay(image, mask, palette, ignore_class=None, alpha=0.5):
 
 
 def heat(values, highest):
-    """Colours numbers from black (0) over purple and orange to bright yellow (`highest`).
+    """Colors numbers from black (0) over purple and orange to bright yellow (`highest`).
 
     Args:
-        values: array `(height, width)`, 0 to `highest`; what is above has the last colour.
+        values: array `(height, width)`, 0 to `highest`; what is above has the last color.
         highest: float, more than 0.
 
     Returns:
@@ -701,7 +701,7 @@ def _grid(rows, names, notes, legend):
             if row == 0:
                 axes.set_title(names[column], fontsize=10, loc="left", pad=4, parse_math=False)
     patches = [patch for patch, _ in legend]
-    # The texts are set afterwards: a legend leaves out a label that starts with "_".
+    # The texts are set afterward: a legend leaves out a label that starts with "_".
     drawn = figure.legend(
         patches,
         ["-"] * len(patches),
@@ -735,8 +735,8 @@ def _legend(ids, palette, class_names, ignore_class, signal):
 
 
 def _marked(image, pixels):
-    grey = image.mean(axis=-1, keepdims=True) * 0.45
-    marked = np.repeat(grey, 3, axis=-1).astype("uint8")
+    gray = image.mean(axis=-1, keepdims=True) * 0.45
+    marked = np.repeat(gray, 3, axis=-1).astype("uint8")
     marked[pixels] = SIGNAL_COLOR
     return marked
 
@@ -790,8 +790,8 @@ def _palette(palette, class_names=None):
         )
     if class_names is not None and len(class_names) != len(palette):
         raise ValueError(
-            f"`palette` has {len(palette)} colours, `class_names` has {len(class_names)} names; "
-            "expected one name per colour."
+            f"`palette` has {len(palette)} colors, `class_names` has {len(class_names)} names; "
+            "expected one name per color."
         )
     return palette.astype("uint8")
 

@@ -216,7 +216,7 @@ def test_a_sixteen_bit_colour_image_that_exif_turns_is_refused(tmp_path):
     exif[0x0112] = 6
     content = exif.tobytes().removeprefix(b"Exif\0\0")
     write_sixteen_bit_png(tmp_path / "image.png", RGB16, 2, (b"eXIf", content))
-    with pytest.raises(ValueError, match="image.png: a 16-bit colour image with EXIF"):
+    with pytest.raises(ValueError, match="image.png: a 16-bit color image with EXIF"):
         images.read_image(tmp_path / "image.png")
     write_sixteen_bit_png(tmp_path / "image.png", RGB16, 2)
     assert np.array_equal(images.read_image(tmp_path / "image.png"), RGB16)
@@ -588,7 +588,7 @@ def test_an_unknown_colour_is_named(tmp_path):
     pixels[4, 0] = [255, 255, 255]
     save(tmp_path / "train/masks/item0.png", pixels)
     message = (
-        r"item0.png: colour \(41, 50, 58\) in 5 pixels, 6 pixels in all .* the nearest is "
+        r"item0.png: color \(41, 50, 58\) in 5 pixels, 6 pixels in all .* the nearest is "
         r"\(40, 50, 60\), road"
     )
     with pytest.raises(ValueError, match=message):
@@ -598,14 +598,14 @@ def test_an_unknown_colour_is_named(tmp_path):
 def test_two_equal_colours_are_an_error_with_colour_masks(tmp_path):
     make(tmp_path, table=CSV.replace("70,80,90", "10,20,30"))
     save(tmp_path / "train/masks/item0.png", np.full((12, 16, 3), [10, 20, 30], np.uint8))
-    with pytest.raises(ValueError, match=r"classes.csv, line 5: car has the same colour .* as sky"):
+    with pytest.raises(ValueError, match=r"classes.csv, line 5: car has the same color .* as sky"):
         folder(tmp_path)[0]
 
 
 def test_colour_masks_without_classes_csv_ask_for_it(tmp_path):
     make(tmp_path)
     save(tmp_path / "train/masks/item1.png", photo())
-    message = "item1.png: a mask of colours, .* with the columns name,red,green,blue,ignore"
+    message = "item1.png: a mask of colors, .* with the columns name,red,green,blue,ignore"
     with pytest.raises(ValueError, match=message):
         folder(tmp_path)
 

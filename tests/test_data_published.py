@@ -61,7 +61,7 @@ def test_camvid_says_what_is_missing(tmp_path):
     with pytest.raises(ValueError, match="label 12 in 48 pixels; expected label ids 0 to 11"):
         data.load(f"camvid:{root}")[0]
     save(root / "trainannot" / "0016E5_07959.png", photo())
-    with pytest.raises(ValueError, match="a mask of colours; expected label ids in one channel"):
+    with pytest.raises(ValueError, match="a mask of colors; expected label ids in one channel"):
         data.load(f"camvid:{root}")[0]
 
 

@@ -18,7 +18,7 @@ from keras_segen.data.dataset import Dataset
 from keras_segen.report.html import image_source
 from keras_segen.runs import training
 from keras_segen.segmentation import evaluate
-from keras_segen.segmentation.evaluate import confusion_matrix, measure
+from keras_segen.segmentation.evaluate import confusion_matrix, count
 from keras_segen.tasks.segmentation import SegmentationTask
 
 
@@ -83,10 +83,10 @@ def test_measure_counts_what_the_metrics_count_on_the_whole():
     )
     share = metrics.probabilities(3 * np.eye(3)[predicted])
     for batch_size in (1, 3, 8):
-        measured = measure(model, dataset, batch_size)
-        np.testing.assert_array_equal(measured.matrix, expected)
-        np.testing.assert_array_equal(measured.boundaries, boundaries)
-        np.testing.assert_array_equal(measured.bins, metrics.calibration_bins(masks, share, 255))
+        counts = count(model, dataset, batch_size)
+        np.testing.assert_array_equal(counts.matrix, expected)
+        np.testing.assert_array_equal(counts.boundaries, boundaries)
+        np.testing.assert_array_equal(counts.bins, metrics.calibration_bins(masks, share, 255))
     np.testing.assert_array_equal(confusion_matrix(model, dataset, batch_size=4), expected)
 
 
@@ -98,25 +98,25 @@ def test_worst_images_come_first_and_only_so_many_are_kept():
         for (_, mask), classes in zip(dataset, predicted, strict=True)
     ]
     order = sorted(range(7), key=lambda index: (scores[index], index))
-    worst = measure(model, dataset, batch_size=2, num_worst=3).worst
+    worst = count(model, dataset, batch_size=2, num_worst=3).worst
     assert [each.index for each in worst] == order[:3]
     assert [each.mean_iou for each in worst] == [scores[index] for index in order[:3]]
     for each in worst:
         np.testing.assert_array_equal(each.predicted, predicted[each.index])
-    assert len(measure(model, dataset, batch_size=2).worst) == 7
+    assert len(count(model, dataset, batch_size=2).worst) == 7
 
 
 def test_an_image_that_is_void_all_over_is_none_of_the_worst():
     dataset, _ = scenes()
     dataset.masks[2] = 255
-    worst = measure(lookup(np.eye(3)), dataset, batch_size=4).worst
+    worst = count(lookup(np.eye(3)), dataset, batch_size=4).worst
     assert sorted(each.index for each in worst) == [0, 1, 3, 4, 5, 6]
 
 
 def test_one_channel_is_the_logit_of_class_one():
     dataset, predicted = scenes(num_classes=2)
-    one = measure(lookup([[-2.0], [2.0]]), dataset, batch_size=4)
-    two = measure(lookup([[2.0, 0.0], [0.0, 2.0]]), dataset, batch_size=4)
+    one = count(lookup([[-2.0], [2.0]]), dataset, batch_size=4)
+    two = count(lookup([[2.0, 0.0], [0.0, 2.0]]), dataset, batch_size=4)
     np.testing.assert_array_equal(one.matrix, two.matrix)
     np.testing.assert_allclose(one.bins, two.bins, atol=1e-3)
     assert one.matrix.sum() == 7 * 56
@@ -143,7 +143,7 @@ def test_evaluation_keeps_no_logits(monkeypatch):
 
     monkeypatch.setattr(backend, "infer", watched)
     dataset, _ = scenes(count=24)
-    measure(lookup(np.eye(3)), dataset, batch_size=2)
+    count(lookup(np.eye(3)), dataset, batch_size=2)
     assert len(most) == 12 and max(most) <= 2
 
 

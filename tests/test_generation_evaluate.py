@@ -357,7 +357,7 @@ def test_extractors_are_loaded_from_files(tiny, tmp_path):
     path = tmp_path / "own.keras"
     backend.save_model(tiny_model(), path)
     found = load_extractor(str(path))
-    assert found.name == "own.keras" and found.measure == "Fréchet distance on own.keras"
+    assert found.name == "own.keras" and found.distance_name == "Fréchet distance on own.keras"
     np.testing.assert_allclose(found(pictures(0, 2)), tiny(pictures(0, 2)), rtol=1e-6)
     assert load_extractor(found) is found
 

@@ -92,7 +92,7 @@ def test_the_network_is_that_of_keras_but_for_the_last_pool():
     np.testing.assert_allclose(found[3], last.mean(axis=(1, 2)), rtol=1e-4, atol=1e-5)
 
     del state["Mixed_7c.branch_pool.bn.bias"]
-    with pytest.raises(ValueError, match="holds no Mixed_7c_branch_pool_bn_bias, so it is not of"):
+    with pytest.raises(ValueError, match="has no Mixed_7c_branch_pool_bn_bias: it does not fit"):
         fill(ours, state)
 
 
@@ -118,7 +118,7 @@ def test_only_the_published_weights_make_an_fid(tmp_path):
 def test_an_fid_extractor_sees_whole_numbers():
     extractor = object.__new__(FidExtractor)  # without the published weights
     extractor.size = (299, 299)
-    assert extractor.measure == "FID"
+    assert extractor.distance_name == "FID"
     image = rng("image").random((32, 32, 1), "float32")
     whole = np.rint(image * 255).astype("uint8")
     found = extractor.prepare(image)

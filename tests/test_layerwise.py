@@ -17,7 +17,7 @@ from keras import layers, ops
 import keras_segen as ks
 from keras_segen import losses
 from keras_segen.compare.layerwise import divergence
-from keras_segen.compare.layerwise.divergence import Record, beyond, compare, growth, measure
+from keras_segen.compare.layerwise.divergence import Record, beyond, compare, deviation, growth
 from keras_segen.compare.layerwise.record import record
 from keras_segen.determinism import rng
 
@@ -379,7 +379,7 @@ numbers = arrays_of.arrays("float64", 5, elements=st.floats(-1e3, 1e3, width=32)
 @settings(max_examples=200, deadline=None)
 @given(numbers, numbers, numbers)
 def test_rounding_is_never_a_fault_whatever_its_size(exact, a, b):
-    assert not beyond(measure(a, b, exact, exact), "float32")
+    assert not beyond(deviation(a, b, exact, exact), "float32")
 
 
 @settings(max_examples=100, deadline=None)
@@ -388,17 +388,17 @@ def test_a_fault_is_beyond_the_tolerance(exact, fault):
     size = math.sqrt(np.mean(np.square(exact))) or 1.0
     a = exact.astype("float32")
     other = exact + fault * size
-    found = measure(a, other.astype("float32"), exact, other)
+    found = deviation(a, other.astype("float32"), exact, other)
     assert beyond(found, "float32") and beyond(found, "float64")
 
 
 def test_what_is_not_finite_or_of_another_shape_is_beyond():
     ones = np.ones(4)
     for other in (np.array([1, 1, 1, np.nan]), np.array([1, np.inf, 1, 1]), np.ones(5)):
-        found = measure(ones, other, ones, ones)
+        found = deviation(ones, other, ones, ones)
         assert found["difference"] == math.inf
         assert beyond(found, "float32") and beyond(found, "float64")
-    found = measure(0 * ones, 0 * ones, 0 * ones, 0 * ones)
+    found = deviation(0 * ones, 0 * ones, 0 * ones, 0 * ones)
     assert found["difference"] == found["float64"] == 0 and not beyond(found, "float64")
 
 

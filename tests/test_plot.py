@@ -173,7 +173,7 @@ def test_masks_takes_every_kind_of_image(kind):
         ({"truth": np.zeros((2, 12, 15), int)}, r"`truth\[0\]` is 12x15, its image 12x16"),
         ({"truth": np.zeros((2, 12, 16))}, r"`truth\[0\]` must be integer.*float64"),
         ({"predictions": np.zeros((2, 12, 16, 5))}, r"logits \(height, width, 3\)"),
-        ({"palette": PALETTE[:2]}, "2 colours, `class_names` has 3 names"),
+        ({"palette": PALETTE[:2]}, "2 colors, `class_names` has 3 names"),
         ({"palette": PALETTE / 255}, "`palette` must hold integers"),
         ({"palette": PALETTE.astype(int) + 9}, "`palette` must lie in 0..255. Found: 9 to 264"),
         ({"titles": ["one"]}, "`titles` has 1 items"),

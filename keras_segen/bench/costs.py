@@ -283,7 +283,7 @@ def pixels(cell):
 
 def conditions(task, image_sizes, batch_sizes, chosen, threads, steps):
     """Returns all that the costs depend on but the versions, as plain values."""
-    here = machine.describe()
+    here = machine.hardware()
     values = {
         "experiment": {
             name: value

@@ -162,7 +162,7 @@ def run(contest, folder, steps=12, rounds=10, tell=lambda text: None):
 
 def conditions(contest, steps):
     """Returns all that a ratio depends on but the versions, as plain values."""
-    here = machine.describe()
+    here = machine.hardware()
     values = {
         **dataclasses.asdict(contest),
         "learning_rate": contest.LEARNING_RATE,

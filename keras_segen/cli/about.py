@@ -22,7 +22,7 @@ def doctor():
     from keras_segen.data.cache import cache_folder
 
     table = rich.table.Table(show_header=False, box=None)
-    for name, value in {**machine.describe(), **machine.versions()}.items():
+    for name, value in {**machine.hardware(), **machine.versions()}.items():
         table.add_row(name, "not installed" if value is None else str(value))
     table.add_row("data cache", str(cache_folder()))
     table.add_row("KERAS_BACKEND", os.environ.get("KERAS_BACKEND", "not set"))

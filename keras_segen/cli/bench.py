@@ -76,7 +76,7 @@ def bench_native(
     image_size: Annotated[
         str | None, typer.Option(help="HEIGHTxWIDTH; without it, 128x128, or 32x32 to make images.")
     ] = None,
-    channels: Annotated[int, typer.Option(help="1 for grey images, 3 for RGB.")] = 3,
+    channels: Annotated[int, typer.Option(help="1 for gray images, 3 for RGB.")] = 3,
     batch_size: Annotated[
         int | None, typer.Option(help="Images per step; without it, 4, or 64 to make images.")
     ] = None,

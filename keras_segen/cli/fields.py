@@ -132,7 +132,7 @@ def _option(name, kinds):
     having = [kind for kind in kinds if name in _names(kind)]
     of_text, of_default = {}, {}
     for kind in having:
-        of_text.setdefault(fields.describe(kind, name), []).extend(kind.MODELS)
+        of_text.setdefault(fields.help_text(kind, name), []).extend(kind.MODELS)
         for model in kind.MODELS:
             of_default.setdefault(kind.default(name, model), []).append(model)
     texts = [

@@ -306,7 +306,7 @@ def _conclude(task, folder, outcomes, interrupted, command):
         "experiment": task.to_dict(),
         "parameters": next((result["parameters"] for result in results.values()), None),
         **task.conclude(task.load_data("val"), arrays, folder),
-        "machine": machine.describe(),
+        "machine": machine.hardware(),
         "installed_mib": {name: round(machine.installed_size(name) / 2**20) for name in outcomes},
         "backends": {
             backend: {**outcome, **results.get(backend, {})}

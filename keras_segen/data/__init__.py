@@ -76,7 +76,7 @@ _TABLE = (
     ("voc2012:PATH", VOC2012, "photos of 20 kinds of objects; fetched by hand"),
     ("arrays:PATH", ArrayFiles, "x_train, y_train, x_test, y_test as .npy files or one .npz"),
     ("cifar10[:PATH]", Cifar10, "pictures: 10 kinds of things, 32 x 32; --download or .npz"),
-    ("mnist[:PATH]", Mnist, "pictures: digits, 28 x 28, grey; --download, .npz or IDX"),
+    ("mnist[:PATH]", Mnist, "pictures: digits, 28 x 28, gray; --download, .npz or IDX"),
     ("fashion_mnist[:PATH]", FashionMnist, "pictures: clothes, as mnist; --download, .npz or IDX"),
     ("images:PATH", ImageFolder, "pictures: any folder of them, cut to a common shape"),
     (
@@ -97,7 +97,7 @@ def load(name, split="train", size=None, channels=None, cache=None):
         split: str, `"train"`, `"val"` or `"test"`.
         size: int or `(height, width)` in pixels, or None for the data set's own: 64 for shapes,
             the files' own sizes for images on disk.
-        channels: int, 3 (RGB) or 1 (grey); None is RGB, or what arrays hold.
+        channels: int, 3 (RGB) or 1 (gray); None is RGB, or what arrays hold.
         cache: None, `"ram"` or `"disk"`: where decoded and resized files are kept. What is no
             file takes None only.
 

@@ -68,7 +68,7 @@ class ArrayFiles(Dataset):
         path: the folder or the `.npz` file.
         split: str, `"train"`, `"val"` or `"test"`.
         size: int or `(height, width)` to resize to, or None for the arrays' own.
-        channels: int, 3 (RGB) or 1 (grey); None for the arrays' own.
+        channels: int, 3 (RGB) or 1 (gray); None for the arrays' own.
 
     Raises:
         FileNotFoundError: if an array that the split needs is missing.
@@ -161,8 +161,8 @@ def write_arrays(folder, train, val=None):
     ):
         table = csv.writer(file)
         table.writerow(COLUMNS)
-        for name, colour in zip(train.class_names, train.palette.tolist(), strict=True):
-            table.writerow([name, *colour, ""])
+        for name, color in zip(train.class_names, train.palette.tolist(), strict=True):
+            table.writerow([name, *color, ""])
         if train.ignore_class is not None:
             table.writerow(["(ignored)", 0, 0, 0, "yes"])
     for split, dataset in (("train", train), ("val", val)):

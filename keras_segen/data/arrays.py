@@ -17,7 +17,7 @@ def arrays(images, masks, class_names=None, ignore_class=None, palette=None):
         class_names: sequence of str, one per class. None names as many classes as the highest
             label asks for.
         ignore_class: int or None, the label that losses and metrics leave out.
-        palette: array-like `(num_classes, 3)`, RGB, 0 to 255, or None for distinct colours.
+        palette: array-like `(num_classes, 3)`, RGB, 0 to 255, or None for distinct colors.
 
     Returns:
         A `Dataset` named `"arrays"`.

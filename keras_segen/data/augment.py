@@ -1,4 +1,4 @@
-"""Random changes of an image and its mask, the same for both: one affine warp, then colour."""
+"""Random changes of an image and its mask, the same for both: one affine warp, then color."""
 
 import dataclasses
 import math
@@ -30,8 +30,8 @@ class Augment:
     None or 0 switches a step off, and the other steps stay as they were. All geometry is one
     affine warp, bilinear for the image and nearest for the mask; flips alone copy pixels. What
     comes in from outside the image is black and `ignore_class` if there is one, else the image
-    and the mask reflected at their edges. Colour follows in the order below and is cut to
-    [0, 1] at the end; grey images have no saturation and no hue.
+    and the mask reflected at their edges. Color follows in the order below and is cut to
+    [0, 1] at the end; gray images have no saturation and no hue.
 
     Args:
         flip: probability of swapping left and right.
@@ -43,8 +43,8 @@ class Augment:
         crop: the part of each side that is kept, at a random place, and enlarged to fill.
         brightness: added to the image.
         contrast: factor of the distance from the image's mean.
-        saturation: factor of the distance from grey.
-        hue: turns of the colour circle around the grey axis.
+        saturation: factor of the distance from gray.
+        hue: turns of the color circle around the gray axis.
         noise: standard deviation of normal noise.
         blur: standard deviation of a Gaussian, in pixels.
 
@@ -101,7 +101,7 @@ class Augment:
         # Every step has its own row, drawn whether it happens or not.
         rows = dict(zip(STEPS, rng.random((len(STEPS), 3)), strict=True))
         image, mask = self._warp(image, mask, rows, ignore_class)
-        image = self._recolour(image, rows)
+        image = self._recolor(image, rows)
         noise, blur = self._strength("noise", rows), self._strength("blur", rows)
         if noise:
             field = rng.standard_normal(image.shape, np.float32)
@@ -162,15 +162,15 @@ class Augment:
         if self._happens("shift", rows):
             x, y = self._strength("shift", rows, 1), self._strength("shift", rows, 2)
             matrix = move(x * width, y * height) @ matrix
-        # So far around the centre of the image. Pixel i covers i to i + 1, but OpenCV's
-        # coordinates are those of pixel centres.
+        # So far around the center of the image. Pixel i covers i to i + 1, but OpenCV's
+        # coordinates are those of pixel centers.
         matrix = move(width / 2, height / 2) @ matrix @ move(-width / 2, -height / 2)
         if crop is not None:
             left, top = (1 - crop) * rows["crop"][2], (1 - crop) * rows["flip"][1]
             matrix = np.diag([1 / crop, 1 / crop, 1]) @ move(-left * width, -top * height) @ matrix
         return move(-0.5, -0.5) @ matrix @ move(0.5, 0.5)
 
-    def _recolour(self, image, rows):
+    def _recolor(self, image, rows):
         """Applies brightness, contrast, saturation and hue as one matrix and one offset."""
         channels = image.shape[2]
         matrix, offset = np.eye(channels), np.zeros(channels)
@@ -270,12 +270,12 @@ def move(x, y):
 
 
 def saturation_matrix(factor):
-    """Returns the colour matrix that moves colours away from their own grey."""
+    """Returns the color matrix that moves colors away from their own gray."""
     return factor * np.eye(3) + (1 - factor) * LUMA
 
 
 def hue_matrix(turns):
-    """Returns the rotation of RGB around its grey axis (1, 1, 1), red towards green."""
+    """Returns the rotation of RGB around its gray axis (1, 1, 1), red toward green."""
     cos, sin = math.cos(2 * math.pi * turns), math.sin(2 * math.pi * turns)
     cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
     return cos * np.eye(3) + (1 - cos) / 3 + sin * cross

@@ -32,12 +32,12 @@ class CamVid(Pairs):
     - `PATH/SPLIT/*` and `PATH/SPLITannot/*`, as in the SegNet tutorial,
     - `PATH/SPLIT/images/*` and `PATH/SPLIT/masks/*`.
 
-    `groups` is the video that a frame is from, such as `"0016E5"`: neighbouring frames are nearly
+    `groups` is the video that a frame is from, such as `"0016E5"`: neighboring frames are nearly
     equal and must not be split. (The usual splits keep apart frames, not all of the videos.)
 
     From: Brostow, Fauqueur, Cipolla, "Semantic Object Classes in Video: A High-Definition Ground
     Truth Database", 2009; the 11 classes and splits: Badrinarayanan et al., SegNet, 2015.
-    Licence: for research, with citation; some copies say CC BY-NC 4.0.
+    License: for research, with citation; some copies say CC BY-NC 4.0.
 
     Args:
         path: the folder.

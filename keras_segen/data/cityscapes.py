@@ -6,7 +6,7 @@ from keras_segen.data import images
 from keras_segen.data.dataset import check_split
 from keras_segen.data.pairs import Pairs, require_files, resolved
 
-# Label id, name, colour of the 19 classes, in the order of their train ids.
+# Label id, name, color of the 19 classes, in the order of their train ids.
 CLASSES = (
     (7, "road", (128, 64, 128)),
     (8, "sidewalk", (244, 35, 232)),
@@ -53,7 +53,7 @@ class Cityscapes(Pairs):
     `groups` is the city.
 
     From: Cordts et al., "The Cityscapes Dataset for Semantic Urban Scene Understanding", 2016.
-    Licence: free for non-commercial use after registration; no copies.
+    License: free for non-commercial use after registration; no copies.
 
     Args:
         path: the folder that holds `leftImg8bit` and `gtFine`.

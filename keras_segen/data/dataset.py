@@ -1,4 +1,4 @@
-"""What a data set is: images with masks and colours for the classes, or pictures with labels."""
+"""What a data set is: images with masks and colors for the classes, or pictures with labels."""
 
 import operator
 
@@ -163,8 +163,8 @@ class Dataset(Items):
         name: str, the data set's name, such as `"shapes"`.
         split: str, `"train"`, `"val"` or `"test"`.
         class_names: sequence of str, one per class.
-        palette: array-like `(num_classes, 3)`, RGB colours, 0 to 255. None gives each class a
-            colour of its own.
+        palette: array-like `(num_classes, 3)`, RGB colors, 0 to 255. None gives each class a
+            color of its own.
         ignore_class: int or None, the label that losses and metrics leave out.
         label_ids: sequence of int, the id that each class has in the mask files. None is
             0 to `num_classes - 1`.
@@ -312,10 +312,10 @@ def carve(length, split, splits=("train", "val")):
 
 
 def distinct_palette(num_classes):
-    """Returns the first colours of the PASCAL VOC palette, uint8 `(num_classes, 3)`, RGB.
+    """Returns the first colors of the PASCAL VOC palette, uint8 `(num_classes, 3)`, RGB.
 
     The bits of the class's number are dealt to red, green and blue, the highest first, so that
-    no two of 256 colours are equal.
+    no two of 256 colors are equal.
     """
     palette = np.zeros((num_classes, 3), np.uint8)
     for index in range(num_classes):
@@ -334,7 +334,7 @@ def check_split(split):
 def check_channels(channels):
     """Returns `channels` if it is 1 or 3."""
     if channels not in (1, 3):
-        raise ValueError(f"channels is {channels!r}, expected 3 (RGB) or 1 (grey)")
+        raise ValueError(f"channels is {channels!r}, expected 3 (RGB) or 1 (gray)")
     return int(channels)
 
 

@@ -28,14 +28,14 @@ YES, NO = ("1", "yes", "true", "x"), ("", "0", "no", "false")
 class Folder(Pairs):
     """Pairs of files `PATH/SPLIT/images/NAME.*` and `PATH/SPLIT/masks/NAME.*`.
 
-    Images are PNG, JPEG, TIFF, BMP, WebP or GIF, 8 or 16 bits, grey, RGB, RGBA or with a palette.
+    Images are PNG, JPEG, TIFF, BMP, WebP or GIF, 8 or 16 bits, gray, RGB, RGBA or with a palette.
     Masks are the same without JPEG, of the same size as their image. The highest value that a
     file's type can hold, 255 or 65535, becomes 1, so that images stay comparable; 12-bit slices
     in 16-bit files would be dark, and are better stretched before they are saved.
 
     `PATH/classes.csv` with the columns name, red, green, blue, ignore describes the classes;
-    row i, counted from 0, is label id i. Masks then hold these ids (grey or palette files) or
-    exactly these colours (RGB files). Rows with "yes" under ignore become label 255, which
+    row i, counted from 0, is label id i. Masks then hold these ids (gray or palette files) or
+    exactly these colors (RGB files). Rows with "yes" under ignore become label 255, which
     losses and metrics leave out; the others are the classes 0 to n - 1, in order.
 
     Without `classes.csv` the label ids are counted over the masks of all splits, once: if they
@@ -55,14 +55,14 @@ class Folder(Pairs):
         size: int or `(height, width)` to resize to, or None to keep the files' own sizes; if
             the images of all splits have one size, that is `image_shape`. Images shrink by area
             and grow bilinearly, masks take the nearest pixel.
-        channels: int, 3 (RGB) or 1 (grey).
+        channels: int, 3 (RGB) or 1 (gray).
         cache: None, `"ram"` or `"disk"`: where decoded and resized items are kept.
 
     Raises:
         FileNotFoundError: if the folder, the split or its images or masks do not exist.
         ValueError: if images and masks do not pair up, `classes.csv` is wrong, or, when an
             item is read, a file is damaged, a mask has another size than its image, or a label
-            or colour is unknown; or if `groups.csv` has no row for an image.
+            or color is unknown; or if `groups.csv` has no row for an image.
     """
 
     def __init__(self, path, split="train", size=None, channels=3, cache=None):
@@ -107,45 +107,45 @@ class Folder(Pairs):
         return count_sizes([path for path in paths if not path.name.startswith(".")])
 
     def _translation(self):
-        return self.label_ids, self._void_ids, self._colours()
+        return self.label_ids, self._void_ids, self._colors()
 
     def _to_labels(self, path, pixels, one_bit):
         if self._table is None:
             return self._labels_of_ids(path, to_label_ids(path, pixels, one_bit))
         if pixels.ndim == 3:
-            return self._labels_of_colours(path, pixels)
+            return self._labels_of_colors(path, pixels)
         return self._labels_of_rows(path, to_label_ids(path, pixels, one_bit, self._table))
 
     def _labels_of_rows(self, path, ids):
         return self._labels_of_ids(path, ids, " (the rows of classes.csv, counted from 0)")
 
-    def _colours(self):
-        return None if self._table is None else tuple(row["colour"] for row in self._table)
+    def _colors(self):
+        return None if self._table is None else tuple(row["color"] for row in self._table)
 
-    def _labels_of_colours(self, path, pixels):
+    def _labels_of_colors(self, path, pixels):
         seen = {}
         for row in self._table:
-            if row["colour"] in seen:
+            if row["color"] in seen:
                 raise ValueError(
                     f"{self.path / 'classes.csv'}, line {row['line']}: {row['name']} has the "
-                    f"same colour {row['colour']} as {seen[row['colour']]}, so the RGB mask "
-                    f"{path} could mean either; give each row a colour of its own"
+                    f"same color {row['color']} as {seen[row['color']]}, so the RGB mask "
+                    f"{path} could mean either; give each row a color of its own"
                 )
-            seen[row["colour"]] = row["name"]
-        colours = np.array(self._colours())
-        codes = colours @ (1 << 32, 1 << 16, 1)
+            seen[row["color"]] = row["name"]
+        colors = np.array(self._colors())
+        codes = colors @ (1 << 32, 1 << 16, 1)
         ids = np.array([row["id"] for row in self._table])[np.argsort(codes)]
         found = pixels.astype(np.int64) @ (1 << 32, 1 << 16, 1)
         place = np.minimum(np.searchsorted(np.sort(codes), found), len(codes) - 1)
         wrong = np.sort(codes)[place] != found
         if wrong.any():
-            colour = pixels[wrong][0].astype(int)
+            color = pixels[wrong][0].astype(int)
             count = int((pixels == pixels[wrong][0]).all(-1).sum())
-            nearest = self._table[int(((colours - colour) ** 2).sum(-1).argmin())]
+            nearest = self._table[int(((colors - color) ** 2).sum(-1).argmin())]
             raise ValueError(
-                f"{path}: colour {tuple(colour.tolist())} in {count} pixels, {int(wrong.sum())} "
-                "pixels in all are of no colour in classes.csv; the nearest is "
-                f"{nearest['colour']}, {nearest['name']}. Masks need exact colours: save them "
+                f"{path}: color {tuple(color.tolist())} in {count} pixels, {int(wrong.sum())} "
+                "pixels in all are of no color in classes.csv; the nearest is "
+                f"{nearest['color']}, {nearest['name']}. Masks need exact colors: save them "
                 "without smoothing and lossless, or as label ids in one channel"
             )
         return self._labels_of_rows(path, ids[place])
@@ -197,9 +197,9 @@ def classes_of(ids):
 
 
 def classes_of_table(table):
-    """Returns class names, colours, their label ids, and the ids of no class, of classes.csv."""
+    """Returns class names, colors, their label ids, and the ids of no class, of classes.csv."""
     rows = [row for row in table if not row["ignore"]]
-    names, palette, label_ids = ([row[key] for row in rows] for key in ("name", "colour", "id"))
+    names, palette, label_ids = ([row[key] for row in rows] for key in ("name", "color", "id"))
     return names, palette, label_ids, [row["id"] for row in table if row["ignore"]]
 
 
@@ -208,7 +208,7 @@ def to_label_ids(path, pixels, one_bit, table=None):
     if pixels.ndim == 3:
         if (pixels != pixels[..., :1]).any():
             raise ValueError(
-                f"{path}: a mask of colours, but there is no classes.csv that says what they "
+                f"{path}: a mask of colors, but there is no classes.csv that says what they "
                 f"mean; write one beside the splits with the columns {','.join(COLUMNS)}, or "
                 "save the masks as label ids in one channel"
             )
@@ -219,7 +219,7 @@ def to_label_ids(path, pixels, one_bit, table=None):
 
 
 def read_classes(path):
-    """Reads a classes.csv: a list of dicts with id, name, colour, ignore and line."""
+    """Reads a classes.csv: a list of dicts with id, name, color, ignore and line."""
     with open(path, encoding="utf-8-sig", newline="") as file:
         try:
             reader = csv.DictReader(file, skipinitialspace=True, strict=True)
@@ -277,22 +277,22 @@ def read_groups(path, stems):
 
 
 def read_row(path, line, row):
-    """Returns one row of classes.csv as name, colour, ignore and line."""
+    """Returns one row of classes.csv as name, color, ignore and line."""
     if None in row or None in list(row.values())[:4]:
         raise ValueError(f"{path}, line {line}: expected one value for each column")
     row = {key: (value or "").strip() for key, value in row.items()}
     if not row["name"]:
         raise ValueError(f"{path}, line {line}: the class has no name")
-    colour = []
+    color = []
     for name in COLUMNS[1:4]:
         if not (row[name].isdecimal() and int(row[name]) <= 255):
             raise ValueError(
                 f"{path}, line {line}: {name} is {row[name]!r}; expected a whole number, 0 to 255"
             )
-        colour.append(int(row[name]))
+        color.append(int(row[name]))
     ignore = row.get("ignore", "").lower()
     if ignore not in YES + NO:
         raise ValueError(
             f"{path}, line {line}: ignore is {row['ignore']!r}; expected yes or nothing"
         )
-    return {"name": row["name"], "colour": tuple(colour), "ignore": ignore in YES, "line": line}
+    return {"name": row["name"], "color": tuple(color), "ignore": ignore in YES, "line": line}

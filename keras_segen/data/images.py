@@ -11,18 +11,18 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
-GREY_MODES = ("L", "I", "I;16", "I;16B", "I;16L", "F")
+GRAY_MODES = ("L", "I", "I;16", "I;16B", "I;16L", "F")
 
 
 def read_image(path, channels=3, content=None, turn=True):
     """Reads a photo as it is meant to be seen, turned as its EXIF orientation says.
 
-    Alpha is dropped, palettes become their colours, grey is repeated to three channels, and
-    colour becomes grey by luma (0.299 red, 0.587 green, 0.114 blue).
+    Alpha is dropped, palettes become their colors, gray is repeated to three channels, and
+    color becomes gray by luma (0.299 red, 0.587 green, 0.114 blue).
 
     Args:
         path: a PNG, JPEG, TIFF, BMP, WebP or GIF file.
-        channels: int, 3 (RGB) or 1 (grey).
+        channels: int, 3 (RGB) or 1 (gray).
         content: bytes of the file if they are at hand; `path` then only names it in errors.
         turn: bool, whether the EXIF orientation counts.
 
@@ -43,15 +43,15 @@ def read_image(path, channels=3, content=None, turn=True):
 
 
 def read_mask(path, content=None):
-    """Reads the labels or the colours of a mask.
+    """Reads the labels or the colors of a mask.
 
     Args:
         path: a PNG, TIFF, BMP, WebP or GIF file.
         content: as in `read_image`.
 
     Returns:
-        Integers `(height, width)` for a grey or palette file (the palette's indices), or uint8
-        or uint16 `(height, width, 3)` for a colour file; and whether it has one bit per pixel.
+        Integers `(height, width)` for a gray or palette file (the palette's indices), or uint8
+        or uint16 `(height, width, 3)` for a color file; and whether it has one bit per pixel.
 
     Raises:
         ValueError: as `read_image`, and if the file is a JPEG.
@@ -86,7 +86,7 @@ def decode(path, content=None, turn=True, mask=False):
             mode, file_format = image.mode, image.format
             frames = getattr(image, "n_frames", 1)
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-            sixteen_bit_colour = has_sixteen_bit_colour(image, data)
+            sixteen_bit_color = has_sixteen_bit_color(image, data)
             image.load()  # finds out whether the file is whole
             pixels = to_array(ImageOps.exif_transpose(image) if turn else image, mask)
     except Image.DecompressionBombError as error:
@@ -101,13 +101,13 @@ def decode(path, content=None, turn=True, mask=False):
     # Cameras write MPO: a JPEG with a preview or a second view behind it.
     if frames > 1 and file_format != "MPO":
         raise ValueError(f"{path}: {frames} pages or frames in one file; expected one image")
-    if sixteen_bit_colour:
+    if sixteen_bit_color:
         if orientation != 1 and turn:
             raise ValueError(
-                f"{path}: a 16-bit colour image with EXIF orientation {orientation}, which is "
+                f"{path}: a 16-bit color image with EXIF orientation {orientation}, which is "
                 "not supported; turn the pixels and save it again"
             )
-        pixels = decode_sixteen_bit_colour(path, data, grey=mode.startswith("L"))
+        pixels = decode_sixteen_bit_color(path, data, gray=mode.startswith("L"))
     return pixels, mode
 
 
@@ -117,16 +117,16 @@ def to_array(image, mask):
         return np.array(image.getchannel(0))  # the indices
     if image.mode in ("1", "LA", "La"):
         return np.array(image.convert("L"))
-    if image.mode in GREY_MODES:
+    if image.mode in GRAY_MODES:
         pixels = np.array(image)
         return pixels.astype(pixels.dtype.newbyteorder("="))
     return np.array(image.convert("RGB"))
 
 
-def has_sixteen_bit_colour(image, data):
+def has_sixteen_bit_color(image, data):
     """Whether a file has several channels of 16 bits, which Pillow would cut to 8."""
     if image.format == "PNG":
-        # Byte 24 is the bit depth, byte 25 the colour type: 2 RGB, 4 grey + alpha, 6 RGBA.
+        # Byte 24 is the bit depth, byte 25 the color type: 2 RGB, 4 gray + alpha, 6 RGBA.
         return data[24] == 16 and data[25] in (2, 4, 6)
     if image.format == "TIFF":
         bits = image.tag_v2.get(258, (8,))  # BitsPerSample
@@ -134,19 +134,19 @@ def has_sixteen_bit_colour(image, data):
     return False
 
 
-def decode_sixteen_bit_colour(path, data, grey):
+def decode_sixteen_bit_color(path, data, gray):
     """Decodes with OpenCV what Pillow has checked but cannot hold: uint16."""
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.dtype != np.uint16 or pixels.ndim != 3:
         raise ValueError(f"{path}: cannot be read as a 16-bit image; save it as PNG")
     pixels = cv2.cvtColor(pixels[..., :3], cv2.COLOR_BGR2RGB)
-    return pixels[..., 0] if grey else pixels
+    return pixels[..., 0] if gray else pixels
 
 
 def to_channels(image, channels):
     """Returns an image `(height, width)`, or with 1 or 3 channels, with `channels` channels.
 
-    Grey is repeated, colour becomes grey by luma. uint8, uint16 or float32, as it was.
+    Gray is repeated, color becomes gray by luma. uint8, uint16 or float32, as it was.
     """
     if image.ndim == 2:
         image = image[..., None]
@@ -170,7 +170,7 @@ def resize_image(image, size):
 
 
 def resize_mask(mask, size):
-    """Resizes `(height, width)` to the label at the centre of each new pixel."""
+    """Resizes `(height, width)` to the label at the center of each new pixel."""
     if mask.shape == tuple(size):
         return mask
     rows, columns = (

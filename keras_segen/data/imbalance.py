@@ -26,7 +26,7 @@ def counts_of(dataset):
 
 
 def class_frequencies(dataset):
-    """Computes the share that each class has of the labelled pixels.
+    """Computes the share that each class has of the labeled pixels.
 
     Args:
         dataset: a `Dataset`, the training split.
@@ -47,7 +47,7 @@ def class_frequencies(dataset):
 def median_frequency_weights(dataset):
     """Computes class weights that balance rare and common classes (median frequency balancing).
 
-    The frequency of a class is its number of pixels divided by the number of labelled pixels of
+    The frequency of a class is its number of pixels divided by the number of labeled pixels of
     the images in which it occurs. Its weight is the median of all frequencies divided by its
     own: above 1 for rare classes, below 1 for common ones. Classes that never occur have weight
     0 and are left out of the median; ignored pixels are in no count.
@@ -76,7 +76,7 @@ def inverse_frequency_weights(dataset):
     """Computes class weights that give every class the same sum of weights over its pixels.
 
     The weight of a class is `1 / (number of classes that occur * its frequency)`, so that the
-    mean over all labelled pixels is 1. Classes that never occur have weight 0. Very rare classes
+    mean over all labeled pixels is 1. Classes that never occur have weight 0. Very rare classes
     get very large weights; `median_frequency_weights` and `effective_number_weights` are milder.
 
     Args:
@@ -95,7 +95,7 @@ def inverse_frequency_weights(dataset):
 def effective_number_weights(dataset, beta=None):
     """Computes class weights from the effective number of pixels of each class.
 
-    A class of n pixels counts as `(1 - beta^n) / (1 - beta)` different ones: neighbours look
+    A class of n pixels counts as `(1 - beta^n) / (1 - beta)` different ones: neighbors look
     alike, and more of the same adds less and less. The weight of a class is the inverse of that
     number, scaled to a mean of 1 over the classes that occur; the others have weight 0. With
     beta = 0 all weights are equal; as beta goes to 1 they become those of the inverse frequency.
@@ -154,7 +154,7 @@ def item_weights(dataset):
         dataset: a `Dataset`, the training split.
 
     Returns:
-        float64 `(len,)`, not negative, with a mean of 1. Items without a labelled pixel have 0;
+        float64 `(len,)`, not negative, with a mean of 1. Items without a labeled pixel have 0;
         if there are no others, all have 1.
 
     Example:

@@ -28,7 +28,7 @@ class Pairs(Dataset):
         size: int or `(height, width)` to resize to, or None to keep the files' own sizes; if
             all are equal, that is `image_shape`. Images shrink by area and grow bilinearly, masks
             take the nearest pixel.
-        channels: int, 3 (RGB) or 1 (grey).
+        channels: int, 3 (RGB) or 1 (gray).
         cache: None, `"ram"` or `"disk"`: where decoded and resized items are kept.
 
     Raises:
@@ -125,7 +125,7 @@ class Pairs(Dataset):
         """Returns the labels uint8 `(height, width)` of a decoded mask file."""
         if pixels.ndim == 3:
             raise ValueError(
-                f"{path}: a mask of colours; expected label ids in one channel, "
+                f"{path}: a mask of colors; expected label ids in one channel, "
                 f"{listed([*self.label_ids, *self._void_ids])}"
             )
         return self._labels_of_ids(path, pixels)

@@ -33,7 +33,7 @@ class PictureArrays(Pictures):
             `.npz` file of these arrays. None is what `keras_segen.data.download` has fetched.
         split: str, `"train"`, `"val"` or `"test"`.
         size: int or `(height, width)` to resize to, or None for the pictures' own.
-        channels: int, 3 (RGB) or 1 (grey); None for the pictures' own.
+        channels: int, 3 (RGB) or 1 (gray); None for the pictures' own.
 
     Raises:
         FileNotFoundError: if the files are not there; it says how to get them.
@@ -138,12 +138,12 @@ class PictureArrays(Pictures):
 
 
 class Cifar10(PictureArrays):
-    """CIFAR-10: photos of 10 kinds of things, 32 x 32 pixels in colour.
+    """CIFAR-10: photos of 10 kinds of things, 32 x 32 pixels in color.
 
     45,000 pictures for training, 5,000 for validation (out of the 50,000 training pictures) and
     10,000 for test.
 
-    From: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009. Licence: none
+    From: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009. License: none
     stated; free for research, with citation.
 
     Args and errors are those of `PictureArrays`.
@@ -167,12 +167,12 @@ class Cifar10(PictureArrays):
 
 
 class Mnist(PictureArrays):
-    """MNIST: handwritten digits, 28 x 28 pixels in grey.
+    """MNIST: handwritten digits, 28 x 28 pixels in gray.
 
     54,000 pictures for training, 6,000 for validation (out of the 60,000 training pictures) and
     10,000 for test.
 
-    From: LeCun, Cortes, Burges, "The MNIST database of handwritten digits", 1998. Licence:
+    From: LeCun, Cortes, Burges, "The MNIST database of handwritten digits", 1998. License:
     CC BY-SA 3.0.
 
     Args and errors are those of `PictureArrays`.
@@ -186,14 +186,14 @@ class Mnist(PictureArrays):
 
 
 class FashionMnist(PictureArrays):
-    """Fashion-MNIST: clothes and shoes, 28 x 28 pixels in grey.
+    """Fashion-MNIST: clothes and shoes, 28 x 28 pixels in gray.
 
     54,000 pictures for training, 6,000 for validation (out of the 60,000 training pictures) and
     10,000 for test. On Debian, the package `dataset-fashion-mnist` puts the files into
     `/usr/share/datasets/fashion-mnist`.
 
     From: Xiao, Rasul, Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine
-    Learning Algorithms", 2017. Licence: MIT.
+    Learning Algorithms", 2017. License: MIT.
 
     Args and errors are those of `PictureArrays`.
     """
@@ -231,7 +231,7 @@ class ImageFolder(Pictures):
         split: str, `"train"`, `"val"` or `"test"`.
         size: int or `(height, width)` to bring the pictures to, or None to keep their own sizes;
             if those of all splits are equal, that is `image_shape`.
-        channels: int, 3 (RGB) or 1 (grey).
+        channels: int, 3 (RGB) or 1 (gray).
         cache: None, `"ram"` or `"disk"`: where decoded and resized pictures are kept.
         fit: str, `"crop"` cuts the largest part of the right proportions out of the middle,
             `"squash"` changes the proportions.

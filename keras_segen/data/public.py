@@ -26,7 +26,7 @@ class Pets(Pairs):
     tensorflow-datasets fetches and prepares the photos once, see `keras_segen.data.download`;
     only that needs TensorFlow. Reading needs tensorflow-datasets and no network.
 
-    From: Parkhi, Vedaldi, Zisserman, Jawahar, "Cats and Dogs", 2012. Licence: CC BY-SA 4.0.
+    From: Parkhi, Vedaldi, Zisserman, Jawahar, "Cats and Dogs", 2012. License: CC BY-SA 4.0.
 
     Args:
         path: the folder in which tensorflow-datasets keeps its data, prepared there with

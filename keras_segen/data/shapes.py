@@ -2,8 +2,8 @@
 
 Each scene is a shaded background with blotches, lines and sometimes stripes, and on it three to
 seven discs, boxes, triangles, stars and rings that hide each other. Textures are the same for
-every class. Colours are a hint, so that a small network shows something after an epoch, but no
-more: six shapes of seven lean towards their class's colour, the others have any colour, and only
+every class. Colors are a hint, so that a small network shows something after an epoch, but no
+more: six shapes of seven lean toward their class's color, the others have any color, and only
 the outline tells for sure.
 """
 
@@ -17,7 +17,7 @@ from keras_segen.data.dataset import Dataset, check_channels, check_size
 CLASSES = ("background", "disc", "box", "triangle", "star", "ring")
 PALETTE = ((0, 0, 0), (230, 159, 0), (86, 180, 233), (0, 158, 115), (213, 94, 0), (204, 121, 167))
 TEXTURES = ("ball", "stripes", "checks", "grain", "plain")
-HINT = 0.85  # the part of the shapes that lean towards their class's colour
+HINT = 0.85  # the part of the shapes that lean toward their class's color
 LENGTHS = {"train": 512, "val": 128, "test": 128}
 LUMA = np.float32([0.299, 0.587, 0.114])
 
@@ -34,7 +34,7 @@ class Shapes(Dataset):
         size: int or `(height, width)` in pixels, at least 8.
         length: int, number of items; None is 512 for train, 128 for val and test.
         seed: int, another seed gives another data set.
-        channels: int, 3 (RGB) or 1 (grey).
+        channels: int, 3 (RGB) or 1 (gray).
 
     Raises:
         ValueError: if an argument is none of these.
@@ -80,7 +80,7 @@ class Shapes(Dataset):
         height, width = self.size
         unit = min(height, width)
         extent = width / unit, height / unit
-        # Pixel centres, in units of the shorter side.
+        # Pixel centers, in units of the shorter side.
         x = ((np.arange(width, dtype=np.float32) + 0.5) / unit)[None, :]
         y = ((np.arange(height, dtype=np.float32) + 0.5) / unit)[:, None]
 
@@ -90,16 +90,16 @@ class Shapes(Dataset):
         for number in range(1, rng.integers(4, 9)):
             label = int(rng.integers(1, len(CLASSES)))
             texture = TEXTURES[rng.integers(len(TEXTURES))]
-            centre, radius = random_point(extent, rng), rng.uniform(0.14, 0.28)
-            rows, columns = window_around(centre, radius, unit)
-            inside = outline(CLASSES[label], x[:, columns], y[rows], centre, radius, rng)
-            colours = draw_texture(
-                texture, x[:, columns], y[rows], centre, radius, image, self.palette[label], rng
+            center, radius = random_point(extent, rng), rng.uniform(0.14, 0.28)
+            rows, columns = window_around(center, radius, unit)
+            inside = outline(CLASSES[label], x[:, columns], y[rows], center, radius, rng)
+            colors = draw_texture(
+                texture, x[:, columns], y[rows], center, radius, image, self.palette[label], rng
             )
             if inside.size == 0:
                 continue
-            # A pixel is as much of the shape's colour as it is covered by the shape.
-            paint(image[:, rows, columns], colours, inside * unit + 0.5)
+            # A pixel is as much of the shape's color as it is covered by the shape.
+            paint(image[:, rows, columns], colors, inside * unit + 0.5)
             mask[rows, columns][inside > 0] = label
             numbers[rows, columns][inside > 0] = number
 
@@ -114,29 +114,29 @@ class Shapes(Dataset):
 
 
 def draw_background(x, y, extent, rng):
-    """Draws two colours that run into each other, stripes or none, blotches and lines."""
+    """Draws two colors that run into each other, stripes or none, blotches and lines."""
     unit = min(y.size, x.size)
-    # Two greys with a tint; shapes may have any colour.
+    # Two grays with a tint; shapes may have any color.
     first, second = rng.uniform(0.2, 0.6, (2, 1)) + rng.uniform(-0.1, 0.1, (2, 3))
     first, second = first.astype(np.float32), second.astype(np.float32)
     image = mix(first, (first + second) / 2, wave(x, y, rng.uniform(0.2, 1.0), rng) / 2 + 0.5)
     strength, stripes = rng.uniform(-0.1, 0.1), wave(x, y, rng.uniform(0.05, 0.2), rng)
     image += max(strength, 0) * stripes
     for _ in range(rng.integers(2, 6)):  # blotches: soft, and so no shape
-        centre, radius = random_point(extent, rng), rng.uniform(0.05, 0.2)
-        colour = rng.random(3, np.float32) - (first + second) / 2
-        bell_x = np.exp(-(((x - centre[0]) / radius) ** 2))
-        bell_y = np.exp(-(((y - centre[1]) / radius) ** 2))
-        image += mix(0 * colour, colour / 4, bell_x * bell_y)
+        center, radius = random_point(extent, rng), rng.uniform(0.05, 0.2)
+        color = rng.random(3, np.float32) - (first + second) / 2
+        bell_x = np.exp(-(((x - center[0]) / radius) ** 2))
+        bell_y = np.exp(-(((y - center[1]) / radius) ** 2))
+        image += mix(0 * color, color / 4, bell_x * bell_y)
     for _ in range(rng.integers(0, 4)):  # lines from edge to edge
-        centre, angle = random_point(extent, rng), rng.uniform(0, np.pi)
-        thickness, colour = rng.uniform(0.004, 0.02), rng.random(3, np.float32)
-        across = math.cos(angle) * (x - centre[0]) + math.sin(angle) * (y - centre[1])
-        paint(image, colour[:, None, None], (thickness - np.abs(across)) * unit + 0.5)
+        center, angle = random_point(extent, rng), rng.uniform(0, np.pi)
+        thickness, color = rng.uniform(0.004, 0.02), rng.random(3, np.float32)
+        across = math.cos(angle) * (x - center[0]) + math.sin(angle) * (y - center[1])
+        paint(image, color[:, None, None], (thickness - np.abs(across)) * unit + 0.5)
     return image
 
 
-def draw_texture(name, x, y, centre, radius, image, class_colour, rng):
+def draw_texture(name, x, y, center, radius, image, class_color, rng):
     """Draws what a shape is made of, `(3, height, width)` for the pixels at `x` and `y`."""
     first, second = rng.random((2, 3), np.float32)
     hint, low_contrast, period = rng.random() < HINT, rng.random() < 0.1, rng.uniform(0.08, 0.16)
@@ -144,14 +144,14 @@ def draw_texture(name, x, y, centre, radius, image, class_colour, rng):
     grain = rng.random((16, 16), np.float32)
     row, column = (rng.random(2) * image.shape[1:]).astype(int)
     if hint:
-        first = 0.15 * first + 0.85 * np.float32(class_colour) / 255
-    elif low_contrast:  # close to a colour of the scene
+        first = 0.15 * first + 0.85 * np.float32(class_color) / 255
+    elif low_contrast:  # close to a color of the scene
         first = image[:, row, column] + 0.3 * (first - 0.5)
     second = first + 0.25 * (second - first)
     if name == "plain":
         amount = 0 * stripes
-    elif name == "ball":  # lighter or darker towards the rim
-        amount = ((x - centre[0]) ** 2 + (y - centre[1]) ** 2) / radius**2
+    elif name == "ball":  # lighter or darker toward the rim
+        amount = ((x - center[0]) ** 2 + (y - center[1]) ** 2) / radius**2
     elif name == "stripes":
         amount = stripes > 0
     elif name == "checks":
@@ -161,10 +161,10 @@ def draw_texture(name, x, y, centre, radius, image, class_colour, rng):
     return mix(first, second, amount)
 
 
-def outline(name, x, y, centre, radius, rng):
+def outline(name, x, y, center, radius, rng):
     """Returns how far inside the shape each pixel is; negative outside, in units."""
     angle, aspect, thickness = rng.uniform(0, 2 * np.pi), rng.uniform(0.5, 1), rng.uniform(0.2, 0.4)
-    x, y = x - centre[0], y - centre[1]
+    x, y = x - center[0], y - center[1]
     x, y = (
         math.cos(angle) * x + math.sin(angle) * y,
         math.cos(angle) * y - math.sin(angle) * x,
@@ -193,11 +193,11 @@ def random_point(extent, rng):
     return rng.uniform(0, extent[0]), rng.uniform(0, extent[1])
 
 
-def window_around(centre, radius, unit):
-    """Returns the slices (rows, columns) of the pixels within `radius` of `centre`."""
+def window_around(center, radius, unit):
+    """Returns the slices (rows, columns) of the pixels within `radius` of `center`."""
     (left, right), (top, bottom) = (
         (math.floor((middle - radius) * unit) - 1, math.ceil((middle + radius) * unit) + 1)
-        for middle in centre
+        for middle in center
     )
     return slice(max(top, 0), bottom), slice(max(left, 0), right)
 
@@ -212,10 +212,10 @@ def wave(x, y, period, rng):
 
 
 def mix(first, second, amount):
-    """Returns the colour `first` where `amount` is 0 and `second` where it is 1."""
+    """Returns the color `first` where `amount` is 0 and `second` where it is 1."""
     return first[:, None, None] + amount * (second - first)[:, None, None]
 
 
-def paint(image, colours, cover):
-    """Lays colours over an image, all of it where `cover` is 1 or more, none where 0 or less."""
-    image += cover.clip(0, 1) * (colours - image)
+def paint(image, colors, cover):
+    """Lays colors over an image, all of it where `cover` is 1 or more, none where 0 or less."""
+    image += cover.clip(0, 1) * (colors - image)

@@ -46,7 +46,7 @@ class VOC2012(Pairs):
     The labels of the test split are not public, so there is no `"test"` here: validation is what
     papers without a submission report.
 
-    From: Everingham et al., "The PASCAL Visual Object Classes Challenge", 2010. Licence: the
+    From: Everingham et al., "The PASCAL Visual Object Classes Challenge", 2010. License: the
     photos are from Flickr, under its terms of use; for research.
 
     Args:

@@ -42,7 +42,7 @@ def raise_scores(fake):
 
 # For each game the loss of D, the loss of G, and the score above which D says "real".
 #   non_saturating  Goodfellow et al. (2014), https://arxiv.org/abs/1406.2661: binary
-#                   cross-entropy; G maximises log D(fake) instead of minimising log(1 - D(fake)).
+#                   cross-entropy; G maximizes log D(fake) instead of minimizing log(1 - D(fake)).
 #   hinge           Lim, Ye (2017), https://arxiv.org/abs/1705.02894.
 #   least_squares   Mao et al. (2017), https://arxiv.org/abs/1611.04076, with targets 0, 1, 1.
 #   wasserstein     Arjovsky et al. (2017), https://arxiv.org/abs/1701.07875: D's scores have no

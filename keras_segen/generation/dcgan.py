@@ -1,17 +1,17 @@
-"""DCGAN: a GAN of convolutions, and the rules by which it learns at all.
+"""DCGAN: a GAN of convolutions, and the rules that make it train.
 
-G starts from a small picture of many channels and doubles its size layer by layer with strided
-transposed convolutions; D goes the same way back with strided convolutions. No pooling, no dense
-layers in between; batch normalization everywhere but at the two ends; weights start at N(0, 0.02).
+G starts from a small feature map with many channels and doubles its size layer by layer with
+strided transposed convolutions; D goes back with strided convolutions. There is no pooling and no
+dense layer in between. Batch normalization is everywhere but at G's output and at D's two ends.
 
 Reference: Radford, Metz, Chintala (2016), "Unsupervised representation learning with deep
 convolutional generative adversarial networks", https://arxiv.org/abs/1511.06434. Classes in D as
 an inner product: Miyato, Koyama (2018), "cGANs with projection discriminator",
 https://arxiv.org/abs/1802.05637
 
-Differs from the paper: kernels of 4x4 instead of 5x5, as in the authors' code for Torch, since an
-even kernel covers all pixels equally often when it moves in steps of two (no chequerboard); half
-the channels, again as in that code; D scores without a sigmoid, which is the loss's business.
+Differs from the paper: 4x4 kernels instead of 5x5, as in the authors' Torch code, since an even
+kernel with stride 2 covers all pixels equally often (no checkerboard); half the channels, as in
+that code; D's scores have no sigmoid, which the loss applies.
 """
 
 import keras
@@ -29,9 +29,9 @@ def dcgan_generator(image_shape, latent_dim=100, filters=None, num_classes=None)
             `2 ** len(filters)`.
         latent_dim: int, numbers in a code.
         filters: tuple of ints, channels at half the image's size, a quarter of it, …; its length
-            is the number of doublings. None for 64, 128, 256, 512, 512, … down to a picture of
-            at most 7x7: two doublings for 28 pixels, three for 32, four for 64, five for 128.
-        num_classes: int or None. With classes, G is told the one to make: a learned vector of
+            is the number of doublings. None means 64, 128, 256, 512, 512, … down to at most 7x7:
+            two doublings for 28 pixels, three for 32, four for 64, five for 128.
+        num_classes: int or None. With classes, G gets the label too: a learned vector of
             `latent_dim` numbers is appended to the code.
 
     Returns:
@@ -48,29 +48,28 @@ def dcgan_generator(image_shape, latent_dim=100, filters=None, num_classes=None)
     """
     filters = filters or default_filters(image_shape)
     height, width = check_image_shape(image_shape, filters)
-    codes = x = keras.Input((latent_dim,), name="codes")
+    codes = x = keras.Input((latent_dim,), name="codes")  # (b, latent_dim)
     inputs = codes
     if num_classes is not None:
         labels = keras.Input((), dtype="int32", name="labels")
         x = layers.Concatenate(name="class")(
             [x, layers.Embedding(num_classes, latent_dim, name="class_embedding")(labels)]
-        )
+        )  # (b, 2 * latent_dim)
         inputs = [codes, labels]
 
-    # The smallest picture: (H / 2**n, W / 2**n, filters[-1]).
+    # The smallest feature map, of height x width; n = len(filters).
     x = layers.Dense(
         height * width * filters[-1], use_bias=False, kernel_initializer=small(), name="start"
     )(x)
     x = layers.Reshape((height, width, filters[-1]), name="start_reshape")(x)
-    x = layers.ReLU(name="start_relu")(normalize(x, name="start"))
+    x = layers.ReLU(name="start_relu")(normalize(x, name="start"))  # (b, h/2^n, w/2^n, filters[-1])
 
-    # Doubled until half the image's size: … (H/4, W/4), (H/2, W/2).
+    # Doubled up to half the image's size; s is 2^level.
     for level in reversed(range(len(filters) - 1)):
-        x = double(x, filters[level], use_bias=False, name=f"up{level}")
+        x = double(x, filters[level], use_bias=False, name=f"up{level}")  # (b, h/2s, w/2s, …)
         x = layers.ReLU(name=f"up{level}_relu")(normalize(x, name=f"up{level}"))
 
-    # (H, W, channels), in float32 also under mixed precision.
-    x = double(x, image_shape[2], use_bias=True, name="image")
+    x = double(x, image_shape[2], use_bias=True, name="image")  # (b, h, w, channels)
     images = layers.Activation("tanh", dtype="float32", name="images")(x)
     return keras.Model(inputs, images, name="dcgan_generator")
 
@@ -82,8 +81,8 @@ def dcgan_discriminator(image_shape, filters=None, num_classes=None):
         image_shape: tuple `(height, width, channels)`, as in `dcgan_generator`.
         filters: tuple of ints, channels at half the image's size, a quarter of it, …, or None,
             as in `dcgan_generator`.
-        num_classes: int or None. With classes, D is told the one to expect: the inner product of
-            a learned vector with the last picture is added to the score (projection).
+        num_classes: int or None. With classes, D gets the label too: the inner product of a
+            learned vector with the features is added to the score (projection).
 
     Returns:
         A `keras.Model` from images `(batch, height, width, channels)`, float32 in [-1, 1], or
@@ -99,9 +98,8 @@ def dcgan_discriminator(image_shape, filters=None, num_classes=None):
     """
     filters = filters or default_filters(image_shape)
     check_image_shape(image_shape, filters)
-    images = x = keras.Input(image_shape, name="images")
+    images = x = keras.Input(image_shape, name="images")  # (b, h, w, channels)
 
-    # Halved: (H/2, W/2), (H/4, W/4), …
     for level, level_filters in enumerate(filters):
         first = level == 0
         x = layers.Conv2D(
@@ -112,21 +110,21 @@ def dcgan_discriminator(image_shape, filters=None, num_classes=None):
             use_bias=first,
             kernel_initializer=small(),
             name=f"down{level}_conv",
-        )(x)
+        )(x)  # (b, h/2, w/2, filters[0]), (b, h/4, w/4, filters[1]), …
         if not first:
             x = normalize(x, name=f"down{level}")
         x = layers.LeakyReLU(0.2, name=f"down{level}_relu")(x)
 
-    # One number: a convolution as large as the last picture.
-    features = layers.Flatten(name="features")(x)
+    # The paper's last convolution, as large as the features, is a dense layer: (b, 1).
+    features = layers.Flatten(name="features")(x)  # (b, d)
     scores = layers.Dense(1, kernel_initializer=small(), dtype="float32", name="scores")(features)
     if num_classes is None:
         return keras.Model(images, scores, name="dcgan_discriminator")
     labels = keras.Input((), dtype="int32", name="labels")
     direction = layers.Embedding(
         num_classes, features.shape[-1], embeddings_initializer=small(), name="class_embedding"
-    )(labels)
-    match = layers.Dot(1, dtype="float32", name="class_match")([features, direction])
+    )(labels)  # (b, d)
+    match = layers.Dot(1, dtype="float32", name="class_match")([features, direction])  # (b, 1)
     scores = layers.Add(dtype="float32", name="class_scores")([scores, match])
     return keras.Model([images, labels], scores, name="dcgan_discriminator")
 
@@ -146,7 +144,7 @@ def small():
 
 
 def double(x, filters, use_bias, name):
-    """Doubles height and width by a 4x4 transposed convolution."""
+    """A 4x4 transposed convolution: (b, h, w, …) to (b, 2h, 2w, filters)."""
     return layers.Conv2DTranspose(
         filters,
         4,

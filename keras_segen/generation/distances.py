@@ -1,9 +1,9 @@
-"""How far two sets of features are apart, in NumPy: one set of real images, one of generated.
+"""Distances between two sets of features, of real and of generated images, in NumPy.
 
 Features are float arrays `(number, dimension)`, one row per image. Two distances compare the sets
-as a whole (Fréchet, kernel). Two pairs of scores tell apart whether the fakes look real
-(precision, density) and whether all that is real occurs among them (recall, coverage): these look
-at neighbours.
+as a whole (Fréchet, kernel). Two pairs of scores, from nearest neighbors, separate fidelity
+(precision, density: do the fakes look real?) from diversity (recall, coverage: do the fakes
+include all that is real?).
 
 All sums are float64, and distances between rows are computed tile by tile: 10,000 against 10,000
 rows take a few hundred MB.
@@ -61,7 +61,7 @@ def moments(features):
         `Moments`.
 
     Raises:
-        ValueError: if the features are no such array, or not finite.
+        ValueError: if the features have another shape or type, or are not finite.
     """
     features = check_features(features)
     mean = features.mean(axis=0, dtype="float64")
@@ -76,9 +76,9 @@ def frechet_distance(first, second):
     """Computes the Fréchet distance between the normal distributions with the sets' moments.
 
     `|m1 - m2|² + trace(C1 + C2 - 2 (C1 C2)^(1/2))`, with means m and covariances C: the squared
-    2-Wasserstein distance. It is 0 for equal moments. With finitely many rows it comes out too
-    large, the more so the fewer rows and the more dimensions: compare only values of equal
-    numbers of rows, and use `kernel_distance` where there are no more rows than dimensions.
+    2-Wasserstein distance. It is 0 for equal moments. The estimate is
+    biased upward, more so with fewer rows and more dimensions: compare only values from equal
+    numbers of rows, and use `kernel_distance` unless there are more rows than dimensions.
 
     Reference: Dowson, Landau (1982), "The Fréchet distance between multivariate normal
     distributions"; for images: Heusel et al. (2017), "GANs trained by a two time-scale update
@@ -107,11 +107,11 @@ def frechet_distance(first, second):
             "from one extractor."
         )
     # With C = F Fᵀ, the trace of (C1 C2)^(1/2) is the sum of the singular values of F1ᵀ F2. The
-    # eigenvalues of C1 C2 would be half as precise: their roots are taken.
+    # eigenvalues of C1 C2 would have half the precise digits, since their roots are taken.
     shared = np.linalg.svd(_factor(first).T @ _factor(second), compute_uv=False).sum()
-    spread = np.trace(first.covariance) + np.trace(second.covariance) - 2 * shared
-    apart = np.square(first.mean - second.mean).sum()
-    return float(apart + max(spread, 0.0))  # below 0 by rounding only
+    of_covariances = np.trace(first.covariance) + np.trace(second.covariance) - 2 * shared
+    of_means = np.square(first.mean - second.mean).sum()
+    return float(of_means + max(of_covariances, 0.0))  # below 0 by rounding only
 
 
 def _factor(of):
@@ -124,18 +124,17 @@ def _factor(of):
 def kernel_distance(first, second, subset_size=1000, seed=0):
     """Estimates the squared maximum mean discrepancy with the kernel `(x·y / dimension + 1)³`.
 
-    0 for equal distributions, and unbiased for any number of rows: over many draws its mean is
-    the true value, so that it is about as often below 0 as above if there is no difference. It
-    is the mean over subsets, each with an estimate of its own.
+    It is 0 for equal distributions and unbiased for any number of rows: with no difference, it is
+    below 0 about as often as above. It is the mean of the estimates from several subsets.
 
     Reference: Bińkowski, Sutherland, Arbel, Gretton (2018), "Demystifying MMD GANs",
     https://arxiv.org/abs/1801.01401. Differs from the paper: the subsets share no rows, so that
-    their estimates are independent and the standard error of their mean is true; there are 10 or
-    more.
+    their estimates are independent and the standard error of their mean is valid; there are at
+    least 10.
 
     Args:
         first, second: features `(number, dimension)`, at least 20 rows each.
-        subset_size: int, at most so many rows of each per subset; fewer if that would make fewer
+        subset_size: int, the most rows of each set per subset; fewer if there would be fewer
             than 10 subsets.
         seed: int, for the shuffling.
 
@@ -160,8 +159,8 @@ def kernel_distance(first, second, subset_size=1000, seed=0):
     num_subsets = max(10, min(len(first), len(second)) // subset_size)
     parts = [_subsets(x, num_subsets, subset_size, seed, i) for i, x in enumerate((first, second))]
     estimates = [unbiased_mmd(x, y) for x, y in zip(*parts, strict=True)]
-    spread = np.std(estimates, ddof=1)
-    return KernelDistance(float(np.mean(estimates)), float(spread / np.sqrt(num_subsets)))
+    deviation = np.std(estimates, ddof=1)
+    return KernelDistance(float(np.mean(estimates)), float(deviation / np.sqrt(num_subsets)))
 
 
 def unbiased_mmd(first, second):
@@ -192,8 +191,9 @@ def _kernel(x, y):
 def precision_recall(reals, fakes, neighbours=3):
     """Computes the share of fakes that look real, and of reals that the fakes include.
 
-    Around each real image lies a ball that reaches to its k-th nearest other real image; a fake
-    in any of these balls looks real (precision). Recall is the same with the two exchanged.
+    Around each real image is a ball whose radius is the distance to its k-th nearest real
+    neighbor. Precision is the share of fakes inside any ball; recall is the same with fakes and
+    reals exchanged.
 
     Reference: Kynkäänniemi et al. (2019), "Improved precision and recall metric for assessing
     generative models", https://arxiv.org/abs/1904.06991.
@@ -215,7 +215,7 @@ def precision_recall(reals, fakes, neighbours=3):
     PrecisionRecall(precision=0.75, recall=1.0)
     """
     reals, fakes = check_pair(reals, fakes, at_least=neighbours + 1)
-    of_reals, of_fakes = neighbour_radii(reals, neighbours), neighbour_radii(fakes, neighbours)
+    of_reals, of_fakes = neighbor_radii(reals, neighbours), neighbor_radii(fakes, neighbours)
     looks_real, is_made = np.zeros(len(fakes), bool), np.zeros(len(reals), bool)
     for rows, columns, squared in squared_distances(reals, fakes):
         looks_real[columns] |= (squared <= of_reals[rows, None]).any(axis=0)
@@ -224,12 +224,11 @@ def precision_recall(reals, fakes, neighbours=3):
 
 
 def density_coverage(reals, fakes, neighbours=5):
-    """Computes how densely the fakes lie around the reals, and the share of reals that have some.
+    """Computes how densely fakes surround the reals, and the share of reals with a fake near.
 
-    With balls as for the precision: density is the number of balls that a fake lies in, on
-    average, divided by k; coverage is the share of the balls in which a fake lies. A single real
-    image that is unlike the others has a large ball, which spoils the precision, but counts
-    little here.
+    With the balls of `precision_recall`: density is the mean number of balls that contain a fake,
+    divided by k; coverage is the share of balls that contain a fake. An outlier among the reals
+    has a large ball, which spoils the precision but counts little here.
 
     Reference: Naeem, Oh, Uh, Choi, Yoo (2020), "Reliable fidelity and diversity metrics for
     generative models", https://arxiv.org/abs/2002.09797. As in the code published with it, the
@@ -240,7 +239,7 @@ def density_coverage(reals, fakes, neighbours=5):
         neighbours: int, the k; fewer than there are rows of reals.
 
     Returns:
-        `DensityCoverage`. If both are of one distribution, density is 1 on average, and
+        `DensityCoverage`. For equal distributions, density is 1 on average, and
         coverage about `1 - 0.5**neighbours` for equal numbers of rows.
 
     Raises:
@@ -253,7 +252,7 @@ def density_coverage(reals, fakes, neighbours=5):
     DensityCoverage(density=1.5, coverage=0.8)
     """
     reals, fakes = check_pair(reals, fakes, at_least=neighbours + 1)
-    radii = neighbour_radii(reals, neighbours)
+    radii = neighbor_radii(reals, neighbours)
     inside, covered = 0, np.zeros(len(reals), bool)
     for rows, _, squared in squared_distances(reals, fakes):
         within = squared < radii[rows, None]
@@ -262,7 +261,7 @@ def density_coverage(reals, fakes, neighbours=5):
     return DensityCoverage(inside / (neighbours * len(fakes)), float(covered.mean()))
 
 
-def neighbour_radii(features, neighbours):
+def neighbor_radii(features, neighbours):
     """Computes the squared distance of each row to its k-th nearest other row: `(number,)`."""
     if not 1 <= neighbours < len(features):
         raise ValueError(

@@ -38,25 +38,23 @@ def evaluate(
     checkpoint=None,
     batch_size=16,
 ):
-    """Measures how far generated images are from real ones.
+    """Measures the distance of generated images from real ones.
 
-    The features of the real images are kept in the cache (`keras_segen.data.cache`), by the
-    content of the images, so that the next evaluation computes those of the fakes only.
+    The features of the real images are cached (`keras_segen.data.cache`) by the content of the
+    images, so that the next evaluation computes only those of the fakes.
 
-    Two more rows come with the result, to read the numbers by: two halves of the real images
-    against each other, about the best that can be had (with half as many images, which makes the
-    Fréchet distance larger and the coverage much the same), and real images against uniform
-    noise.
+    Two references come with the result: one half of the real images against the other, about the
+    best possible (with half as many images, the Fréchet distance is larger and the coverage much
+    the same), and real images against uniform noise.
 
     Args:
         fakes: a model with `generate(count, seed=seed)`, such as a `GAN`; or a function
             `(count, seed) -> images`; or images `(number, height, width, channels)`, float in
-            [0, 1] or uint8; or a data set. A model is asked for 500 images at a time (large
-            ones: fewer), each time with another seed, so that any number fits into memory.
+            [0, 1] or uint8; or a data set. A model generates 500 images at a time (fewer
+            if large), each time with another seed, so that any number fits into memory.
         reals: a data set whose images have one size (`keras_segen.data.load`), or images.
-        count: int, how many images of each side, at least 40; None is as many as `reals` has, at
-            most 10,000. Where there are more, the same ones are taken each time; where there are
-            fewer fakes, all of them.
+        count: int, images of each side, at least 40; None means as many as `reals` has, at most
+            10,000. Of more, the same ones are taken each time; of fewer fakes, all.
         extractor: as in `load_extractor`.
         seed: int, for the fakes and for the subsets of the kernel distance.
         checkpoint: str or None, which weights the fakes are from, such as `"best"` or `"last"`:
@@ -64,7 +62,7 @@ def evaluate(
         batch_size: int, how many images go through the extractor at once.
 
     Returns:
-        Dict of plain values. `measure`: str, what the Fréchet distance is to be called;
+        Dict of plain values. `measure`: str, the name of the Fréchet distance;
         `frechet_distance`, `kernel_distance`, `kernel_standard_error`, `precision`, `recall`,
         `density`, `coverage`: floats, see `keras_segen.generation.distances`; `sanity`: dict with
         the same figures for `real_against_real` and `real_against_noise`, with `images`, the
@@ -73,8 +71,8 @@ def evaluate(
         `backend`; `warnings`: list of str, what to be careful about.
 
     Raises:
-        ValueError: if there are too few images, they are none, or fakes and reals differ in
-            shape; or what `load_extractor` raises.
+        ValueError: if there are too few images, or something else than images, or fakes and reals
+            differ in shape; or what `load_extractor` raises.
     """
     extractor = load_extractor(extractor)
     fakes, reals = _as_source(fakes, "fakes"), _as_source(reals, "reals")
@@ -98,7 +96,7 @@ def evaluate(
         "real_against_noise": (of_reals[:num_noise], of_noise),
     }
     result = {
-        "measure": extractor.measure,
+        "measure": extractor.distance_name,
         **compare_features(of_reals, of_fakes, seed),
         "sanity": {
             name: {"images": len(first), **compare_features(first, second, seed)}
@@ -149,16 +147,16 @@ class Neighbours(NamedTuple):
 
 
 def nearest_neighbours(fakes, reals, neighbours=1, extractor=None, batch_size=16):
-    """Finds the real images that each generated one is most like: is it a copy?
+    """Finds the real images nearest to each generated one: is it a copy?
 
-    A distance alone says little: compare with those of new real images (of the test split) to
-    the same training images. Fakes that are much nearer than these are copies.
+    A distance alone says little. Compare it with the distances of new real images (of the test
+    split) to the same training images: fakes that are much nearer are copies.
 
     Args:
         fakes: images `(number, height, width, channels)`, float in [0, 1] or uint8.
         reals: a data set whose images have the same shape, the training split; or images.
         neighbours: int, how many for each.
-        extractor: as in `load_extractor`, to compare what is to be seen; None compares pixels.
+        extractor: as in `load_extractor`, to compare features; None compares pixels.
         batch_size: int, how many images go through the extractor at once.
 
     Returns:
@@ -166,7 +164,7 @@ def nearest_neighbours(fakes, reals, neighbours=1, extractor=None, batch_size=16
         the pixels in [0, 1], and the real images, which `keras_segen.plot.neighbours` draws.
 
     Raises:
-        ValueError: if these are no images, shapes differ, or there are fewer reals than
+        ValueError: if these are not images, shapes differ, or there are fewer reals than
             `neighbours`; or what `load_extractor` raises.
 
     Example:
@@ -183,18 +181,18 @@ def nearest_neighbours(fakes, reals, neighbours=1, extractor=None, batch_size=16
         raise ValueError(f"neighbours is {neighbours}, expected 1 to {len(reals)}, the reals.")
     extractor = None if extractor is None else load_extractor(extractor)
 
-    def describe(images):
+    def vectors(images):
         if extractor is not None:
             return extractor(images, batch_size)
         pixels = images if images.dtype.kind == "f" else to_float(images)
         return pixels.reshape(len(pixels), -1).astype("float32")
 
-    wanted = describe(fakes)
+    wanted = vectors(fakes)
     indices = np.zeros((len(fakes), 0), "int64")
     distances = np.zeros((len(fakes), 0))
     first = 0
     for images in _pick(reals, np.arange(len(reals)), fakes.shape[1:]):
-        found, how_far = _nearest(wanted, describe(images), min(neighbours, len(images)))
+        found, how_far = _nearest(wanted, vectors(images), min(neighbours, len(images)))
         indices = np.concatenate([indices, found + first], axis=1)
         distances = np.concatenate([distances, how_far], axis=1)
         order = np.argsort(distances, axis=1, kind="stable")[:, :neighbours]

@@ -1,4 +1,4 @@
-"""Looking at a trained GAN or VAE: samples, ways between them, directions, nearest real images.
+"""Looking at a trained GAN or VAE: samples, interpolations, directions, nearest real images.
 
 The functions return a `keras_segen.plot.Picture`, which shows itself in Jupyter.
 """
@@ -47,12 +47,11 @@ def samples(model, count=64, label=None, seed=0, class_names=()):
 
 
 def interpolation(model, rows=8, num_steps=8, label=None, seed=0):
-    """Draws the images on the way from one sample to another, a way in each row.
+    """Draws interpolations between samples, one in each row.
 
-    The codes turn from one direction to the other (`LatentModel.interpolate`), for a VAE as for a
-    GAN: both draw their codes from a normal distribution of many dimensions, where nearly all
-    codes have about the same length, and a straight line would lead through shorter ones that
-    no network has seen.
+    Interpolation is spherical (`LatentModel.interpolate`): in a normal distribution of many
+    dimensions nearly all codes have about the same length, and a straight line would pass through
+    shorter ones that no network has seen.
 
     Args:
         model: a `GAN` or `VAE`.
@@ -78,27 +77,27 @@ def interpolation(model, rows=8, num_steps=8, label=None, seed=0):
 
 
 def traversal(model, images=None, rows=8, num_steps=7, label=None, seed=0):
-    """Draws what single numbers of a code do: one number from -3 to 3 in each row.
+    """Draws the effect of single dimensions of a code, one from -3 to 3 in each row.
 
-    With images, for a VAE, the rows are the numbers that say most about these images, those with
-    the largest KL divergence first, and they start from the code of the first image: numbers with
-    a divergence near 0 are not used. Otherwise the numbers come first that change the image most,
-    by the mean difference of its pixels between both ends, and rows start from a random code.
+    With images, for a VAE, the dimensions with the largest KL divergence on these images come
+    first, and rows start from the code of the first image. (A VAE does not use dimensions with a
+    divergence near 0.) Otherwise the dimensions that change the image most come first, by the mean
+    difference of pixels between both ends, and rows start from a random code.
 
     Args:
         model: a `GAN` or `VAE`.
-        images: for a VAE, images to measure with, `(count, …)` as `encode` takes them; or None.
-        rows: int; at most as many as a code has numbers are drawn.
+        images: for a VAE, images `(count, …)` as `encode` takes them; or None.
+        rows: int; at most `latent_dim` are drawn.
         num_steps: int, images in a row, at least 2.
         label: int, the class of all of them; None is the first, if there are classes.
         seed: int, for the codes, if there are no images.
 
     Returns:
-        A `Picture`: under the first image of a row the number's place in the code and what was
-        measured, under the others its value.
+        A `Picture`: the first label in a row is the dimension and its divergence or change, the
+        others are values.
 
     Raises:
-        ValueError: if a number is out of range, or a GAN is given images.
+        ValueError: if a number is out of range, or the model is a GAN and there are images.
     """
     if rows < 1 or num_steps < 2:
         raise ValueError(
@@ -109,10 +108,10 @@ def traversal(model, images=None, rows=8, num_steps=7, label=None, seed=0):
     if label is None and model.num_classes is not None:
         label = 0
     if images is None:
-        code, measure = model.draw_codes(1, seed)[0], "change"
+        code, unit = model.draw_codes(1, seed)[0], "change"
         amounts = _changes(model, label, seed)
     elif isinstance(model, VAE):
-        code, measure = model.encode(images[:1])[0], "KL"
+        code, unit = model.encode(images[:1])[0], "KL"
         amounts = model.kl_per_dimension(images)
     else:
         raise ValueError(f"{model.name} has no encoder to measure images with: leave out images.")
@@ -124,13 +123,13 @@ def traversal(model, images=None, rows=8, num_steps=7, label=None, seed=0):
     drawn = model.decode(codes.reshape(-1, model.latent_dim), label)
     labels = []
     for dimension in chosen:
-        labels += [f"z{dimension}: {measure} {amounts[dimension]:.2f}"]
+        labels += [f"z{dimension}: {unit} {amounts[dimension]:.2f}"]
         labels += [f"{value:+.1f}" for value in values[1:]]
     return plot.images(drawn, num_steps, labels)
 
 
 def _changes(model, label, seed):
-    """How much the image changes from one end of each number of a code to the other, in [0, 1]."""
+    """How much the image changes between both ends of each dimension, in [0, 1]."""
     starts = model.draw_codes(4, seed)
     changes = np.empty(model.latent_dim)
     for dimension in range(model.latent_dim):
@@ -142,18 +141,17 @@ def _changes(model, label, seed):
 
 
 def neighbours(model, reals, held_out=None, rows=8, extractor=None, label=None, seed=0):
-    """Draws samples beside the real images that they are most like: are they copies?
+    """Draws samples beside their nearest real images: are they copies?
 
-    Two things tell a copy: it is much nearer to an image of the training than new real images
-    are, and much nearer to that one than to the second nearest. Both are written above, as
-    medians over 64 samples and as many new real images. Blurred images are near to everything by
-    their pixels: the second figure is not misled by that. An image that the training saw mirrored
-    is found as it lies on the disk only.
+    A copy is much nearer to a training image than new real images are, and much nearer to that
+    one than to the second nearest. The title gives both figures, as medians over 64 samples and as
+    many new real images. Blurred images are near to everything by their pixels; this does not
+    mislead the second figure. Mirrored copies of training images are not found.
 
     Args:
         model: a `GAN` or `VAE`.
-        reals: a data set or images: those of the training.
-        held_out: a data set or images: new real ones to compare with; or None.
+        reals: a data set or images: the training images.
+        held_out: a data set or images: new real images for comparison; or None.
         rows: int, samples that are drawn, 1 to 32.
         extractor: as in `keras_segen.generation.load_extractor`, to compare features; None
             compares pixels.
@@ -161,7 +159,7 @@ def neighbours(model, reals, held_out=None, rows=8, extractor=None, label=None, 
         seed: int, as in `samples`.
 
     Returns:
-        A `Picture`; `get_suptitle()` gives what is written above.
+        A `Picture`; `get_suptitle()` returns its title.
 
     Raises:
         ValueError: what `nearest_neighbours` finds wrong.

@@ -1,8 +1,7 @@
-"""Networks that turn an image into features, numbers that say what is to be seen on it.
+"""Networks from images to features, vectors that describe the content of an image.
 
-Two images of the same kind of thing have features that are close, whatever their pixels are. The
-pixels that a network sees are made here, in NumPy and OpenCV, so that they are the same on every
-backend.
+Images of the same kind of thing have features that are close, even if their pixels are not.
+Images are resized in NumPy and OpenCV, so that they are the same on every backend.
 """
 
 import functools
@@ -20,7 +19,7 @@ from keras_segen.data.images import resize_image, to_channels, to_float
 from keras_segen.determinism import rng
 from keras_segen.generation.inception_v3 import inception_v3
 
-# What the FID is computed with; PyTorch puts the begin of the SHA-256 into such names.
+# The FID's weights; PyTorch puts the start of the SHA-256 into such names.
 FID_WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"
 FID_WEIGHTS_SHA256 = "6726825d"
 
@@ -28,16 +27,16 @@ FID_WEIGHTS_SHA256 = "6726825d"
 class Extractor:
     """Images to features: `extractor(images)`.
 
-    Grey images are repeated to three channels. All are brought to one size: shrunk by area,
-    enlarged bilinearly, as `keras_segen.data` does it; proportions change if they are others.
+    Gray images are repeated to three channels. All are resized to one size as in
+    `keras_segen.data`: shrunk by area, enlarged bilinearly; the aspect ratio may change.
 
     Args:
         model: a `keras.Model` from images `(batch, height, width, 3)`, float32 in [0, 1], to
             features `(batch, dimension)` or `(batch, height, width, dimension)`, which are
-            averaged over the positions; of several outputs the last is taken.
-        size: int or `(height, width)`, at which the model sees images. None is the size that it
-            was built for.
-        name: str, what results call it; None is the model's own name.
+            averaged over the positions; with several outputs, the last one.
+        size: int or `(height, width)` of the images that the model gets. None means the size that
+            it was built for.
+        name: str, its name in results; None means the model's own name.
 
     Attributes:
         dimension: int, the number of features.
@@ -45,7 +44,7 @@ class Extractor:
         name: str.
 
     Raises:
-        ValueError: if the model is none of these, or does not take this size.
+        ValueError: if the model is of another kind, or does not take this size.
 
     Example:
 
@@ -66,7 +65,7 @@ class Extractor:
         own = shapes[0][1:3]
         if size is None and None in own:
             raise ValueError(
-                f"{model.name!r} takes images of any size: say which, such as size=224. Features "
+                f"{model.name!r} takes images of any size: choose one, such as size=224. Features "
                 "of images of several sizes cannot be compared."
             )
         self.size = own if size is None else check_size(size)
@@ -92,8 +91,8 @@ class Extractor:
         Args:
             images: `(number, height, width)` or `(number, height, width, channels)`, 1 or 3
                 channels: float in [0, 1], uint8 or uint16.
-            batch_size: int, how many go through the network at once. On PyTorch all its layers'
-                results are held until the last is there: 80 MB per image for EfficientNet-Lite0.
+            batch_size: int, images per call of the network. PyTorch keeps the results of all its
+                layers meanwhile: 80 MB per image for EfficientNet-Lite0.
 
         Returns:
             float32 array `(number, dimension)`.
@@ -110,13 +109,13 @@ class Extractor:
         return np.concatenate(features)
 
     def prepare(self, image):
-        """Brings one image to what the model takes: float32 `(height, width, 3)` in [0, 1]."""
+        """Prepares one image for the model: float32 `(height, width, 3)` in [0, 1]."""
         image = image.astype("float32") if image.dtype.kind == "f" else to_float(image)
         return resize_image(to_channels(image, 3), self.size)
 
     @property
-    def measure(self):
-        """What the Fréchet distance between its features is to be called."""
+    def distance_name(self):
+        """The name of the Fréchet distance between its features."""
         return f"Fréchet distance on {self.name}"
 
     @functools.cached_property
@@ -155,18 +154,17 @@ def efficientnet_lite0_features():
     Raises:
         ModuleNotFoundError: the package with the weights is not installed.
     """
-    # Here and not above: generation needs nothing of segmentation but this.
+    # Imported here: generation needs nothing else of segmentation.
     from keras_segen import segmentation
 
     return Extractor(segmentation.efficientnet_lite0(), size=224)
 
 
 class FidExtractor(Extractor):
-    """The features between which the Fréchet distance is called FID: 2048 by InceptionV3.
+    """The features of the FID: 2048 by InceptionV3.
 
-    Images become whole numbers from 0 to 255 and are brought to 299 x 299 as the network published
-    with the FID does it: bilinearly between the upper left corners of pixels, also where they
-    shrink.
+    Images are rounded to 0..255 and resized to 299 x 299 as in the code published with the FID:
+    bilinearly between the upper left corners of pixels, also when they shrink.
 
     Args:
         path: the file pt_inception-2015-12-05-6726825d.pth, the published weights; from
@@ -174,10 +172,10 @@ class FidExtractor(Extractor):
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it holds other weights: then the result would not be the FID.
+        ValueError: if it holds other weights, whose distance would not be the FID.
     """
 
-    measure = "FID"
+    distance_name = "FID"
 
     def __init__(self, path):
         path = Path(path)
@@ -199,7 +197,7 @@ class FidExtractor(Extractor):
 
 
 def resize_from_corners(image, size):
-    """Resizes `(height, width, channels)` bilinearly; new pixel i lies at i times the scale."""
+    """Resizes `(height, width, channels)` bilinearly; new pixel i is at i times the scale."""
     for axis, length in enumerate(size):
         old = image.shape[axis]
         place = np.arange(length) * (old / length)
@@ -217,16 +215,16 @@ def load_extractor(extractor):
     """Loads an extractor by its name.
 
     Args:
-        extractor: str, a name out of `EXTRACTORS`, or the path of a `.keras` file, or
-            `"inception_v3:PATH"` with the weights for the FID (`FidExtractor`); or a
-            `keras.Model`; or an `Extractor`, which is returned as it is.
+        extractor: str, a name in `EXTRACTORS`, the path of a `.keras` file, or
+            `"inception_v3:PATH"` with the weights of the FID (`FidExtractor`); or a `keras.Model`;
+            or an `Extractor`, which is returned unchanged.
 
     Returns:
         An `Extractor`.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is nothing of these, or the model is none that makes features.
+        ValueError: if it is none of these, or the model does not make features.
     """
     if isinstance(extractor, Extractor):
         return extractor

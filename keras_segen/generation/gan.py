@@ -245,7 +245,7 @@ class GAN(LatentModel):
         self._track_discriminator(images, results["loss"], results["real"], results["fake"])
 
     def _average_generator(self):
-        """Moves the averaged generator a little towards the generator."""
+        """Moves the averaged generator a little toward the generator."""
         steps = ops.cast(self.optimizer.generator.iterations, "float32")  # this one included
         keep = ops.minimum(self.ema, (steps - 1) / (steps + 9))
         pairs = zip(self.ema_generator.weights, self.generator.weights, strict=True)

@@ -1,4 +1,4 @@
-"""Models that make an image out of a code: what GAN and VAE have in common."""
+"""Models that decode a code to an image: what GAN and VAE share."""
 
 import keras
 import numpy as np
@@ -9,23 +9,23 @@ from keras_segen.determinism import rng
 
 
 class LatentModel(keras.Model):
-    """Makes images out of codes, vectors of `latent_dim` standard normal numbers.
+    """Decodes codes, vectors of `latent_dim` standard normal numbers, to images.
 
     Users see images as float32 in [0, 1] or as uint8; the networks see [-1, 1].
 
     Args:
         decoder: a `keras.Model` from codes `(batch, latent_dim)` to images `(batch, …)` in
             [-1, 1]; with `num_classes` from `[codes, labels]`, labels int32 `(batch,)`.
-        num_classes: int or None, the classes that can be asked for.
+        num_classes: int or None, the number of classes of a conditional model.
         seed: int, for the noise in training.
 
     Attributes:
         latent_dim: int.
         image_shape: tuple, shape of an image.
-        step: int64 variable, the training steps so far.
+        step: int64 variable, the number of training steps taken.
 
     Raises:
-        ValueError: when the decoder does not take these inputs.
+        ValueError: when the decoder takes other inputs.
     """
 
     def __init__(self, decoder, num_classes, seed, name):
@@ -44,7 +44,7 @@ class LatentModel(keras.Model):
         )
 
     def decoded(self, inputs, training=False):
-        """Makes images in [0, 1] out of codes, or `[codes, labels]`: tensors to float32 tensor."""
+        """Decodes codes, or `[codes, labels]`, to images in [0, 1]: tensors to a float32 tensor."""
         raise NotImplementedError
 
     def join(self, first, labels):
@@ -52,7 +52,7 @@ class LatentModel(keras.Model):
         return first if self.num_classes is None else [first, labels]
 
     def check_images(self, images):
-        """Checks images and brings them to what the networks see.
+        """Checks images and scales them to [-1, 1], as the networks take them.
 
         Args:
             images: float in [0, 1] or uint8 `(batch, …)`.
@@ -70,14 +70,14 @@ class LatentModel(keras.Model):
         backend.check(
             ops.convert_to_tensor(in_range),
             "Images are floats in [0, 1] or uint8 in 0..255; found floats outside [0, 1]. "
-            "Divide by 255, or undo what brought them to [-1, 1].",
+            "Divide by 255, or undo a scaling to [-1, 1].",
         )
         return ops.convert_to_tensor(2 * images - 1)
 
     def as_floats(self, images):
-        """Brings images to float32 in [0, 1], and checks their shape and type as `check_images`.
+        """Converts images to float32 in [0, 1]; checks shape and type as `check_images` does.
 
-        NumPy stays NumPy, in which it is done several times as fast as by eager TensorFlow.
+        NumPy arrays stay NumPy arrays: several times as fast as eager TensorFlow.
         """
         array = isinstance(images, np.ndarray)
         images = images if array else ops.convert_to_tensor(images)
@@ -112,12 +112,12 @@ class LatentModel(keras.Model):
         return labels
 
     def decode(self, codes, labels=None, batch_size=64):
-        """Makes images out of codes.
+        """Decodes codes to images.
 
         Args:
             codes: float array `(count, latent_dim)`.
             labels: integers `(count,)`, or one for all; needed if there are classes.
-            batch_size: int, how many are made at once.
+            batch_size: int, how many are decoded at once.
 
         Returns:
             float32 array `(count, …)` in [0, 1].
@@ -193,15 +193,14 @@ class LatentModel(keras.Model):
         return rng("generate", seed).standard_normal((count, self.latent_dim)).astype("float32")
 
     def interpolate(self, first, second, num_steps=8, labels=None):
-        """Makes the images on the way from one code to another.
+        """Decodes codes between two given ones.
 
-        The way turns from the first direction to the second at an even pace while the length
-        goes evenly from one to the other: a straight line would pass through codes that are
-        shorter than any that were drawn.
+        Interpolation is spherical: the direction turns at a constant rate, and the length changes
+        linearly. A straight line would pass through codes shorter than any that were drawn.
 
         Args:
             first, second: codes, float arrays `(count, latent_dim)`.
-            num_steps: int, images per pair, at least 2: with both ends.
+            num_steps: int, images per pair, both ends included; at least 2.
             labels: integers `(count,)`, or one for all; needed if there are classes.
 
         Returns:
@@ -225,11 +224,11 @@ class LatentModel(keras.Model):
 
 
 def great_circle(first, second, share):
-    """Turns from `first` to `second`: arrays `(…, dim)`, `share` in [0, 1] of the way."""
+    """Spherical interpolation: arrays `(…, dim)`, `share` in [0, 1], 0 at `first`."""
     lengths = [np.linalg.norm(x, axis=-1, keepdims=True) for x in (first, second)]
     a, b = first / np.maximum(lengths[0], 1e-12), second / np.maximum(lengths[1], 1e-12)
     angle = np.arccos(np.clip((a * b).sum(-1, keepdims=True), -1, 1))
-    straight = np.sin(angle) < 1e-6  # same or opposite direction: there is no one way to turn
+    straight = np.sin(angle) < 1e-6  # same or opposite direction: no unique great circle
     divisor = np.where(straight, 1, np.sin(angle))
     turned = (np.sin((1 - share) * angle) * a + np.sin(share * angle) * b) / divisor
     turned = turned * ((1 - share) * lengths[0] + share * lengths[1])
@@ -237,7 +236,7 @@ def great_circle(first, second, share):
 
 
 def check_inputs(network, expected, conditional):
-    """Checks that a network takes one input, or two if it is told the class.
+    """Checks that a network takes one input, or two if it is conditional.
 
     Raises:
         ValueError: when it does not, or is not built.
@@ -248,6 +247,6 @@ def check_inputs(network, expected, conditional):
     if len(shapes) != 1 + conditional or (conditional and len(shapes[1]) != 1):
         raise ValueError(
             f"Expected {network.name!r} to take {expected}; it takes "
-            f"{shapes[0] if len(shapes) == 1 else shapes}. num_classes is for networks that are "
-            "told the class, and must be given to them and here."
+            f"{shapes[0] if len(shapes) == 1 else shapes}. num_classes is for networks that take "
+            "labels, and must be given to them and here."
         )

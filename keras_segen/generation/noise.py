@@ -1,8 +1,8 @@
 """Random numbers inside a training step, equal on every framework.
 
 `determinism.rng` draws in NumPy, which a compiled graph cannot call. These numbers come from the
-seam's counter-based generator instead: still a pure function of a key and a step, so that a
-resumed training, or one on the other framework, sees the noise that it would have seen.
+backend's counter-based generator instead. They too are a pure function of a key and a step, so
+that a resumed training, or one on the other framework, gets the same noise.
 """
 
 import math

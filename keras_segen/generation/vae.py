@@ -1,9 +1,9 @@
-"""VAE: an encoder that says where in a space of codes an image lies, a decoder that goes back.
+"""VAE: an encoder from images to a latent space, and a decoder back.
 
-The encoder gives each image a normal distribution of codes; a code drawn from it has to be enough
-for the decoder to make the image again. A second term keeps all these distributions close to one
-standard normal, so that a code drawn from that one gives a new image. The sum of the two is a
-lower bound (ELBO) on the log-likelihood of the images.
+The encoder maps each image to a normal distribution of codes; from a code drawn from it, the
+decoder must reconstruct the image. A second term, the KL divergence, keeps these distributions
+close to a standard normal, so that a code drawn from that one decodes to a new image. Minus the sum
+of the two terms is a lower bound (ELBO) on the log-likelihood of the images.
 
 Reference: Kingma, Welling (2014), "Auto-encoding variational Bayes",
 https://arxiv.org/abs/1312.6114. beta: Higgins et al. (2017), "beta-VAE". The bound by importance
@@ -11,8 +11,8 @@ weights: Burda, Grosse, Salakhutdinov (2016), https://arxiv.org/abs/1509.00519. 
 Rybkin, Daniilidis, Levine (2021), "sigma-VAE", https://arxiv.org/abs/2006.13202
 
 Differs from the paper: convolutions; the Gaussian decoder gives means only, and one standard
-deviation for all pixels is learned. With classes only the decoder is told the class: an image
-shows its own, and the bound holds for any encoder.
+deviation for all pixels is learned. With classes, only the decoder gets the label: the bound holds
+for any encoder, and an image shows its class.
 """
 
 import math
@@ -28,33 +28,33 @@ from keras_segen.generation.latent import LatentModel
 from keras_segen.layers import check_image_shape
 
 LIKELIHOODS = ("bernoulli", "gaussian")
-LEVELS = 256  # of a pixel on the disk
+LEVELS = 256  # of a pixel, as a file stores it
 
 
 @keras.saving.register_keras_serializable(package="keras_segen")
 class VAE(LatentModel):
-    """An encoder and a decoder, trained by `fit` to describe images by short codes.
+    """An encoder and a decoder, trained by `fit` to compress images to short codes.
 
-    `fit` takes images, float in [0, 1] or uint8, as arrays or in batches, with labels where there
-    are classes; `compile(optimizer)` is all it needs. The history has
+    `fit` takes images, float in [0, 1] or uint8, as arrays or in batches, with labels if there are
+    classes; `compile(optimizer)` is all it needs. The history has
 
-        loss                  reconstruction + beta * kl, what is minimised
+        loss                  reconstruction + beta * kl
         elbo                  -(reconstruction + kl): a lower bound on the log-likelihood
         reconstruction        -log p(image | code)
         kl                    from the encoder's distribution to the standard normal
-        bits_per_dimension    what the bound costs per number in the image, in bits
+        bits_per_dimension    minus the bound, per number in the image, in bits
 
-    in nats per image, averaged over the images. In `evaluate` and validation the code of an image
-    is drawn by its position: the same each time, however the batches are cut.
+    in nats per image, averaged over the images. In `evaluate` and validation the noise in
+    an image's code depends on its position only, not on the batches.
 
     Likelihoods of a number x in [0, 1]:
 
-        "bernoulli"   x is the probability of white. The decoder gives logits. A likelihood in the
-                      strict sense for black and white only; grey images cost at least their
+        "bernoulli"   x is the probability of white. The decoder gives logits. Strictly, a
+                      likelihood for black and white only; gray images cost at least their
                       entropy.
         "gaussian"    normal, cut into the 256 levels of a pixel: density / 256. The decoder gives
-                      means in [-1, 1] for [0, 1]; their standard deviation is one learned number,
-                      at least 1/256 (below, levels would be told apart that no image has).
+                      means in [-1, 1] for [0, 1]; the standard deviation is one learned number,
+                      at least 1/256, the distance between levels.
 
     Args:
         encoder: a `keras.Model` from images `(batch, …)` in [-1, 1] to a list of two tensors
@@ -131,7 +131,7 @@ class VAE(LatentModel):
         return ops.cast(mean, "float32"), ops.cast(log_variance, "float32")
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """The negative bound of a batch; `y_pred` is what `call` returned."""
+        """The loss of a batch; `y_pred` is what `call` returned."""
         images = self.as_floats(x)  # `call` saw that they are in [0, 1]
         labels = self.check_labels(y)
         mean, log_variance = y_pred
@@ -142,11 +142,11 @@ class VAE(LatentModel):
         else:
             seen = self.trackers["elbo"].count  # images of this evaluation so far
             normal = noise.normal(("codes of tests", self.seed), 0, shape, first_row=seen)
-        # Drawn so that the gradient reaches mean and variance (reparametrization).
-        codes = mean + ops.exp(log_variance / 2) * normal
-        outputs = self.decoder(self.join(codes, labels), training=training)
+        # Reparametrization: the gradient reaches mean and variance.
+        codes = mean + ops.exp(log_variance / 2) * normal  # (b, latent_dim)
+        outputs = self.decoder(self.join(codes, labels), training=training)  # (b, h, w, channels)
 
-        reconstruction = -self.log_likelihood(images, outputs)  # (batch,)
+        reconstruction = -self.log_likelihood(images, outputs)  # (b,)
         kl = ops.sum(ops.square(mean) + ops.exp(log_variance) - 1 - log_variance, axis=1) / 2
         elbo = -(reconstruction + kl)
         values = {
@@ -161,11 +161,11 @@ class VAE(LatentModel):
         return backend.share_of_replica(loss)
 
     def log_likelihood(self, images, outputs):
-        """Log of the probability of images, given what the decoder said: nats `(batch,)`.
+        """Log-likelihood of images, given the decoder's outputs: nats `(batch,)`.
 
         Args:
             images: float32 `(batch, …)` in [0, 1].
-            outputs: what the decoder gave for them, `(batch, …)`.
+            outputs: the decoder's outputs for them, `(batch, …)`.
         """
         x = ops.reshape(images, (-1, math.prod(self.image_shape)))
         outputs = ops.cast(ops.reshape(outputs, (-1, math.prod(self.image_shape))), "float32")
@@ -185,7 +185,7 @@ class VAE(LatentModel):
         """Computes a tighter bound on the log-likelihood of images, from several codes each.
 
         With codes z drawn from the encoder's q, it is the log of the mean of p(x, z) / q(z | x):
-        for one sample the ELBO, for ever more the log-likelihood itself.
+        with one sample the ELBO; with more samples it approaches the log-likelihood.
 
         Args:
             images: float in [0, 1] or uint8 `(count, …)`.
@@ -224,7 +224,7 @@ class VAE(LatentModel):
         return bounds
 
     def encode(self, images, batch_size=64):
-        """Returns the middle of the codes of images: float32 array `(count, latent_dim)`."""
+        """Returns the mean codes of images: float32 array `(count, latent_dim)`."""
         codes = np.empty((len(images), self.latent_dim), "float32")
         for start in range(0, len(images), batch_size):
             part = slice(start, start + batch_size)
@@ -232,14 +232,14 @@ class VAE(LatentModel):
         return codes
 
     def kl_per_dimension(self, images, batch_size=64):
-        """Measures how much each number of the code says about images.
+        """Computes the KL divergence of each dimension of the codes of images.
 
         Args:
             images: float in [0, 1] or uint8 `(count, …)`.
             batch_size: int, images at once.
 
         Returns:
-            float64 array `(latent_dim,)`, nats, means over the images; their sum is `kl`.
+            float64 array `(latent_dim,)`, nats, averaged over the images; the sum is `kl`.
         """
         total = np.zeros(self.latent_dim)
         for start in range(0, len(images), batch_size):
@@ -311,8 +311,7 @@ def vae_encoder(image_shape, latent_dim=64, filters=(32, 64, 128)):
     [(None, 8), (None, 8)]
     """
     check_image_shape(image_shape, filters)
-    images = x = keras.Input(image_shape, name="images")
-    # Halved: (H/2, W/2), (H/4, W/4), …
+    images = x = keras.Input(image_shape, name="images")  # (b, h, w, channels)
     for level, level_filters in enumerate(filters):
         x = layers.Conv2D(
             level_filters,
@@ -322,24 +321,24 @@ def vae_encoder(image_shape, latent_dim=64, filters=(32, 64, 128)):
             activation="swish",
             kernel_initializer="he_normal",
             name=f"down{level}",
-        )(x)
+        )(x)  # (b, h/2, w/2, filters[0]), (b, h/4, w/4, filters[1]), …
     x = layers.Flatten(name="features")(x)
-    mean = layers.Dense(latent_dim, dtype="float32", name="mean")(x)
+    mean = layers.Dense(latent_dim, dtype="float32", name="mean")(x)  # (b, latent_dim)
     log_variance = layers.Dense(
         latent_dim, dtype="float32", kernel_initializer="zeros", name="log_variance"
-    )(x)
+    )(x)  # (b, latent_dim)
     return keras.Model(images, [mean, log_variance], name="vae_encoder")
 
 
 def vae_decoder(image_shape, latent_dim=64, filters=(32, 64, 128), num_classes=None):
-    """Builds a convolutional decoder: the way of the encoder back.
+    """Builds a convolutional decoder, the mirror image of `vae_encoder`.
 
     Args:
         image_shape: tuple `(height, width, channels)`, as in `vae_encoder`.
         latent_dim: int, numbers in a code.
         filters: tuple of ints, channels at half the image's size, a quarter of it, ….
-        num_classes: int or None. With classes, the decoder is told the one to make: a learned
-            vector of `latent_dim` numbers is appended to the code.
+        num_classes: int or None. With classes, the decoder gets the label too: a learned vector
+            of `latent_dim` numbers is appended to the code.
 
     Returns:
         A `keras.Model` from codes `(batch, latent_dim)`, or from `[codes, labels]` with labels
@@ -354,17 +353,16 @@ def vae_decoder(image_shape, latent_dim=64, filters=(32, 64, 128), num_classes=N
     (None, 32, 32, 3)
     """
     height, width = check_image_shape(image_shape, filters)
-    codes = x = keras.Input((latent_dim,), name="codes")
+    codes = x = keras.Input((latent_dim,), name="codes")  # (b, latent_dim)
     inputs = codes
     if num_classes is not None:
         labels = keras.Input((), dtype="int32", name="labels")
         x = layers.Concatenate(name="class")(
             [x, layers.Embedding(num_classes, latent_dim, name="class_embedding")(labels)]
-        )
+        )  # (b, 2 * latent_dim)
         inputs = [codes, labels]
     x = layers.Dense(height * width * filters[-1], activation="swish", name="start")(x)
     x = layers.Reshape((height, width, filters[-1]), name="start_reshape")(x)
-    # Doubled: … (H/2, W/2), (H, W).
     for level in reversed(range(len(filters))):
         x = layers.Conv2DTranspose(
             filters[level],
@@ -374,6 +372,6 @@ def vae_decoder(image_shape, latent_dim=64, filters=(32, 64, 128), num_classes=N
             activation="swish",
             kernel_initializer="he_normal",
             name=f"up{level}",
-        )(x)
+        )(x)  # …, (b, h/2, w/2, filters[1]), (b, h, w, filters[0])
     outputs = layers.Conv2D(image_shape[2], 3, padding="same", dtype="float32", name="images")(x)
     return keras.Model(inputs, outputs, name="vae_decoder")

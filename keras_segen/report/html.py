@@ -44,13 +44,13 @@ def environment(filters=()):
 
 
 def svg(figure, label, colors=()):
-    """Draws a Matplotlib figure as inline SVG that takes its text colour from the page around it.
+    """Draws a Matplotlib figure as inline SVG that takes its text color from the page around it.
 
     Args:
         figure: a `matplotlib.figure.Figure` whose text is drawn in `plot.INK_COLOR` and whose
             lines around it in `plot.RULE_COLOR`.
         label: str, what a screen reader says of it.
-        colors: pairs (hexadecimal colour, CSS colour to put in its place).
+        colors: pairs (hexadecimal color, CSS color to put in its place).
 
     Returns:
         `markupsafe.Markup`.

@@ -320,7 +320,7 @@ def tables(result, task):
     return found
 
 
-def _settings(result):
+def _settings_table(result):
     """The settings of every model, as a `Table`; those that differ stand out."""
     models = result["models"].values()
     rows, differing = [], set()
@@ -364,7 +364,7 @@ def _page(result, task):
         title=title,
         scores={name: model[main] for name, model in result["models"].items()},
         chart=html.svg(_draw(result, task), f"{title} of every model on every fold"),
-        tables=[*tables(result, task), _settings(result)],
+        tables=[*tables(result, task), _settings_table(result)],
         models=listing(result["models"]),
     )
 

@@ -81,7 +81,7 @@ def train(task, folder, tensorboard=False, callbacks=(), verbose="auto"):
             "data": task.describe_data(train_data, val_data),
             "parameters": task.count_parameters(model),
             "kept": task.kept,
-            "machine": machine.describe(),
+            "machine": machine.hardware(),
             "starts": [_start(0)],
         },
     )

@@ -1,9 +1,8 @@
 """EfficientNet-Lite0: a small network for photos, made of cheap depthwise convolutions.
 
-Each block widens its channels, filters every channel by itself (depthwise) and narrows them
-again; where the size stays, the block's input is added to its output. The size is halved five
-times. Trained on ImageNet, it knows edges, textures and parts of things: as an encoder it hands
-over its features at each of the five sizes.
+Each block expands the channels, convolves each channel by itself (depthwise) and projects back to
+fewer channels; where the shape stays, the block's input is added to its output. The size is halved
+five times. As an encoder, it returns its ImageNet features at each of the five sizes.
 
 Reference: Tan, Le (2019), "EfficientNet: Rethinking Model Scaling for Convolutional Neural
 Networks", https://arxiv.org/abs/1905.11946; the Lite variant: Renjie Liu (2020), "Higher accuracy
@@ -24,13 +23,13 @@ from keras_segen.torch_file import read_state_dict
 
 # repeats, kernel size, stride of the first, expansion, channels
 STAGES = (
-    (1, 3, 1, 1, 16),
-    (2, 3, 2, 6, 24),
-    (2, 5, 2, 6, 40),
-    (3, 3, 2, 6, 80),
-    (3, 5, 1, 6, 112),
-    (4, 5, 2, 6, 192),
-    (1, 3, 1, 6, 320),
+    (1, 3, 1, 1, 16),  # (b, h/2, w/2, 16)
+    (2, 3, 2, 6, 24),  # (b, h/4, w/4, 24)
+    (2, 5, 2, 6, 40),  # (b, h/8, w/8, 40)
+    (3, 3, 2, 6, 80),  # (b, h/16, w/16, 80)
+    (3, 5, 1, 6, 112),  # (b, h/16, w/16, 112)
+    (4, 5, 2, 6, 192),  # (b, h/32, w/32, 192)
+    (1, 3, 1, 6, 320),  # (b, h/32, w/32, 320)
 )
 
 
@@ -68,9 +67,9 @@ def efficientnet_lite0_classifier(weights="imagenet"):
     It was trained at 224x224. Arguments and errors are those of `efficientnet_lite0`.
     """
     images = keras.Input((None, None, 3), name="images")
-    x = conv(features(images)[-1], 1280, 1, name="head")
-    x = layers.GlobalAveragePooling2D(name="head_pool")(x)
-    logits = layers.Dense(1000, dtype="float32", name="logits")(x)
+    x = conv(features(images)[-1], 1280, 1, name="head")  # (b, h/32, w/32, 1280)
+    x = layers.GlobalAveragePooling2D(name="head_pool")(x)  # (b, 1280)
+    logits = layers.Dense(1000, dtype="float32", name="logits")(x)  # (b, 1000)
     return _fill(keras.Model(images, logits, name="efficientnet_lite0_classifier"), weights)
 
 
@@ -78,7 +77,7 @@ def features(images):
     """The body: features at strides 2, 4, 8, 16 and 32."""
     # [0, 1] to the range of the published weights: (255 x - 127) / 128.
     x = layers.Rescaling(255 / 128, -127 / 128, name="preprocess")(images)
-    x = conv(x, 32, 3, strides=2, name="stem")  # (H/2, W/2)
+    x = conv(x, 32, 3, strides=2, name="stem")  # (b, h/2, w/2, 32)
     outputs = []
     number = 0
     for repeats, kernel_size, strides, expansion, filters in STAGES:
@@ -92,10 +91,10 @@ def features(images):
 
 
 def block(x, filters, kernel_size, strides, expansion, name):
-    """Widens, filters each channel by itself, narrows; adds its input if it can."""
+    """Expands, convolves each channel by itself, projects; adds its input if the shape stays."""
     before = x
     if expansion > 1:
-        x = conv(x, expansion * x.shape[-1], 1, name=f"{name}_expand")
+        x = conv(x, expansion * x.shape[-1], 1, name=f"{name}_expand")  # (b, h, w, wide)
     x = layers.DepthwiseConv2D(
         kernel_size,
         strides,
@@ -105,8 +104,8 @@ def block(x, filters, kernel_size, strides, expansion, name):
         name=f"{name}_depthwise",
     )(x)
     x = norm(x, name=f"{name}_depthwise")
-    x = layers.ReLU(6.0, name=f"{name}_depthwise_relu")(x)
-    x = conv(x, filters, 1, relu=False, name=f"{name}_project")
+    x = layers.ReLU(6.0, name=f"{name}_depthwise_relu")(x)  # (b, h/strides, w/strides, wide)
+    x = conv(x, filters, 1, relu=False, name=f"{name}_project")  # (b, …, filters)
     if strides == 1 and before.shape[-1] == filters:
         x = layers.Add(name=f"{name}_add")([x, before])
     return x

@@ -8,9 +8,9 @@ is inside. `ENCODERS` lists them by name; the name is also that of the model.
 EfficientNet-Lite0 has a file of its own. The others are those of `keras.applications`, without
 their classifiers; Keras downloads their ImageNet weights once, to ~/.keras/models.
 
-Differs from `keras.applications`: odd sizes are rounded up at every halving (VGG16 and, for images
-of unknown size, MobileNetV2 round down there); the random layers of EfficientNetV2 keep their
-state, so that a training can be repeated.
+Differs from `keras.applications`: odd sizes are rounded up at every halving (there VGG16 rounds
+down, and so does MobileNetV2 for images of unknown size); the random layers of EfficientNetV2 keep
+their state, so that a training can be repeated.
 """
 
 import warnings
@@ -97,7 +97,7 @@ def caffe(images):
     """[0, 1] to what VGG16 and ResNet50 were trained on: 255 levels minus their mean, BGR."""
     mean = (123.68, 116.779, 103.939)
     x = layers.Rescaling(255.0, [-level for level in mean], name="preprocess")(images)
-    return ops.flip(x, axis=-1)
+    return ops.flip(x, axis=-1)  # (b, h, w, 3), RGB to BGR
 
 
 def symmetric(images):
@@ -141,12 +141,12 @@ def download(application, weights, x, name):
 
 
 def clone(operation):
-    """Copies an operation, such that odd sizes are rounded up and random layers keep a state."""
+    """Copies an operation so that odd sizes are rounded up and random layers keep a state."""
     config = operation.get_config()
     if isinstance(operation, layers.MaxPooling2D) and operation.pool_size == (2, 2):
         config["padding"] = "same"  # VGG16
     if isinstance(operation, layers.ZeroPadding2D) and operation.padding == ((0, 1), (0, 1)):
-        config["padding"] = 0  # MobileNetV2: the next layer pads as the size asks for
+        config["padding"] = 0  # MobileNetV2: the next layer pads instead
     if isinstance(operation, layers.DepthwiseConv2D):
         config["padding"] = "same"
     if isinstance(operation, layers.Dropout):

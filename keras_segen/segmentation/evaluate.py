@@ -1,4 +1,4 @@
-"""A network that labels pixels, judged over a data set: counts, figures, the worst images."""
+"""Evaluation of a segmentation network on a data set: counts, figures, the worst images."""
 
 import heapq
 import math
@@ -24,11 +24,10 @@ MAX_COLUMNS = 40  # of a confusion matrix in numbers
 
 
 def evaluate(model, dataset, batch_size=16):
-    """Judges a network that labels pixels, over a data set.
+    """Evaluates a segmentation network on a data set.
 
     All figures come from counts over all pixels (see `keras_segen.metrics`); void pixels are left
-    out. Logits are counted batch by batch and dropped, so that a data set of any length fits into
-    memory.
+    out. Logits are dropped after each batch, so that a data set of any length fits into memory.
 
     Args:
         model: a `keras.Model` from images `(batch, height, width, channels)` to logits.
@@ -36,7 +35,7 @@ def evaluate(model, dataset, batch_size=16):
         batch_size: int.
 
     Returns:
-        A `keras_segen.report.evaluation.Evaluation`: in a notebook it shows itself as a page with
+        A `keras_segen.report.evaluation.Evaluation`: in a notebook it is displayed as a page with
         the figures of every class, the confusion matrix, the calibration and the worst images.
         Its `figures`: `mean_iou`, `mean_dice`, `mean_precision`, `mean_recall`,
         `mean_boundary_f`, `pixel_accuracy`, `expected_calibration_error`, all from 0 to 1;
@@ -46,18 +45,18 @@ def evaluate(model, dataset, batch_size=16):
         `boundary_counts` and `calibration_bins` as in `keras_segen.metrics`; `worst` (list of
         dicts, the lowest mean IoU first, at most 24) and `images`, their number.
     """
-    measured = measure(model, dataset, batch_size)
-    boundary_f = metrics.boundary_f_score(measured.boundaries)
+    counts = count(model, dataset, batch_size)
+    boundary_f = metrics.boundary_f_score(counts.boundaries)
     found = {
         "images": len(dataset),
-        **figures(measured.matrix, dataset.class_names),
+        **figures(counts.matrix, dataset.class_names),
         "mean_boundary_f": metrics.mean_of_present(boundary_f),
         "class_boundary_f": by_class(dataset.class_names, boundary_f),
-        "expected_calibration_error": metrics.expected_calibration_error(measured.bins),
-        "worst": [describe(each, dataset) for each in measured.worst],
-        "confusion_matrix": measured.matrix.tolist(),
-        "boundary_counts": measured.boundaries.tolist(),
-        "calibration_bins": measured.bins.tolist(),
+        "expected_calibration_error": metrics.expected_calibration_error(counts.bins),
+        "worst": [as_values(each, dataset) for each in counts.worst],
+        "confusion_matrix": counts.matrix.tolist(),
+        "boundary_counts": counts.boundaries.tolist(),
+        "calibration_bins": counts.bins.tolist(),
     }
     names = dataset.class_names
     colors = [f"rgb({r}, {g}, {b})" for r, g, b in dataset.palette.tolist()]
@@ -71,15 +70,15 @@ def evaluate(model, dataset, batch_size=16):
             f"{found['expected_calibration_error']:.4f}; {len(dataset)} images of {dataset.split}."
         ],
         cards=_cards(found, dataset),
-        charts=_charts(measured, found, names),
+        charts=_charts(counts, found, names),
         details=_details(found, names),
-        gallery=_gallery(measured.worst, found["worst"], dataset),
+        gallery=_gallery(counts.worst, found["worst"], dataset),
         legend=list(zip(names, colors, strict=True)),
     )
 
 
-class Measured(NamedTuple):
-    """What `measure` counts.
+class Counts(NamedTuple):
+    """What `count` returns.
 
     `matrix`: confusion matrix, int64 `(num_classes, num_classes)`. `boundaries`: int64
     `(num_classes, 4)`. `bins`: float64 `(15, 3)`. `worst`: list of `Worst`, the worst first.
@@ -100,18 +99,18 @@ class Worst(NamedTuple):
     predicted: np.ndarray
 
 
-def measure(model, dataset, batch_size, num_worst=24):
+def count(model, dataset, batch_size, num_worst=24):
     """Counts all that `evaluate` reports, in one pass over a data set.
 
     Args:
         model: a `keras.Model` from images to logits.
         dataset: a `keras_segen.data.Dataset` with images of one size.
         batch_size: int.
-        num_worst: int, how many of the images with the lowest mean IoU are kept. Images that
-            are void all over are none of them.
+        num_worst: int, how many of the images with the lowest mean IoU are kept. Images without
+            valid pixels are skipped.
 
     Returns:
-        `Measured`.
+        `Counts`.
     """
     num_classes, void = dataset.num_classes, dataset.ignore_class
     matrix = np.zeros((num_classes, num_classes), "int64")
@@ -133,7 +132,7 @@ def measure(model, dataset, batch_size, num_worst=24):
             if len(worst) > num_worst:
                 heapq.heappop(worst)
             index += 1
-    return Measured(matrix, boundaries, bins, [each for *_, each in sorted(worst, reverse=True)])
+    return Counts(matrix, boundaries, bins, [each for *_, each in sorted(worst, reverse=True)])
 
 
 def confusion_matrix(model, dataset, batch_size):
@@ -150,7 +149,7 @@ def confusion_matrix(model, dataset, batch_size):
 
 
 def figures(matrix, class_names):
-    """Turns a confusion matrix into the figures that are reported, as plain values."""
+    """The reported figures of a confusion matrix, as plain values."""
     dice, precision = metrics.dice_per_class(matrix), metrics.precision_per_class(matrix)
     iou, recall = metrics.iou_per_class(matrix), metrics.recall_per_class(matrix)
     return {
@@ -230,13 +229,13 @@ def _cards(found, dataset):
     ]
 
 
-def _charts(measured, found, names):
+def _charts(counts, found, names):
     return [
         (
             "What is taken for what",
             "Each row is a class of the truth: the share of its pixels, in percent, that was "
             "predicted as the column's class.",
-            plot.confusion_matrix(measured.matrix, names),
+            plot.confusion_matrix(counts.matrix, names),
         ),
         (
             "How sure, and how often right",
@@ -283,7 +282,7 @@ def _gallery(worst, described, dataset):
     return (f"The worst {len(shown)} of {len(dataset)} images", note, shown) if shown else None
 
 
-def describe(worst, dataset):
+def as_values(worst, dataset):
     """One of the worst images as plain values, with the confusion that cost it most pixels."""
     wrong = worst.matrix * (1 - np.eye(len(worst.matrix), dtype="int64"))
     truth, predicted = np.unravel_index(wrong.argmax(), wrong.shape)

@@ -1,18 +1,18 @@
-"""FCN: a classifier of photos turned into a network that labels every pixel.
+"""FCN: an image classifier turned into a network that labels every pixel.
 
-The layers that a classifier has at its end see the whole photo at once. Read as convolutions,
-they slide over a photo of any size and give scores on a coarse grid, one for 32 x 32 pixels
-(FCN-32s), which interpolation enlarges to the photo. Scores of finer features, added on the way,
-bring the edges back: down to 16 pixels in FCN-16s, to 8 in FCN-8s.
+The fully connected layers of a classifier become convolutions: they slide over an image of any
+size and give scores on a coarse grid, one per 32 x 32 pixels. Interpolation enlarges these scores
+to the image (FCN-32s). Adding the scores of finer features, at stride 16 (FCN-16s) and 8 (FCN-8s),
+sharpens the edges.
 
 Reference: Long, Shelhamer, Darrell (2015), "Fully Convolutional Networks for Semantic
 Segmentation", https://arxiv.org/abs/1411.4038; its VGG16: Simonyan, Zisserman (2015), "Very Deep
 Convolutional Networks for Large-Scale Image Recognition", https://arxiv.org/abs/1409.1556
 
-Differs from the paper: convolutions pad ('same') in place of a border of 100 pixels around the
-photo, so that crops need no offset; images are in [0, 1] instead of 255 levels minus a mean;
-convolutions that are not pretrained start as of He et al. (2015). The last enlargement is fixed
-and those by two are learned, as in the paper.
+Differs from the paper: 'same' padding instead of a border of 100 pixels around the image, so that
+crops need no offset; images in [0, 1] instead of 255 levels minus a mean; convolutions that are
+not pretrained start as in He et al. (2015). As in the paper, the last upsampling is fixed and
+those by two are learned.
 """
 
 import keras
@@ -38,8 +38,8 @@ def fcn(
 ):
     """Builds FCN-8s, 16s or 32s on VGG16 or on an encoder (Long et al., 2015).
 
-    As in the paper, FCN-16s starts from a trained FCN-32s, and 8s from 16s: layers of the same
-    work have the same name, and `take_weights` carries their weights over.
+    As in the paper, FCN-16s starts from a trained FCN-32s, and 8s from 16s: the layers that they
+    share have the same names, and `take_weights` copies their weights.
 
     Args:
         input_shape: tuple `(height, width, channels)`, any size; None for images of any size.
@@ -48,16 +48,16 @@ def fcn(
         filters: tuple of 6 ints: channels of the five stages of VGG16, then those of fc6 and
             fc7. With an encoder, 1 int: those of fc6 and fc7.
         dropout: float, the share of values dropped in training after fc6 and after fc7.
-        encoder: a `keras.Model` from the images to a list of five features at strides 2, 4, 8,
-            16, 32, such as `encoders.vgg16()`, in place of VGG16's convolutions; None for these.
-            It becomes one layer of the network, under its own name.
+        encoder: a `keras.Model` from images to a list of five features at strides 2, 4, 8, 16,
+            32, such as `encoders.vgg16()`, in place of VGG16's convolutions; or None. It becomes
+            one layer of the network, under its own name.
 
     Returns:
         A `keras.Model` from images `(batch, height, width, channels)`, float32 in [0, 1], to
         logits `(batch, height, width, num_classes)`, float32.
 
     Raises:
-        ValueError: when `stride` is another one, when `filters` has another length or a number is
+        ValueError: when `stride` is none of these, when `filters` has another length or a number is
             not positive, when `dropout` is not below 1, or when the encoder does not fit.
 
     Example:
@@ -74,42 +74,41 @@ def fcn(
             "filters gives the channels of VGG16's five stages, then those of fc6 and fc7: six "
             f"positive integers; with an encoder the last one alone; found {filters}."
         )
-    images = keras.Input(input_shape, name="images")
+    images = keras.Input(input_shape, name="images")  # (b, h, w, channels)
 
     # Features at strides 2, 4, 8, 16, 32; odd sizes are rounded up.
     if encoder is None:
-        pools = vgg16_stages(images, filters[:5])
+        pools = vgg16_stages(images, filters[:5])  # (b, h/2, w/2, filters[0]), …
     else:
         check_encoder(encoder, input_shape, 5)
         pools = encoder(images)
 
-    # The classifier's end as convolutions: (H/32, W/32, num_classes).
-    x = fc(pools[4], filters[-1], 7, dropout, name="fc6")
-    x = fc(x, filters[-1], 1, dropout, name="fc7")
-    x = score(x, num_classes, name="score_fr")
+    # The fully connected layers as convolutions.
+    x = fc(pools[4], filters[-1], 7, dropout, name="fc6")  # (b, h/32, w/32, filters[-1])
+    x = fc(x, filters[-1], 1, dropout, name="fc7")  # (b, h/32, w/32, filters[-1])
+    x = score(x, num_classes, name="score_fr")  # (b, h/32, w/32, num_classes)
 
     # Twice as large, plus the scores of the next finer features.
     if stride <= 16:
-        x = enlarge(x, 2, name="upscore2")
+        x = enlarge(x, 2, name="upscore2")  # (b, h/16, w/16, num_classes)
         x = fuse(x, score(pools[3], num_classes, name="score_pool4"), name="fuse_pool4")
     if stride == 8:
-        x = enlarge(x, 2, name="upscore_pool4")
+        x = enlarge(x, 2, name="upscore_pool4")  # (b, h/8, w/8, num_classes)
         x = fuse(x, score(pools[2], num_classes, name="score_pool3"), name="fuse_pool3")
 
-    # All the way to the photo: (H, W, num_classes).
     x = enlarge(x, stride, name=f"upscore{stride}", learned=False)
-    logits = CropLike(name="logits")([x, images])
+    logits = CropLike(name="logits")([x, images])  # (b, h, w, num_classes)
     return keras.Model(images, logits, name="fcn")
 
 
 def vgg16_stages(images, filters):
-    """The convolutions of VGG16: the outputs of its five poolings."""
+    """The outputs of VGG16's five poolings: (b, h/2, w/2, filters[0]) to (b, h/32, w/32, …)."""
     outputs = []
     x = images
     for stage, (convolutions, channels) in enumerate(zip((2, 2, 3, 3, 3), filters, strict=True), 1):
         for i in range(1, convolutions + 1):
             x = conv(x, channels, 3, name=f"conv{stage}_{i}")
-        x = layers.MaxPooling2D(2, padding="same", name=f"pool{stage}")(x)
+        x = layers.MaxPooling2D(2, padding="same", name=f"pool{stage}")(x)  # halved
         outputs.append(x)
     return outputs
 

@@ -1,7 +1,7 @@
 """Batch normalization folded into the convolution before it: the same network, fewer steps.
 
-In inference, batch normalization multiplies each channel by a constant and adds another. So does
-a convolution's own kernel and bias: both become one convolution.
+In inference, batch normalization multiplies each channel by a constant and adds another. Kernel and
+bias of the convolution before it can absorb both.
 """
 
 import collections
@@ -12,7 +12,7 @@ from keras import layers, ops
 
 from keras_segen import backend
 
-# Each kind of convolution, and which axis of its kernel counts the output channels.
+# Each kind of convolution: its kernel, and the kernel's axis of output channels.
 _KERNELS = {
     layers.Conv2D: ("kernel", 3),
     layers.Conv2DTranspose: ("kernel", 2),
@@ -24,22 +24,22 @@ _KERNELS = {
 def fold_batch_normalization(model):
     """Folds each batch normalization into the convolution that it follows.
 
-    For inference: the new model computes what the old one does with `training=False`, to
-    rounding, in fewer steps. Training it would be training without batch normalization.
+    For inference: up to rounding, the new model computes what the old one does with
+    `training=False`, in fewer steps. Training it would be training without batch normalization.
 
-    Folded are `Conv2D`, `Conv2DTranspose`, `DepthwiseConv2D` and `SeparableConv2D` without an
-    activation, whose output goes into a `BatchNormalization` of the channels and nowhere else;
-    also inside functional models that the model uses as layers. Everything else stays as it is.
+    Foldable are `Conv2D`, `Conv2DTranspose`, `DepthwiseConv2D` and `SeparableConv2D` without an
+    activation whose only consumer is a `BatchNormalization` of the channels; also inside
+    functional models that are layers of the model. Everything else is unchanged.
 
     Args:
         model: a functional or sequential `keras.Model`. It is not changed.
 
     Returns:
         A new functional `keras.Model` with weights of its own, not compiled. Layers keep their
-        names; the folded normalizations are gone.
+        names; the folded normalizations are removed.
 
     Raises:
-        ValueError: if the model is of another kind: its layers cannot be seen.
+        ValueError: if the model is of another kind, whose graph is unknown.
 
     Example:
 

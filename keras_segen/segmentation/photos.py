@@ -12,7 +12,7 @@ from keras_segen.files import write_atomically
 
 
 def label_photos(predictor, paths, out, palette, label_ids, output="classes", size=None):
-    """Writes what a network makes of photos, one after the other.
+    """Writes a network's predictions for photos, one after the other.
 
     `OUT/NAME.png` holds label ids as the training masks do, with the colors of the classes as
     its palette; `OUT/overlays/NAME.png` shows the mask over the photo. Probabilities and
@@ -26,13 +26,13 @@ def label_photos(predictor, paths, out, palette, label_ids, output="classes", si
         palette: uint8 `(num_classes, 3)`, RGB.
         label_ids: int `(num_classes,)`, what the mask files hold for each class.
         output: `"classes"`, `"probabilities"` or `"entropy"`, as in `Predictor.predict`.
-        size: `(height, width)` that photos are brought to, or None for their own.
+        size: `(height, width)` that photos are resized to, or None for their own.
 
     Yields:
-        The path of each file written, overlays left out.
+        The path of each file written, except overlays.
 
     Raises:
-        ValueError: a file is no image.
+        ValueError: a file is not an image.
     """
     out = Path(out)
     for path in paths:

@@ -1,8 +1,8 @@
-"""Plain U-Net: the smallest network of the U shape, as tutorials write it.
+"""Plain U-Net: the smallest U-shaped network, as tutorials write it.
 
-One convolution per level, on the way down and on the way up. Pictures are enlarged by repeating
-pixels, so that only convolutions have weights. The output is a probability for each class by
-itself (a sigmoid), as for images whose channels are coloured by class.
+Each level has one convolution, on the way down and on the way up. The way up repeats pixels, so
+that only convolutions have weights. The output is one independent probability per class (a
+sigmoid), for targets with one channel per class.
 
 Reference: "Computer Vision with Large Models in Practice: Image Segmentation and Generation", a
 tutorial's `create_model`; after Ronneberger, Fischer, Brox (2015), "U-Net: Convolutional Networks
@@ -28,8 +28,8 @@ def plain_unet(
     """Builds the plain U-Net of a tutorial: one convolution per level, no normalization.
 
     The tutorial trains it by `compile(optimizer="adam", loss="binary_crossentropy")` on targets
-    in [0, 1] of the output's shape. For the losses and metrics of this package, which take class
-    ids and logits, build it with `activation=None`.
+    in [0, 1] of the output's shape. The losses and metrics of this package take class ids and
+    logits: for them, build it with `activation=None`.
 
     Args:
         input_shape: tuple `(height, width, channels)`; height and width are multiples of
@@ -54,32 +54,30 @@ def plain_unet(
     """
     check_arguments(input_shape, num_classes, filters)
     *down_filters, bottom_filters = filters
-    images = keras.Input(input_shape, name="images")
+    images = keras.Input(input_shape, name="images")  # (b, h, w, channels)
 
-    # Down: (H, W), (H/2, W/2), … Each level keeps its picture for the way up.
+    # Down: each level keeps its features for the way up; s is 2^level, n the number of halvings.
     x = images
     skips = []
     for level, level_filters in enumerate(down_filters):
-        x = conv(x, level_filters, name=f"down{level}_conv")
+        x = conv(x, level_filters, name=f"down{level}_conv")  # (b, h/s, w/s, filters[level])
         skips.append(x)
-        x = layers.MaxPooling2D(2, name=f"down{level}_pool")(x)
+        x = layers.MaxPooling2D(2, name=f"down{level}_pool")(x)  # (b, h/2s, w/2s, filters[level])
 
-    # The bottom: the smallest picture, the most channels.
-    x = conv(x, bottom_filters, name="bottom_conv")
+    x = conv(x, bottom_filters, name="bottom_conv")  # (b, h/2^n, w/2^n, filters[n])
 
     # Up: the same sizes in reverse, each with its skip.
     for level in reversed(range(len(down_filters))):
-        x = layers.UpSampling2D(2, name=f"up{level}_repeat")(x)
-        x = layers.Concatenate(name=f"up{level}_skip")([x, skips[level]])
-        x = conv(x, down_filters[level], name=f"up{level}_conv")
+        x = layers.UpSampling2D(2, name=f"up{level}_repeat")(x)  # (b, h/s, w/s, filters[level+1])
+        x = layers.Concatenate(name=f"up{level}_skip")([x, skips[level]])  # + filters[level]
+        x = conv(x, down_filters[level], name=f"up{level}_conv")  # (b, h/s, w/s, filters[level])
 
-    # (H, W, num_classes), in float32 also under mixed precision.
-    outputs = layers.Conv2D(
+    outputs = layers.Conv2D(  # float32 also under mixed precision
         num_classes, 1, padding="same", activation=activation, dtype="float32", name="outputs"
-    )(x)
+    )(x)  # (b, h, w, num_classes)
     return keras.Model(images, outputs, name="plain_unet")
 
 
 def conv(x, filters, name):
-    """A 3x3 convolution with ReLU."""
+    """A 3x3 convolution with ReLU: (b, h, w, …) to (b, h, w, filters)."""
     return layers.Conv2D(filters, 3, padding="same", activation="relu", name=name)(x)

@@ -1,12 +1,12 @@
 """Prediction for images of any size, in bounded memory.
 
 A network takes images of certain sizes, and an image may be larger than the memory. So an image
-is padded to a size that the network takes, or cut into overlapping tiles, and the probabilities
-of the tiles are blended. Only a band of the image is held as probabilities at any time: what no
-later tile touches is handed out, from the top down.
+is padded to a size that the network takes, or cut into overlapping tiles whose probabilities are
+blended. At any time only a band of the image is held as probabilities: rows that no later tile
+touches are returned, from the top down.
 
-Flips and scales (test-time augmentation) are further passes over the same image, each with tiles
-of its own, that go into the same band.
+Flips and scales (test-time augmentation) are further passes over the same image, each with its own
+tiles, that add to the same band.
 """
 
 import itertools
@@ -39,28 +39,27 @@ ROWS_AT_ONCE = 64  # of a band, when it is turned into results
 class Predictor:
     """Predicts images of any size with a segmentation network.
 
-    A network for images of any size is tried on small ones, to find the number that heights and
-    widths must be multiples of. Images up to the tile's size run as a whole, padded to such a
-    multiple at the bottom and on the right and cropped back. (Reflected; the last row or column is
-    repeated where an image is too small to reflect.) An image that needs no padding gives what
-    the network itself gives. A network for one size is given tiles of that size; with `tile` it
-    is taken for any size.
+    A network for images of any size is first run on small ones, to find the multiple that its
+    heights and widths must have. Images up to the tile's size run as a whole, padded to that
+    multiple at the bottom and on the right and cropped back. (Padding reflects; an image too small
+    to reflect repeats its last row or column.) Without padding, the result is the network's own. A
+    network for one size gets tiles of that size; with `tile` it is taken for any size.
 
-    Larger images are cut into overlapping tiles of one size. The probabilities of a tile count
-    the less the nearer they are to its edge (a Hann window), and at each pixel the weights of
-    all tiles sum to 1. The memory that this takes grows with the image's width only: one band of
-    float32 probabilities `(tile height, width, num_classes)`, and a batch of tiles.
+    Larger images are cut into overlapping tiles of one size. The probabilities of a tile weigh less
+    near its edge (a Hann window), and at each pixel the weights of all tiles sum to 1. Memory grows
+    only with the image's width: one band of float32 probabilities
+    `(tile height, width, num_classes)`, and a batch of tiles.
 
     Args:
         model: a functional or sequential `keras.Model` from images
             `(batch, height, width, channels)`, float32 in [0, 1], to logits of the same height
             and width: one per class, or one in all for two classes (its sigmoid is the
             probability of class 1). A model that ends in a softmax, or in one channel with a
-            sigmoid, is taken as it is.
-        tile: int or `(height, width)`, the largest images that the network is given. None is
-            512 rounded up to the network's multiple, or the size that the network has.
-        overlap: int, pixels that neighbouring tiles share at least. None is a quarter of the
-            tile. If a result shows seams, the network sees further than this: take larger tiles.
+            sigmoid, is used unchanged.
+        tile: int or `(height, width)`, the largest images that the network gets. None means 512
+            rounded up to the network's multiple, or the size that the network was built for.
+        overlap: int, the fewest pixels that neighboring tiles share. None means a quarter of the
+            tile. If a result shows seams, the receptive field is larger: use larger tiles.
         batch_size: int, tiles per step of the network.
         flips: `"none"`, `"horizontal"` (also mirrored left to right) or `"both"` (also upside
             down, and both). The probabilities of all are averaged.
@@ -156,16 +155,16 @@ class Predictor:
             output: `"classes"`, `"probabilities"` or `"entropy"`.
             out: array to write the result into, such as a `numpy.memmap` for a result that is
                 larger than the memory; None makes one.
-            size: `(height, width)` that the image is brought to first; the probabilities are
-                resized back. For a network that knows things at the size that they had in
-                training. None predicts the image at its own size.
+            size: `(height, width)` that the image is resized to first, such as that of the
+                training; the probabilities are resized back. None predicts the image at its own
+                size.
 
         Returns:
             An array, or `out`: for `"classes"` `(height, width)`, uint8 (uint16 for more than
             256 classes), the most probable class; for `"probabilities"`
             `(height, width, num_classes)`, float32, their sum is 1; for `"entropy"`
             `(height, width)`, float32, the entropy of the probabilities in nats: 0 where the
-            network is sure, log(num_classes) where it finds all classes equally likely.
+            network is sure, log(num_classes) where all classes are equally likely.
 
         Raises:
             ValueError: if shape, type or values of the image, or the shape or type of `out`, do
@@ -421,10 +420,10 @@ def _write_enlarged(probabilities, output, out):
     last = len(probabilities) - 1
     for first in range(0, height, ROWS_AT_ONCE):
         rows = np.arange(first, min(first + ROWS_AT_ONCE, height))
-        # Where the centres of the new rows lie between the old ones.
-        centres = ((rows + 0.5) * len(probabilities) / height - 0.5).clip(0, last)
-        above = np.floor(centres).astype(int)
-        share = (centres - above).astype("float32")[:, None, None]
+        # Where the centers of the new rows lie between the old ones.
+        centers = ((rows + 0.5) * len(probabilities) / height - 0.5).clip(0, last)
+        above = np.floor(centers).astype(int)
+        share = (centers - above).astype("float32")[:, None, None]
         part = probabilities[above] * (1 - share)
         part += probabilities[np.minimum(above + 1, last)] * share
         part = cv2.resize(part, (width, len(part)))  # bilinear

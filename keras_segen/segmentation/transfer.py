@@ -1,23 +1,23 @@
-"""Weights of one network for another: FCN-16s from FCN-32s, new classes on trained layers."""
+"""Copies weights between networks: FCN-16s from FCN-32s, new classes on trained layers."""
 
 
 def take_weights(model, source):
-    """Gives a network the weights of those layers that it has in common with a trained one.
+    """Copies the weights of all layers that a network shares with a trained one.
 
-    A layer is in common if both networks have one of its name (within an encoder: of its name in
-    the encoder of that name) whose weights have equal shapes. So FCN-16s starts from FCN-32s, and
-    a network with other classes keeps all but its last layer. All other weights stay as they are.
+    Layers are shared if they have the same name (inside encoders: of the same name) and weights of
+    equal shapes. So FCN-16s starts from FCN-32s, and a network with other classes takes over all
+    but the last layer. All other weights stay unchanged.
 
     Args:
         model: the `keras.Model` to fill.
         source: the trained `keras.Model`; it is not changed.
 
     Returns:
-        `(taken, new, unused)`: names of layers with weights that were taken from `source`, that
-        only `model` has, and that only `source` has (also if the shapes differ).
+        `(taken, new, unused)`: names of layers with weights copied from `source`, only in `model`,
+        and only in `source` (also if the shapes differ).
 
     Raises:
-        ValueError: no layer is in common.
+        ValueError: no layer is shared.
 
     Example:
 

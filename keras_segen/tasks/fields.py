@@ -147,7 +147,7 @@ def _plain(name, value, kind, inner, optional):
     raise ValueError(f"{name} is {value!r}, expected {expected}.")
 
 
-def describe(kind, name):
+def help_text(kind, name):
     """What a field of a class means and may be, in sentences."""
     about = meaning(kind, name)
     obvious = about.at_least in (0, 1) and about.below is None
@@ -161,7 +161,7 @@ def document(kind):
     for each in dataclasses.fields(kind):
         origin, _, optional = types(kind)[each.name]
         text = f"{each.name}: {origin.__name__}{' or None' if optional else ''}. "
-        text += describe(kind, each.name)
+        text += help_text(kind, each.name)
         if each.default is not dataclasses.MISSING:
             text += f" Default: {each.default!r}."
         lines.append(textwrap.fill(text, 92, initial_indent=" " * 4, subsequent_indent=" " * 8))

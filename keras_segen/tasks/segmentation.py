@@ -19,7 +19,7 @@ from keras_segen.tasks.fields import field
 from keras_segen.tasks.task import Figure, Phase, Task, is_file
 
 # The terms of a loss: name -> class of `keras_segen.losses`.
-LOSSES = {
+LOSS_TERMS = {
     "cross_entropy": "CrossEntropy",
     "binary_cross_entropy": "BinaryCrossEntropy",
     "focal": "Focal",
@@ -133,7 +133,7 @@ class SegmentationTask(Task):
         "Learning rate after those. Without it, a tenth of the other.", default=None, above=0
     )
     loss: str = field(
-        f"A sum such as cross_entropy+0.5*lovasz, of {', '.join(LOSSES)}. With "
+        f"A sum such as cross_entropy+0.5*lovasz, of {', '.join(LOSS_TERMS)}. With "
         "binary_cross_entropy the network has one output channel, the logit of class 1 of two.",
         default="cross_entropy",
         common=True,
@@ -234,10 +234,10 @@ class SegmentationTask(Task):
                 factor = float(factor)
             except ValueError:
                 factor = math.nan
-            if name.strip() not in LOSSES or not (math.isfinite(factor) and factor > 0):
+            if name.strip() not in LOSS_TERMS or not (math.isfinite(factor) and factor > 0):
                 raise ValueError(
                     f"loss is {self.loss!r}, and its term {term!r} is none of "
-                    f"{', '.join(LOSSES)}, each with or without a factor above 0, such as "
+                    f"{', '.join(LOSS_TERMS)}, each with or without a factor above 0, such as "
                     "'cross_entropy+0.5*lovasz'."
                 )
             terms.append((factor, name.strip()))
@@ -247,7 +247,7 @@ class SegmentationTask(Task):
         """Checks what belongs to a pretrained encoder."""
         if self.encoder != "none" and self.channels != 3:
             raise ValueError(
-                f"Encoder {self.encoder!r} takes RGB: use channels=3, also for grey images."
+                f"Encoder {self.encoder!r} takes RGB: use channels=3, also for gray images."
             )
         if not 0 <= self.freeze_epochs <= self.epochs:
             raise ValueError(
@@ -471,7 +471,7 @@ class SegmentationTask(Task):
                 options["label_smoothing"] = self.label_smoothing
             if name in WEIGHTED_LOSSES and self.class_weights != "none":
                 options["class_weights"] = imbalance.CLASS_WEIGHTS[self.class_weights](dataset)
-            terms.append((factor, getattr(losses, LOSSES[name])(**options)))
+            terms.append((factor, getattr(losses, LOSS_TERMS[name])(**options)))
         if len(terms) == 1 and terms[0][0] == 1:
             return terms[0][1]
         return losses.SumOfLosses(terms)

@@ -114,7 +114,7 @@ class Trainer:
         return d_loss, g_loss
 
     def move_average(self):
-        """Moves the averaged generator a little towards G; faster during the first steps."""
+        """Moves the averaged generator a little toward G; faster during the first steps."""
         step = self.optimizer_g.step  # this one included
         keep = tf.minimum(self.keep, (step - 1) / (step + 9))
         for name, average in self.average.items():

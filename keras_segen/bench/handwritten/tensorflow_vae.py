@@ -78,8 +78,8 @@ class Trainer:
 
             # How badly the images are made again, and how far their codes are from N(0, 1).
             losses = tf.nn.sigmoid_cross_entropy_with_logits(images, logits)
-            spread = tf.square(mean) + tf.exp(log_variance) - 1 - log_variance
-            loss = (tf.reduce_sum(losses) + tf.reduce_sum(spread) / 2) / images.shape[0]
+            divergence = tf.square(mean) + tf.exp(log_variance) - 1 - log_variance
+            loss = (tf.reduce_sum(losses) + tf.reduce_sum(divergence) / 2) / images.shape[0]
         self.optimizer.apply(tape.gradient(loss, self.trainable))
         return loss
 

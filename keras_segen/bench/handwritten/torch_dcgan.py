@@ -157,7 +157,7 @@ class Trainer:
 
     @torch.no_grad()
     def move_average(self):
-        """Moves the averaged generator a little towards G; faster during the first steps."""
+        """Moves the averaged generator a little toward G; faster during the first steps."""
         self.step += 1
         keep = min(self.keep, (self.step - 1) / (self.step + 9))
         now = self.generator.state_dict()

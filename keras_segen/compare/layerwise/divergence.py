@@ -100,7 +100,7 @@ def compare(a, b, precision=LOW):
         Dict of plain values. `passed`; `sentence`, the result in words; `parted`, None or a dict
         with `layer`, `type`, `where`, `difference`, `tolerance`; `precision`; `layers`, a list of
         dicts with `name`, `type`, `settings`, `flips` (None, or what `flipped_gates` returns),
-        and what was measured, each None or a dict as `measure` returns it and `passed`: `start`,
+        and what was measured, each None or a dict as `deviation` returns it and `passed`: `start`,
         `inference`, `training`, `output_gradient`, and of the worst of its weights, named in
         `weight`, `gradient`, `statistics`, `weights`; `steps`, a dict from each name of
         `STEP_MEASURES` to lists, one number per step, and to `growth`; `num_steps`.
@@ -128,8 +128,8 @@ def compare(a, b, precision=LOW):
     return found
 
 
-def measure(a, b, a_exact, b_exact):
-    """Holds the difference of two results against the rounding of each.
+def deviation(a, b, a_exact, b_exact):
+    """Compares the difference of two results with the rounding error of each.
 
     Args:
         a, b: arrays of one shape, what each backend computed in float32.
@@ -158,7 +158,7 @@ def measure(a, b, a_exact, b_exact):
 
 
 def beyond(measured, precision):
-    """Whether what `measure` returned is beyond its tolerance."""
+    """Whether what `deviation` returned is beyond its tolerance."""
     difference, tolerance = _judged(measured, precision)
     return not difference <= tolerance
 
@@ -306,7 +306,7 @@ def _layer(a, b, one, other, precision):
     """What was measured of one layer."""
     name, types = one["name"], [one["type"], other["type"]]
     row = {"name": name, "type": " or ".join(dict.fromkeys(types))}
-    row["settings"] = _settings(a, b, one, other)
+    row["settings"] = _telling_settings(a, b, one, other)
     for kind in (*FORWARD, "output_gradient"):
         row[kind] = _measured(a, b, f"{kind}/{name}")
     row["start"] = None
@@ -342,14 +342,14 @@ def _worst(found, precision):
 
 
 def _measured(a, b, name):
-    """`measure` of one name in both records; what only one of them has counts as 0 in the other."""
+    """`deviation` of one name in both records; what only one of them has is 0 in the other."""
     arrays = [
         record.arrays.get(f"{precision}/{name}") for precision in PRECISIONS for record in (a, b)
     ]
     if all(array is None for array in arrays):
         return None
     like = next(array for array in arrays if array is not None)
-    return measure(*(np.zeros_like(like) if array is None else array for array in arrays))
+    return deviation(*(np.zeros_like(like) if array is None else array for array in arrays))
 
 
 def _over_steps(a, b, name):
@@ -361,14 +361,14 @@ def _over_steps(a, b, name):
     ]
     if any(value is None for value in values):
         return None
-    rows = [measure(*(value[k] for value in values)) for k in range(len(a.batches))]
+    rows = [deviation(*(value[k] for value in values)) for k in range(len(a.batches))]
     found = {key: [row[key] for row in rows] for key in rows[0]}
     found["growth"] = growth(found["difference"])
     found["float64_growth"] = growth(found["float64"])
     return found
 
 
-def _settings(a, b, one, other):
+def _telling_settings(a, b, one, other):
     """The settings worth saying: those that differ between the two, and those not by default."""
     words = []
     for key in dict.fromkeys([*one["settings"], *other["settings"]]):

@@ -172,7 +172,7 @@ def _follow(found, model, batches, precision, tell):
         for weight in getattr(layer, "weights", []):
             weights.setdefault(id(weight), _unique(f"{name}/{weight.name}", weights.values()))
     if first:
-        found.layers = [_describe(name, layer, tensor, weights) for name, layer, tensor in seen]
+        found.layers = [_layer_record(name, layer, tensor, weights) for name, layer, tensor in seen]
     del seen
 
     steps = {"loss": [], "gradient_norm": [], "update_norm": [], "weights": [], "statistics": []}
@@ -242,11 +242,11 @@ def _step(model, images, target, named):
     return seen, loss, by_variables, by_tensors
 
 
-def _describe(name, layer, tensor, weights):
+def _layer_record(name, layer, tensor, weights):
     """What a record says of a layer, beside numbers."""
     # A layer that is called again has another name; its weights stand at its first.
     own = [weight for weight in getattr(layer, "weights", []) if _is_at(weights, weight, name)]
-    settings, default = _settings(layer)
+    settings, default = _layer_settings(layer)
     return {
         "name": name,
         "type": type(layer).__name__,
@@ -262,7 +262,7 @@ def _is_at(weights, weight, name):
     return weights[id(weight)].rpartition("/")[0] == name
 
 
-def _settings(layer):
+def _layer_settings(layer):
     """The plain settings of a layer: a dict, and a list of those that are defaults."""
     with backend.without_the_other_framework():
         config = layer.get_config()
