@@ -109,8 +109,8 @@ def test_sizes_are_named_where_they_differ(tmp_path):
     dataset = folder(tmp_path)
     assert dataset.image_shape is None and dataset.target_spec is None
     message = (
-        r"have no common size: 12x16 \(3 images\), 11x9 \(2 images\), 10x9 \(1 images\), "
-        r"1 more sizes. .* --image-size 128x128 .*, size=\(128, 128\) in Python"
+        r"have no common size: 3 of 12x16, 2 of 11x9, 1 of 10x9, others. "
+        r".* --image-size 128x128 .*, size=\(128, 128\) in Python"
     )
     for part in (dataset, data.as_pictures(dataset), data.Subset(dataset, [0], "train")):
         with pytest.raises(ValueError, match=message):

@@ -64,8 +64,8 @@ class Items:
             ValueError: if it is None: the images have no common size.
         """
         if self.image_shape is None:
-            found = [f"{h}x{w} ({n:,} images)" for (h, w), n in list(self.sizes.items())[:3]]
-            more = [f"{len(self.sizes) - 3:,} more sizes"] if len(self.sizes) > 3 else []
+            found = [f"{n:,} of {h}x{w}" for (h, w), n in list(self.sizes.items())[:3]]
+            more = ["others"] if len(self.sizes) > 3 else []
             raise ValueError(
                 f"The images of {self.name} have no common size"
                 + (f": {', '.join(found + more)}" if found else "")
