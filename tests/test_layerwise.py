@@ -226,7 +226,7 @@ def record_seeds(folder):
     keras.backend.backend() != "tensorflow", reason="runs both backends itself, once is enough"
 )
 def test_no_false_alarm_between_the_backends_in_20_seeds(tmp_path):
-    code = f"import test_divergence; test_divergence.record_seeds({str(tmp_path)!r})"
+    code = f"import test_layerwise; test_layerwise.record_seeds({str(tmp_path)!r})"
     other = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "KERAS_BACKEND": "torch", "PYTHONPATH": str(Path(__file__).parent)},
