@@ -138,12 +138,14 @@ def overlaps(found, true, crowd):
     Returns:
         float64 `(d, g)`.
     """
-    if found.ndim == 3 or true.ndim == 3:
+    if len(found) == 0 or len(true) == 0:
+        return np.zeros((len(found), len(true)))
+    if found.ndim == 3:
         # In float32 numbers up to 2**24 are exact.
         d, g = (x.reshape(len(x), -1).astype("float32") for x in (found, true))
-        intersection = (d @ g.T if len(d) and len(g) else np.zeros((len(d), len(g)))).astype(float)
+        intersection = (d @ g.T).astype("float64")
     else:
-        d, g = (x.reshape(-1, 4).astype("float64") for x in (found, true))
+        d, g = found.astype("float64"), true.astype("float64")
         sides = np.minimum(d[:, None, 2:], g[:, 2:]) - np.maximum(d[:, None, :2], g[:, :2])
         intersection = sides.clip(0).prod(axis=-1)
     d, g = _areas(found)[:, None], _areas(true)
