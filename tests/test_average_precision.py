@@ -5,7 +5,6 @@ import io
 
 import numpy as np
 import pytest
-import scipy.ndimage
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -13,7 +12,7 @@ from pycocotools.cocoeval import COCOeval
 from keras_segen.data import Shapes
 from keras_segen.segmentation.average_precision import AREAS, AveragePrecision, match, overlaps
 
-SIZE, NUM_CLASSES = 200, 6
+SIZE, NUM_CLASSES = 300, 6
 CROWD, NEVER = 5, 6  # a class with crowds, and one that is nowhere
 
 
@@ -38,15 +37,15 @@ def scene(index):
     }
     found = {name: [] for name in ("masks", "boxes", "classes", "scores")}
     for mask, k in zip(true, classes, strict=True):
-        for _ in range(generator.integers(0, 9)):
+        for _ in range(generator.integers(0, 17)):
             # Moved, grown or shrunk, of another class now and then; scores with ties.
             step = int(generator.exponential(3))
-            shift = np.roll(mask, generator.integers(-step, step + 1, 2), axis=(0, 1))
-            near = (scipy.ndimage.binary_dilation, scipy.ndimage.binary_erosion)[step % 2]
-            shift = near(shift, iterations=step) if step and step < 4 else shift
-            shift = shift if shift.any() else mask
-            found["masks"].append(shift)
-            found["boxes"].append(np.array(box_of(shift)) + generator.normal(0, 2, 4) * (step > 0))
+            moved = np.roll(mask, generator.integers(-step, step + 1, 2), axis=(0, 1))
+            again = np.roll(moved, step, axis=step % 2)
+            moved = moved | again if generator.random() < 0.5 else moved & again
+            moved = moved if moved.any() else mask
+            found["masks"].append(moved)
+            found["boxes"].append(np.array(box_of(moved)) + generator.normal(0, 2, 4) * (step > 0))
             found["classes"].append(k if generator.random() < 0.8 else generator.integers(1, 6))
             found["scores"].append(round(generator.random(), 2))
     if index == 0:  # more than count
@@ -58,7 +57,7 @@ def scene(index):
 
 @pytest.fixture(scope="module")
 def scenes():
-    return [scene(index) for index in range(70)]
+    return [scene(index) for index in range(45)]
 
 
 def by_pycocotools(scenes, kind, with_areas):
@@ -125,9 +124,9 @@ def test_average_precision_is_that_of_pycocotools(scenes, kind, with_areas):
     figures = counter.figures()
     differences.append(np.abs(np.array([figures[name] for name in NAMES]) - stats).max())
     print(f"AP of {count} {kind}: at most {max(differences):.1e} from pycocotools")
-    assert count > 1500
+    assert count > 2000
     assert max(differences) < 1e-9
-    assert all(0.05 < value < 0.95 for value in stats) and len(set(stats)) == 12
+    assert min(stats) > 0.05 and max(stats[:8]) < 0.95  # each figure is tested by something
     assert np.isnan(figures["class_AP"][NEVER - 1])
     assert np.nanmean(figures["class_AP"]) == pytest.approx(figures["AP"])
     assert np.nanmean(figures["class_AP50"]) == pytest.approx(figures["AP50"])
@@ -152,7 +151,8 @@ def test_average_precision_by_hand():
     found = squares((0, 0), (0, 50), (20, 0))
     figures = judged(found, np.array([0.9, 0.8, 0.7]), true).figures()
     expected = (26 * 1 + 25 * 2 / 3) / 101
-    assert figures["AP"] == figures["AP50"] == figures["AP_small"] == pytest.approx(expected)
+    for name in ("AP", "AP50", "AP_small"):
+        assert figures[name] == pytest.approx(expected)
     assert figures["AR100"] == 0.5 and figures["AR1"] == 0.25
     assert np.isnan(figures["AP_large"])
 

@@ -181,7 +181,10 @@ def rpn(filters):
     )(features)
     scores = small_conv(x, len(RATIOS), name="scores")
     deltas = small_conv(x, 4 * len(RATIOS), name="deltas")
-    outputs = [layers.Reshape((-1,))(scores), layers.Reshape((-1, 4))(deltas)]
+    outputs = [
+        layers.Reshape((-1,), dtype="float32", name="flat_scores")(scores),
+        layers.Reshape((-1, 4), dtype="float32", name="flat_deltas")(deltas),
+    ]
     return keras.Model(features, outputs, name="rpn")
 
 
@@ -211,7 +214,7 @@ def box_head(num_classes, filters, units):
         dtype="float32",
         name="deltas",
     )(x)
-    deltas = layers.Reshape((num_classes, 4), dtype="float32")(deltas)
+    deltas = layers.Reshape((num_classes, 4), dtype="float32", name="class_deltas")(deltas)
     return keras.Model(features, [logits, deltas], name="box_head")
 
 
@@ -371,6 +374,7 @@ class MaskRCNN(keras.Model):
         """What the RPN said about anchors, sampled at random: two losses."""
         planes, true_boxes, true_classes = truth
         anchors = ops.convert_to_tensor(np.concatenate(self.anchors))
+        count = min(self.stages.anchors_sampled, anchors.shape[0])
         overlap, best, which = self.compare(anchors[None], true_boxes, true_classes)
         highest = ops.max(overlap, axis=1, keepdims=True)  # of each object
         favorite = ops.any(ops.logical_and(overlap > 0, overlap >= highest), axis=2)
@@ -379,9 +383,9 @@ class MaskRCNN(keras.Model):
         index, positive, sampled = box.sample(
             positive,
             ops.logical_and(negative, ops.logical_not(positive)),
-            self.noise("anchors", planes, len(anchors), training),
-            min(self.stages.anchors_sampled, len(anchors)),
-            min(self.stages.anchors_sampled, len(anchors)) // 2,
+            self.noise("anchors", planes, anchors.shape[0], training),
+            count,
+            count // 2,
         )
         scores = box.take(outputs["scores"], index)
         entropy = ops.softplus(scores) - ops.where(positive, scores, 0.0)
