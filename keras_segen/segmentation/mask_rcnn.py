@@ -115,13 +115,17 @@ def mask_rcnn(input_shape, num_classes, max_instances=100, encoder=None, stages=
     if encoder is None:
         encoder = small_encoder(input_shape)
     check_encoder(encoder, input_shape, len(encoder.outputs))
-    features = dict(zip((2, 4, 8, 16, 32), encoder(images), strict=False))
-    if not set(stages.strides) <= set(features):
+    places = [stride.bit_length() - 2 for stride in stages.strides]
+    if len(encoder.outputs) <= max(places):
         raise ValueError(
-            f"Encoder {encoder.name!r} gives features at strides {list(features)}; expected "
-            f"{stages.strides}, those of stages.strides."
+            f"Encoder {encoder.name!r} gives {len(encoder.outputs)} features, one for each halving "
+            f"of the images; expected {max(places) + 1}, for stages.strides={stages.strides}."
         )
-    levels = fpn([features[stride] for stride in stages.strides], filters)
+    # Without the layers beyond: they would learn nothing.
+    used = encoder.outputs[: max(places) + 1]
+    encoder = keras.Model(encoder.inputs[0], used, name=encoder.name)
+    features = encoder(images)
+    levels = fpn([features[place] for place in places], filters)
     if len(stages.anchor_sizes) > len(levels):  # every other pixel
         levels.append(layers.MaxPooling2D(1, strides=2, name="fpn_top")(levels[-1]))
     pyramid = keras.Model(images, levels, name="pyramid")
@@ -252,11 +256,13 @@ class MaskRCNN(keras.Model):
     which object each pixel belongs (see `boxes.py`); `compile(optimizer)` is all it needs. The
     history has `loss`, the sum of
 
-        rpn_class_loss   whether an anchor holds an object: cross-entropy, over those sampled
-        rpn_box_loss     where the object is: smooth L1, over the positive ones
-        class_loss       which class a proposal is of: cross-entropy, over those sampled
-        box_loss         where the object is: smooth L1, over the positive ones
-        mask_loss        which pixels are its: cross-entropy, over the positive ones
+        rpn_class_loss   whether an anchor holds an object: cross-entropy
+        rpn_box_loss     where the object is: smooth L1, 0 for negative ones
+        class_loss       which class a proposal is of: cross-entropy
+        box_loss         where the object is: smooth L1, 0 for negative ones
+        mask_loss        which pixels are its: cross-entropy, of the positive ones only
+
+    each a mean over the anchors or proposals sampled in the batch.
 
     An anchor is positive if its IoU with an object is at least 0.7, or the highest for that
     object, negative below 0.3; a proposal positive from 0.5 on, negative below. Nothing that is
@@ -396,8 +402,8 @@ class MaskRCNN(keras.Model):
         )
         distance = smooth_l1(box.take(outputs["deltas"], index) - target, beta=1 / 9)
         return {
-            "rpn_class_loss": mean_of(entropy, sampled),
-            "rpn_box_loss": mean_of(distance, positive),
+            "rpn_class_loss": mean_of(entropy, sampled, sampled),
+            "rpn_box_loss": mean_of(distance, positive, sampled),
         }
 
     def head_losses(self, outputs, truth, training):
@@ -437,9 +443,9 @@ class MaskRCNN(keras.Model):
         target = crop_instances(planes, which + 1, boxes, 28) >= 0.5
         mask_entropy = ops.softplus(masks) - ops.where(target, masks, 0.0)
         return {
-            "class_loss": mean_of(entropy, sampled),
-            "box_loss": mean_of(distance, positive),
-            "mask_loss": mean_of(ops.mean(mask_entropy, axis=(2, 3)), positive),
+            "class_loss": mean_of(entropy, sampled, sampled),
+            "box_loss": mean_of(distance, positive, sampled),
+            "mask_loss": mean_of(ops.mean(mask_entropy, axis=(2, 3)), positive, positive),
         }
 
     def compare(self, boxes, true_boxes, true_classes):
@@ -538,7 +544,10 @@ def smooth_l1(x, beta):
     return ops.sum(ops.where(x < beta, x * x / (2 * beta), x - beta / 2), axis=-1)
 
 
-def mean_of(values, flags):
-    """Mean over the slots whose flag is set; 0 if none is."""
-    flags = ops.cast(flags, "float32")
-    return ops.sum(values * flags) / ops.maximum(ops.sum(flags), 1.0)
+def mean_of(values, flags, among):
+    """Sum over the slots whose flag is set, over the number of those `among`; 0 if there is none.
+
+    All are `(batch, …)`; the slots of the whole batch count alike.
+    """
+    number = ops.sum(ops.cast(among, "float32"))
+    return ops.sum(ops.where(flags, values, 0.0)) / ops.maximum(number, 1.0)
