@@ -210,6 +210,13 @@ def test_a_find_takes_the_real_object_before_the_ignored_one():
     assert ignored[0, 0].tolist() == [False, True]
 
 
+def test_of_objects_that_are_overlapped_alike_the_last_is_taken():
+    # As pycocotools does: the second find then has none left.
+    nothing = np.array([False, False])
+    hits, _ = match(np.array([[0.6, 0.6], [0.0, 0.6]]), crowd=nothing, ignored=nothing[None])
+    assert hits[0, 0].tolist() == [True, False]
+
+
 def test_another_kind_is_refused():
     with pytest.raises(ValueError, match="kind is 'dots', expected 'masks' or 'boxes'"):
         AveragePrecision(1, "dots")

@@ -341,6 +341,9 @@ def test_losses_are_float32_under_mixed_precision():
     images, planes = scenes()
     outputs = model(images)
     assert all(x.dtype == ops.cast(0, "bfloat16").dtype for x in outputs["levels"])
+    last = [(model.rpn, "scores"), (model.rpn, "deltas"), (model.mask_head, "logits")]
+    for network, name in (*last, (model.box_head, "logits"), (model.box_head, "deltas")):
+        assert network.get_layer(name).compute_dtype == "float32"
     for name in ("scores", "deltas"):
         assert keras.backend.standardize_dtype(outputs[name].dtype) == "float32"
     expected = losses_of(build(), images, planes)["loss"]

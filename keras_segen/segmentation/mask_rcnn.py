@@ -9,8 +9,8 @@ Reference: He, Gkioxari, Dollár, Girshick (2017), "Mask R-CNN", https://arxiv.o
 the RPN: Ren, He, Girshick, Sun (2015), "Faster R-CNN", https://arxiv.org/abs/1506.01497
 
 Differs from the paper: static shapes, slots with flags instead of lists; as many proposals in
-prediction as in training; masks are trained on boxes that are proposals, the true boxes among
-them; boxes are found for all classes at once, up to 100 in an image.
+prediction as in training; void pixels, of which anchors and proposals are not negative; the small
+encoder and the numbers of `SMALL`, which are ours.
 """
 
 import dataclasses
@@ -266,8 +266,8 @@ class MaskRCNN(keras.Model):
 
     An anchor is positive if its IoU with an object is at least 0.7, or the highest for that
     object, negative below 0.3; a proposal positive from 0.5 on, negative below. Nothing that is
-    mostly void is negative. Which are sampled is a function of seed and step, and in `evaluate`
-    of the place of the image, so that batches can be cut in any way.
+    mostly void is negative. What is sampled in training is a function of seed and step; in
+    `evaluate` of the seed and the place of the image, however the batches are cut.
 
     Args:
         pyramid: a `keras.Model` from images to a list of features, the finest first.
