@@ -76,6 +76,7 @@ def test_run_folder_holds_what_it_promises(finished, read_json):
         "run.json",
         "history.csv",
         "model.keras",
+        "checkpoint-0003.json",
         "checkpoint-0003.keras",
         "curves.png",
         "previews",
@@ -159,7 +160,7 @@ def test_a_training_that_diverges_says_so_and_keeps_what_was_good(picture_folder
     with pytest.raises(ValueError, match=r"loss is nan in epoch 2: .*smaller --learning-rate"):
         training.train(task(picture_folder), tmp_path / "run", callbacks=[Poison(1)], verbose=0)
     assert len(training.read_history(tmp_path / "run")["loss"]) == 1
-    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == [
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*.keras")] == [
         "checkpoint-0001.keras"
     ]
     assert np.isfinite(weights(tmp_path / "run" / "checkpoint-0001.keras")[0]).all()

@@ -1,12 +1,14 @@
 """Networks that label the pixels of an image: one architecture, one file.
 
 Each is a function that builds a `keras.Model`; `MODELS` lists them by name. `unet` and `fcn` take
-a pretrained encoder, handed in: `ENCODERS` lists those that there are.
+a pretrained encoder, handed in: `ENCODERS` lists those that there are. `mask_rcnn` labels objects
+instead of pixels.
 """
 
 from keras_segen import backend  # noqa: F401  (a missing framework is one line, here)
 
 # Each function hides the module of its name: `segmentation.unet(...)` builds.
+from keras_segen.segmentation.average_precision import AveragePrecision
 from keras_segen.segmentation.efficientnet_lite0 import efficientnet_lite0
 from keras_segen.segmentation.encoders import (
     ENCODERS,
@@ -19,6 +21,7 @@ from keras_segen.segmentation.evaluate import confusion_matrix, evaluate
 from keras_segen.segmentation.fcn import fcn
 from keras_segen.segmentation.fold import fold_batch_normalization
 from keras_segen.segmentation.keras_file import check_network, load_network
+from keras_segen.segmentation.mask_rcnn import SMALL, MaskRCNN, Stages, mask_rcnn
 from keras_segen.segmentation.photos import label_photos
 from keras_segen.segmentation.plain_unet import plain_unet
 from keras_segen.segmentation.predict import Predictor
@@ -30,7 +33,11 @@ MODELS = {"unet": unet, "plain_unet": plain_unet, "fcn": fcn}
 __all__ = [
     "ENCODERS",
     "MODELS",
+    "SMALL",
+    "AveragePrecision",
+    "MaskRCNN",
     "Predictor",
+    "Stages",
     "check_network",
     "confusion_matrix",
     "efficientnet_lite0",
@@ -40,6 +47,7 @@ __all__ = [
     "fold_batch_normalization",
     "label_photos",
     "load_network",
+    "mask_rcnn",
     "mobilenet_v2",
     "plain_unet",
     "resnet50",
