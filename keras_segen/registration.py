@@ -26,6 +26,7 @@ CLASSES = {
     ),
     "metrics": ("ClassIoU", "ConfusionMatrix", "MeanDice", "MeanIoU", "PixelAccuracy"),
     "generation": ("GAN", "VAE"),
+    "segmentation.mask_rcnn": ("MaskRCNN",),
 }
 
 
