@@ -26,7 +26,7 @@ import keras
 from keras_segen import frameworks, machine
 from keras_segen.backend.faster.probe import NotNeeded
 
-KNOWN_KERAS = ((3, 15), (3, 16))  # the versions with which all of this was tested; the first: least
+KNOWN_KERAS = ((3, 15), (3, 16))  # what this was tested with; in an older one nothing is replaced
 
 _MODULES = {
     "tensorflow": {"on_tensorflow": ("batch_normalization", "adam")},
