@@ -11,7 +11,8 @@ from keras import layers, ops
 
 import keras_segen as ks
 from keras_segen import backend, frameworks
-from keras_segen.generation import GAN, adversarial
+from keras_segen.generation import GAN, adversarial, noise
+from keras_segen.generation.adversarial import R1, GradientPenalty
 from keras_segen.layers import SpectralNormalization
 
 OTHER = {"tensorflow": "torch", "torch": "tensorflow"}[keras.backend.backend()]
@@ -67,7 +68,7 @@ def change(before, after):
     return max(np.abs(old - new).max() for old, new in zip(before, after, strict=True))
 
 
-def picture_gan():
+def picture_gan(norm=False):
     """Smooth activations: gates of a ReLU may flip on one backend and not on the other."""
     codes = keras.Input((4,))
     x = layers.Reshape((4, 4, 4))(layers.Dense(64, use_bias=False)(codes))
@@ -76,7 +77,9 @@ def picture_gan():
     generator = keras.Model(codes, x)
     images = keras.Input((8, 8, 2))
     x = layers.Conv2D(4, 4, strides=2, padding="same", activation="softplus")(images)
-    x = layers.Conv2D(8, 4, strides=2, padding="same", activation="tanh")(x)
+    x = layers.Conv2D(8, 4, strides=2, padding="same")(x)
+    x = layers.BatchNormalization(momentum=0.9)(x) if norm else x
+    x = layers.Activation("tanh")(x)
     discriminator = keras.Model(images, layers.Dense(1)(layers.Flatten()(x)))
     ks.initialize(generator, seed=0)
     ks.initialize(discriminator, seed=1)
@@ -101,11 +104,17 @@ def picture_gan():
             [-0.0865742, 0.6242437, -0.3007086, 0.7509305, -0.0603451, 0.8429004]
             + [-0.1393064, 0.7394687, 0.4491852, 0.5491262],
         ),
+        (
+            {"norm": True, "r1": 0.5, "r1_every": 2, "gradient_penalty": 1.0},
+            [1.1873063, 1.0750874, 1.1737700, 1.1044620, 1.0547056, 1.1759793]
+            + [0.9736093, 1.1225410, 1.0902071, 1.0703672],
+        ),
     ],
-    ids=["plain", "r1", "wasserstein"],
+    ids=["plain", "r1", "wasserstein", "norm"],
 )
 def test_twenty_steps_are_the_same_on_every_backend(rules, expected):
-    gan = picture_gan()
+    rules = dict(rules)
+    gan = picture_gan(rules.pop("norm", False))
     gan.compile(keras.optimizers.Adam(2e-3, 0.5), keras.optimizers.Adam(2e-3, 0.5), **rules)
     images = np.random.default_rng(0).random((20, 6, 8, 8, 2)).astype("float32")
     found = []
@@ -155,7 +164,7 @@ def test_several_steps_of_d_for_one_of_g():
 @pytest.mark.parametrize("classes", [None, 3])
 def test_a_saved_gan_goes_on_as_if_nothing_had_happened(tmp_path, classes):
     labels = None if classes is None else LABELS
-    rules = {"loss": "hinge", "r1": 0.5}
+    rules = {"loss": "hinge", "r1": 0.5, "r1_every": 2 if classes else 1}
     whole, first = point_gan(classes, **rules), point_gan(classes, **rules)
     for gan, epochs in ((whole, 3), (first, 2)):
         gan.fit(POINTS, labels, batch_size=8, epochs=epochs, shuffle=False, verbose=0)
@@ -319,10 +328,11 @@ def test_setting_the_learning_rate_keeps_the_ratio_of_the_players():
     np.testing.assert_allclose(values(rates), [0.001, 0.002], rtol=1e-6)
 
 
-def test_a_step_compiles_with_xla_where_there_is_xla():
+@pytest.mark.parametrize("r1_every", [1, 2])
+def test_a_step_compiles_with_xla_where_there_is_xla(r1_every):
     logs = []
     for jit_compile in (False, keras.backend.backend() == "tensorflow"):
-        gan = point_gan(r1=0.1)
+        gan = point_gan(r1=0.1, r1_every=r1_every)
         gan.jit_compile = jit_compile
         logs.append(gan.train_on_batch(POINTS, return_dict=True))
     for name in logs[0]:
@@ -366,16 +376,39 @@ def test_penalties_are_those_of_a_slope_that_is_known():
     def linear(x):
         return ops.matmul(x, ops.convert_to_tensor(direction))
 
-    score, r1 = map(ops.convert_to_numpy, adversarial.score_and_r1(linear, points))
+    score, r1 = map(ops.convert_to_numpy, R1(2.0)(linear, points, step=0))
     np.testing.assert_allclose(score, POINTS @ direction, rtol=1e-5, atol=1e-6)
-    assert float(r1) == pytest.approx(12.5)
-    mixture = ops.ones((24, 1)) * 0.25
-    penalty = adversarial.gradient_penalty(linear, points, points, mixture)
-    assert float(ops.convert_to_numpy(penalty)) == pytest.approx(16)
-    # x**2 at 0.25 * 2 + 0.75 * 6 = 5 has the slope 10.
+    assert float(r1) == pytest.approx(2 * 12.5)
+    penalty = GradientPenalty(3.0)(linear, points, points, step=0)
+    assert float(ops.convert_to_numpy(penalty)) == pytest.approx(3 * 16)
+    # x**2 has the slope 2 x: at a random place between 2 and 6.
     two, six = ops.ones((3, 1)) * 2, ops.ones((3, 1)) * 6
-    penalty = adversarial.gradient_penalty(lambda x: x**2, two, six, mixture[:3])
-    assert float(ops.convert_to_numpy(penalty)) == pytest.approx(81)
+    penalty = GradientPenalty(1.0, seed=4)(lambda x: x**2, two, six, step=5)
+    shares = noise.uniform(("mixture of real and fake", 4), 5, (3, 1))
+    places = 6 - 4 * ops.convert_to_numpy(shares)
+    expected = np.mean((2 * places - 1) ** 2)
+    assert float(ops.convert_to_numpy(penalty)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_penalty_that_is_due_in_every_second_step_counts_twice():
+    def sgd():
+        return [keras.optimizers.SGD(0.1) for _ in range(2)]
+
+    def step(gan):
+        gan.reset_metrics()
+        logs = gan.train_on_batch(POINTS, return_dict=True)
+        return float(logs.get("d_penalty", 0.0)), values(gan.discriminator.variables)
+
+    lazy, by_hand, never = (GAN(*point_networks()) for _ in range(3))
+    lazy.compile(*sgd(), r1=0.5, r1_every=2)
+    never.compile(*sgd())
+    for expected in (1.0, 0.0, 1.0):
+        by_hand.compile(*sgd(), r1=expected)
+        (penalty, found), (expected_penalty, expected) = step(lazy), step(by_hand)
+        assert penalty == pytest.approx(expected_penalty, rel=1e-5)
+        for x, y in zip(found, expected, strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+        assert change(found, step(never)[1]) > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -401,7 +434,9 @@ def test_a_batch_that_does_not_fit_is_refused(images, labels, message):
     "rules, message",
     [
         ({"loss": "bce"}, "loss is 'bce', expected one of 'non_saturating', 'hinge'"),
-        ({"r1": -1.0}, "r1=-1.0"),
+        ({"r1": -1.0}, r"r1 of at least 0.*found R1\(weight=-1.0"),
+        ({"r1": 1.0, "r1_every": 0}, "r1 .*every=0"),
+        ({"gradient_penalty": -1.0}, "gradient_penalty of at least 0.*weight=-1.0"),
         ({"label_smoothing": 0.5}, "label_smoothing is 0.5"),
         ({"loss": "hinge", "label_smoothing": 0.1}, "the loss is 'hinge'"),
         ({"discriminator_steps": 0}, "discriminator_steps is 0"),

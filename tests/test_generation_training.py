@@ -239,6 +239,7 @@ def test_options_reach_the_model(pictures):
         "gradient_penalty": 0.0,
         "label_smoothing": 0.2,
         "discriminator_steps": 3,
+        "r1_every": 1,
     }
     assert model.ema == 0.9 and model.latent_dim == 3
     for optimizer in (model.optimizer.generator, model.optimizer.discriminator):

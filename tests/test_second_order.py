@@ -10,7 +10,8 @@ from keras import layers, ops
 import keras_segen as ks
 from keras_segen import backend
 from keras_segen.compare.layerwise.record import computing_in, copy_in
-from keras_segen.generation import adversarial, dcgan_discriminator
+from keras_segen.generation import dcgan_discriminator
+from keras_segen.generation.adversarial import R1, GradientPenalty
 from keras_segen.layers import SpectralNormalization
 
 on_tensorflow = pytest.mark.skipif(
@@ -51,7 +52,7 @@ def assert_second_order(network, images, variables):
 
     def penalty():
         with keras.StatelessScope():  # what training moves, such as averages, stays
-            return adversarial.score_and_r1(lambda x: weights * network(x) ** 2, images)[1]
+            return R1(1.0)(lambda x: weights * network(x) ** 2, images, step=0)[1]
 
     found, expected = gradients_and_differences(penalty, variables)
     assert np.abs(expected).max() > 1e-3
@@ -165,12 +166,9 @@ def test_the_gradient_of_a_penalty_of_dcgan_is_right(kind):
     """Batch normalization in training, twice."""
     network = dcgan_discriminator((16, 16, 3), (4, 8, 16))
     ks.initialize(network, seed=0)
-    real, fake, mixture = (numbers(0, (6, 16, 16, 3)), numbers(1, (6, 16, 16, 3)), numbers(2, 6))
     with computing_in("float64"):
         network = copy_in(network, "float64")
-        real, fake, mixture = (
-            ops.convert_to_tensor(x, "float64") for x in (real, fake, np.abs(np.tanh(mixture)))
-        )
+        real, fake = (ops.convert_to_tensor(numbers(i, (6, 16, 16, 3)), "float64") for i in (0, 1))
 
         def discriminate(images):
             return network(images, training=True)
@@ -178,8 +176,8 @@ def test_the_gradient_of_a_penalty_of_dcgan_is_right(kind):
         def penalty():
             with keras.StatelessScope():
                 if kind == "r1":
-                    return adversarial.score_and_r1(discriminate, real)[1]
-                return adversarial.gradient_penalty(discriminate, real, fake, mixture)
+                    return R1(1.0)(discriminate, real, step=0)[1]
+                return GradientPenalty(1.0)(discriminate, real, fake, step=0)
 
         found, expected = gradients_and_differences(penalty, network.trainable_variables, step=1e-6)
     moved = np.abs(expected) > 1e-9

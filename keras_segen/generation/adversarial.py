@@ -4,10 +4,13 @@ D scores images, with one number each: high for real, low for fake. Scores are l
 `(batch, 1)`; `real` and `fake` are those of real and of generated images.
 """
 
+import dataclasses
+
 import keras
 from keras import ops
 
 from keras_segen import backend
+from keras_segen.generation import noise
 
 
 def non_saturating_d(real, fake, smoothing):
@@ -56,44 +59,87 @@ LOSSES = {
 SMOOTHED = ("non_saturating", "least_squares")
 
 
-def score_and_r1(discriminate, images):
-    """Scores real images and measures how steep the scores are there (R1).
+@dataclasses.dataclass(frozen=True)
+class R1:
+    """Keeps the scores flat at real images: half the squared length of D's gradient there.
 
     Reference: Mescheder, Geiger, Nowozin (2018), "Which training methods for GANs do actually
-    converge?", https://arxiv.org/abs/1801.04406
+    converge?", https://arxiv.org/abs/1801.04406. Lazily: Karras et al. (2020), "Analyzing and
+    improving the image quality of StyleGAN", https://arxiv.org/abs/1912.04958.
 
     Args:
-        discriminate: callable from images to scores `(batch, 1)`.
-        images: float32 `(batch, …)`.
+        weight: float, gamma of the paper; 0 for no penalty.
+        every: int, the penalty is due in one step of so many, with so many times the weight.
 
-    Returns:
-        scores: float32 `(batch, 1)`.
-        penalty: half the squared length of the gradient by the image, mean over the batch.
+    Raises:
+        ValueError: when a number is out of range.
     """
-    scores, gradient = backend.input_gradient(discriminate, images)
-    return scores, ops.mean(_squared_lengths(gradient)) / 2
+
+    weight: float
+    every: int = 1
+
+    def __post_init__(self):
+        if not self.weight >= 0 or self.every < 1:
+            raise ValueError(f"Expected r1 of at least 0, in every step or fewer; found {self}.")
+
+    def __call__(self, discriminate, images, step):
+        """Scores real images: scores `(batch, 1)`, and the penalty times its weight.
+
+        Args:
+            discriminate: callable from images to scores `(batch, 1)`.
+            images: float32 `(batch, …)`.
+            step: integer, a number or a tensor: the steps of D so far.
+        """
+        if not self.weight:
+            return discriminate(images), 0.0
+
+        def due():
+            scores, gradient = backend.input_gradient(discriminate, images)
+            r1 = ops.mean(_squared_lengths(gradient)) / 2
+            return scores, self.weight * self.every * r1
+
+        if self.every == 1:
+            return due()
+        return ops.cond(step % self.every == 0, due, lambda: (discriminate(images), ops.zeros(())))
 
 
-def gradient_penalty(discriminate, real, fake, mixture):
-    """Measures how far the slope of the scores is from 1, between real and fake images.
+@dataclasses.dataclass(frozen=True)
+class GradientPenalty:
+    """Keeps the slope of the scores near 1 between real and fake images.
+
+    The penalty is the squared difference between the length of the gradient and 1, at one image
+    on the line from each real image to a fake one.
 
     Reference: Gulrajani et al. (2017), "Improved training of Wasserstein GANs",
     https://arxiv.org/abs/1704.00028
 
     Args:
-        discriminate: callable from images to scores `(batch, 1)`.
-        real, fake: float32 `(batch, …)`.
-        mixture: float32 `(batch, 1)` in [0, 1], the share of the real image.
+        weight: float, lambda of the paper; 0 for no penalty.
+        seed: int, for the places on the lines.
 
-    Returns:
-        The squared difference between the length of the gradient and 1, mean over the batch.
+    Raises:
+        ValueError: when the weight is below 0.
     """
-    mixture = ops.reshape(mixture, (-1,) + (1,) * (len(real.shape) - 1))
-    between = mixture * real + (1 - mixture) * fake
-    _, gradient = backend.input_gradient(discriminate, between)
-    # The root of 0 has no derivative.
-    lengths = ops.sqrt(_squared_lengths(gradient) + 1e-12)
-    return ops.mean(ops.square(lengths - 1))
+
+    weight: float
+    seed: int = 0
+
+    def __post_init__(self):
+        if not self.weight >= 0:
+            raise ValueError(f"Expected a gradient_penalty of at least 0; found {self}.")
+
+    def __call__(self, discriminate, real, fake, step):
+        """The penalty times its weight; `real` and `fake` are float32 `(batch, …)`."""
+        if not self.weight:
+            return 0.0
+        key = ("mixture of real and fake", self.seed)
+        mixture = noise.uniform(key, step, (ops.shape(real)[0], 1))
+        mixture = ops.reshape(ops.cast(mixture, real.dtype), (-1,) + (1,) * (len(real.shape) - 1))
+        between = mixture * real + (1 - mixture) * fake
+        _, gradient = backend.input_gradient(discriminate, between)
+        # The root of 0 has no derivative.
+        lengths = ops.sqrt(_squared_lengths(gradient) + 1e-12)
+        return self.weight * ops.mean(ops.square(lengths - 1))
 
 
 def _squared_lengths(x):

@@ -19,11 +19,11 @@ from keras_segen import backend
 from keras_segen.generation import noise
 from keras_segen.generation.adversarial import (
     LOSSES,
+    R1,
     SMOOTHED,
+    GradientPenalty,
     TwoOptimizers,
     describe_optimizer,
-    gradient_penalty,
-    score_and_r1,
 )
 from keras_segen.generation.latent import LatentModel, check_inputs
 
@@ -98,6 +98,7 @@ class GAN(LatentModel):
         gradient_penalty=0.0,
         label_smoothing=0.0,
         discriminator_steps=1,
+        r1_every=1,
     ):
         """Says how the two are trained.
 
@@ -111,17 +112,14 @@ class GAN(LatentModel):
             label_smoothing: float in [0, 0.5), what D's target for real images is below 1.
             discriminator_steps: int, steps of D, each on a batch of its own, for each step of G;
                 5 with the Wasserstein loss and its penalty.
+            r1_every: int, r1 is computed in one step of D out of so many, and then counts as many
+                times; 16 for StyleGAN2.
 
         Raises:
             ValueError: when a value is out of range, or there is no such loss.
         """
         if loss not in LOSSES:
             raise ValueError(f"loss is {loss!r}, expected one of {', '.join(map(repr, LOSSES))}.")
-        if r1 < 0 or gradient_penalty < 0:
-            raise ValueError(
-                "r1 and gradient_penalty are weights of at least 0; found "
-                f"r1={r1}, gradient_penalty={gradient_penalty}."
-            )
         if not 0 <= label_smoothing < 0.5 or (label_smoothing and loss not in SMOOTHED):
             raise ValueError(
                 f"label_smoothing is {label_smoothing}, expected in [0, 0.5), and 0 for losses "
@@ -129,12 +127,15 @@ class GAN(LatentModel):
             )
         if discriminator_steps < 1:
             raise ValueError(f"discriminator_steps is {discriminator_steps}, expected 1 or more.")
+        self.r1 = R1(r1, r1_every)
+        self.gradient_penalty = GradientPenalty(gradient_penalty, self.seed)
         self.rules = {
             "loss": loss,
             "r1": r1,
             "gradient_penalty": gradient_penalty,
             "label_smoothing": label_smoothing,
             "discriminator_steps": discriminator_steps,
+            "r1_every": r1_every,
         }
         self.d_loss_fn, self.g_loss_fn, self.threshold = LOSSES[loss]
         super().compile(
@@ -174,61 +175,27 @@ class GAN(LatentModel):
         )
         every = self.rules["discriminator_steps"]
         if every == 1:
-            self._train_both(images, codes, labels)
+            self.generator_step(images, codes, labels)
         else:
             ops.cond(
                 (self.step + 1) % every == 0,
-                lambda: self._train_both(images, codes, labels),
-                lambda: self._train_only_discriminator(images, codes, labels),
+                lambda: self.generator_step(images, codes, labels),
+                lambda: self.step_without_generator(images, codes, labels),
             )
         self.step.assign_add(1)
         return self.get_metrics_result()
 
-    def _train_both(self, images, codes, labels):
-        """One step of D and one of G, on the same fake images."""
-
-        def generator_loss():
-            fakes = self.generator(self.join(codes, labels), training=True)
-            # D's turn comes first, while the way from G's weights to the fakes is kept for G's.
-            self._train_discriminator(images, fakes, labels)
-            # In G's turn D forgets at once what it would remember, such as averages.
-            with keras.StatelessScope():
-                scores = self.discriminator(self.join(fakes, labels), training=True)
-            loss = self.g_loss_fn(scores)
-            return loss + sum(self.generator.losses), {"loss": loss}
-
-        _, results = backend.minimize(
-            generator_loss, self.generator.trainable_variables, self.optimizer.generator
-        )
-        self._track(images, g_loss=results["loss"])
-        self._average_generator()
-
-    def _train_only_discriminator(self, images, codes, labels):
-        with keras.StatelessScope():  # it is not G's turn: it forgets what it sees
-            fakes = self.generator(self.join(codes, labels), training=True)
-        self._train_discriminator(images, fakes, labels)
-
-    def _train_discriminator(self, images, fakes, labels):
-        """One step of D; where the fakes come from does not matter to it."""
+    def discriminator_step(self, images, fakes, labels):
+        """D learns to score real images high and fakes low, wherever the fakes come from."""
         fakes = ops.stop_gradient(fakes)
 
         def discriminate(images):
             return self.discriminator(self.join(images, labels), training=True)
 
-        def discriminator_loss():
-            penalty = 0.0
-            if self.rules["r1"]:
-                real, r1 = score_and_r1(discriminate, images)
-                penalty += self.rules["r1"] * r1
-            else:
-                real = discriminate(images)
+        def loss_fn():
+            real, r1 = self.r1(discriminate, images, self.step)
             fake = discriminate(fakes)
-            if self.rules["gradient_penalty"]:
-                key = ("mixture of real and fake", self.seed)
-                mixture = noise.uniform(key, self.step, (ops.shape(images)[0], 1))
-                penalty += self.rules["gradient_penalty"] * gradient_penalty(
-                    discriminate, images, fakes, mixture
-                )
+            penalty = r1 + self.gradient_penalty(discriminate, images, fakes, self.step)
             loss = self.d_loss_fn(real, fake, self.rules["label_smoothing"])
             results = {"loss": loss, "real": real, "fake": fake}
             if "d_penalty" in self.trackers:
@@ -236,13 +203,34 @@ class GAN(LatentModel):
             return loss + penalty + sum(self.discriminator.losses), results
 
         _, results = backend.minimize(
-            discriminator_loss,
-            self.discriminator.trainable_variables,
-            self.optimizer.discriminator,
+            loss_fn, self.discriminator.trainable_variables, self.optimizer.discriminator
         )
-        if "d_penalty" in self.trackers:
-            self._track(images, d_penalty=results["penalty"])
-        self._track_discriminator(images, results["loss"], results["real"], results["fake"])
+        self._track_discriminator(images, **results)
+
+    def generator_step(self, images, codes, labels):
+        """G learns to make fakes that D, which learns from them first, scores as real."""
+
+        def loss_fn():
+            fakes = self.generator(self.join(codes, labels), training=True)
+            # D's turn comes first, while the way from G's weights to the fakes is kept for G's.
+            self.discriminator_step(images, fakes, labels)
+            # In G's turn D forgets at once what it would remember, such as averages.
+            with keras.StatelessScope():
+                scores = self.discriminator(self.join(fakes, labels), training=True)
+            loss = self.g_loss_fn(scores)
+            return loss + sum(self.generator.losses), loss
+
+        _, loss = backend.minimize(
+            loss_fn, self.generator.trainable_variables, self.optimizer.generator
+        )
+        self._track(images, g_loss=loss)
+        self._average_generator()
+
+    def step_without_generator(self, images, codes, labels):
+        """A step of D alone: G forgets what it sees."""
+        with keras.StatelessScope():
+            fakes = self.generator(self.join(codes, labels), training=True)
+        self.discriminator_step(images, fakes, labels)
 
     def _average_generator(self):
         """Moves the averaged generator a little toward the generator."""
@@ -268,8 +256,10 @@ class GAN(LatentModel):
         results = self.get_metrics_result()
         return {name: results[name] for name in results if name != "d_penalty"}
 
-    def _track_discriminator(self, images, loss, real, fake):
+    def _track_discriminator(self, images, loss, real, fake, penalty=None):
         self._track(images, d_loss=loss)
+        if penalty is not None:
+            self._track(images, d_penalty=penalty)
         if self.threshold is None:
             self._track(images, d_distance=ops.mean(real) - ops.mean(fake))
             return
