@@ -8,7 +8,7 @@ import importlib
 
 from keras_segen import frameworks, registration
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "compare",

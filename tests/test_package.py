@@ -1,14 +1,20 @@
 """Importing, choosing a framework, and living with only one of them."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
+import tomllib
+from pathlib import Path
 
 import keras
 import pytest
 
+import keras_segen
 from keras_segen import frameworks
 
+ROOT = Path(__file__).parent.parent
 HERE = keras.backend.backend()
 OTHER = {"tensorflow": "torch", "torch": "tensorflow"}[HERE]
 NAMES = {"tensorflow": "TensorFlow", "torch": "PyTorch"}
@@ -96,8 +102,6 @@ def test_both_frameworks_are_found_here():
 
 
 def test_unknown_name_is_an_attribute_error():
-    import keras_segen
-
     with pytest.raises(AttributeError, match="no attribute 'segmentaton'"):
         keras_segen.segmentaton  # noqa: B018
 
@@ -132,3 +136,46 @@ def test_looking_for_keras_does_not_import_it():
     code += "print('keras' in sys.modules)\nimport keras\n"
     code += "print('keras_segen>Bilinear' in keras.saving.get_custom_objects())"
     assert python(code, backend=HERE).stdout.split() == ["False", "True"]
+
+
+def test_the_version_is_the_same_everywhere():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert project["version"] == keras_segen.__version__
+    assert f"\nversion: {keras_segen.__version__}\n" in citation
+    assert f"\n## {keras_segen.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.once
+def test_what_is_built_has_all_files_and_runs(tmp_path):
+    """The wheel that is built from the sdist, unpacked where there is no checkout."""
+    source, unpacked, installed = (tmp_path / name for name in ("source", "unpacked", "installed"))
+    shutil.copytree(ROOT / "keras_segen", source / "keras_segen")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+
+    def build(kind, folder):
+        code = f"from setuptools import build_meta; build_meta.build_{kind}({str(tmp_path)!r})"
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        (found,) = tmp_path.glob("*.tar.gz" if kind == "sdist" else "*.whl")
+        return found
+
+    with tarfile.open(build("sdist", source)) as archive:
+        archive.extractall(unpacked, filter="data")
+    shutil.unpack_archive(build("wheel", next(unpacked.iterdir())), installed, "zip")
+    files = {
+        path.relative_to(ROOT)
+        for path in (ROOT / "keras_segen").rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    }
+    assert not [path for path in files if not (installed / path).is_file()]
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "keras_segen", "--version"],
+        env={**os.environ, "PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == f"keras-segen {keras_segen.__version__}\n", done.stderr
