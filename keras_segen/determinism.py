@@ -1,9 +1,8 @@
-"""Numbers that do not depend on the framework, on the machine or on what ran before.
+"""Random numbers that do not depend on the framework, the machine or earlier draws.
 
-A Keras seed gives other numbers on each backend. Here every random number is drawn by NumPy,
-from a generator that is named by what it is for: `rng("weights", seed, index)`. Nothing is
-drawn from a shared stream, so an order of calls, a number of workers or a resumed run cannot
-shift anything.
+A Keras seed gives different numbers on each backend. Here NumPy draws every random number, from a
+generator with a key that names its purpose: `rng("weights", seed, index)`. There is no shared
+stream, so the order of calls, the number of workers and resumed runs change nothing.
 """
 
 import hashlib
@@ -16,12 +15,12 @@ import numpy as np
 def rng(*key):
     """Returns the random generator that belongs to a key.
 
-    Equal keys give equal numbers, on every machine; different keys give unrelated numbers, also
-    if they are as close as `(0, 1)` and `(1, 0)`.
+    Equal keys give equal numbers on every machine; different keys give unrelated numbers, even
+    close ones such as `(0, 1)` and `(1, 0)`.
 
     Args:
-        *key: strings and integers, at least one: what the numbers are for, then the seed and
-            whatever counts, such as `rng("augment", seed, epoch, index)`.
+        *key: strings and integers, at least one: the purpose, then the seed and counters, such as
+             `rng("augment", seed, epoch, index)`.
 
     Returns:
         A new `numpy.random.Generator` (PCG64).
@@ -73,12 +72,12 @@ def order(seed, epoch, length):
 
 
 def sample(seed, epoch, weights):
-    """Returns which items an epoch visits, and in which order, if some are to come oftener.
+    """Returns the items that an epoch visits, in order, by weighted sampling.
 
-    With n items, item i is drawn `n * weights[i] / sum(weights)` times, rounded up or down by
-    chance such that the draws are n and each item's mean over the epochs is exact (systematic
-    sampling). Drawing each time anew with replacement would leave out a third of the items even
-    when all weights are equal; here they are all visited once then.
+    With n items, item i is drawn `n * weights[i] / sum(weights)` times, randomly rounded up or
+    down so that there are n draws and each item's mean over the epochs is exact (systematic
+    sampling). Independent draws with replacement would miss a third of the items even with equal
+    weights; here equal weights visit every item once.
 
     Args:
         seed: int.
@@ -97,37 +96,37 @@ def sample(seed, epoch, weights):
     shuffled = generator.permutation(len(weights))
     ends = np.cumsum(weights[shuffled])
     points = (np.arange(len(weights)) + generator.random()) * (ends[-1] / len(weights))
-    # Each item owns a stretch as long as its weight; points of equal distance fall on them.
+    # Each item is an interval as long as its weight; equidistant points select items.
     drawn = np.searchsorted(ends, points, side="right").clip(max=len(weights) - 1)
     return generator.permutation(shuffled[drawn]).astype(np.int64)
 
 
 def initialize(model, seed, keep=None):
-    """Fills every weight of a model from NumPy, so that it starts equal on every backend.
+    """Initializes every weight of a model by NumPy, equally on every backend.
 
-    Each weight gets the distribution that its layer's own initializer names (He, Glorot, zeros,
+    Each weight follows the distribution of its layer's own initializer (He, Glorot, zeros,
     orthogonal, …), drawn by NumPy instead of Keras: the same bits on TensorFlow and on PyTorch.
-    All weights are overwritten, also those of normalization statistics and loaded ones, except
-    those of `keep`.
+    All weights are overwritten, also normalization statistics and loaded weights, except those of
+    `keep`.
 
-    A weight's numbers are keyed by its position in `model.weights`, not by its path: a layer
-    without a name of its own is called `conv2d_7` if seven were built before in the process, and
-    the same model would start from other weights the second time.
+    The key of a weight is its position in `model.weights`, not its path: an unnamed layer is called
+    `conv2d_7` if seven were built before in the process, and a second copy of a model would start
+    from other weights.
 
     The states of random layers (Dropout, …) are set as well, so that a run can be repeated; the
     masks that Keras draws from them still differ between the backends. (On PyTorch, Keras' Dropout
-    looks at its state only if it was given a seed; otherwise it draws from PyTorch's own
-    generator, which `keras.utils.set_random_seed` sets.)
+    uses its state only if it has a seed; otherwise it draws from PyTorch's own generator, which
+    `keras.utils.set_random_seed` sets.)
 
     Args:
         model: a built `keras.Model`.
         seed: int.
-        keep: a layer or model within `model` whose weights stay as they are, such as a pretrained
-            encoder; None for none. The other weights are the same with and without it.
+        keep: a layer or model within `model` whose weights stay unchanged, such as a pretrained
+            encoder, or None. The other weights are the same with and without it.
 
     Raises:
-        ValueError: when the model is not built, when `keep` is no part of it, or when a weight's
-            initializer is not known: a function, a class of one's own without a method
+        ValueError: when the model is not built, when `keep` is not a part of it, or when a
+            weight's initializer is unknown: a function, a class of one's own without a method
             `draw(generator, shape)` that returns a NumPy array, or a weight whose layer keeps no
             initializer. The message names the weight and its layer. No weight is changed then.
 
@@ -168,8 +167,8 @@ def initialize(model, seed, keep=None):
 def seed_random_layers(model, *key):
     """Sets the states of all random layers of a model (Dropout, …) from a key.
 
-    A model that is loaded again starts them anew; set by epoch, they make a resumed training
-    draw what an uninterrupted one draws.
+    Loading a model resets them; set in each epoch, they make a resumed training draw the same
+    numbers as an uninterrupted one.
 
     Args:
         model: a built `keras.Model`.

@@ -11,13 +11,13 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def write_atomically(path):
-    """Gives a temporary path to write to and moves it to `path` when all went well.
+    """Yields a temporary path to write to, and moves it to `path` on success.
 
     A reader sees the old file or the new one, never half of one; after an error the old file
     stays and the temporary one is removed.
 
     Args:
-        path: where the file shall be; its folder is made if needed.
+        path: the path of the file; its folder is made if needed.
 
     Yields:
         A `pathlib.Path` in the same folder, hidden, with the same suffix.
@@ -36,7 +36,7 @@ def remove_leftovers(*folders):
     """Removes what `write_atomically` left in folders when it was killed.
 
     Args:
-        folders: paths; nobody else writes into them now. They need not exist.
+        folders: paths; no other process may write into them. They need not exist.
     """
     for path in (path for folder in folders for path in Path(folder).glob(".*")):
         if re.fullmatch(r"\..+-[0-9a-f]{8}(\.[^.]+)?", path.name) and path.is_file():
@@ -45,12 +45,12 @@ def remove_leftovers(*folders):
 
 @contextlib.contextmanager
 def write_folder_atomically(path):
-    """Gives a temporary folder to fill and moves it to `path` when all went well.
+    """Yields a temporary folder to fill, and moves it to `path` on success.
 
     After an error there is no folder, and the temporary one is removed.
 
     Args:
-        path: where the folder shall be; it must not exist yet.
+        path: the path of the folder; it must not exist yet.
 
     Yields:
         A `pathlib.Path` beside it, hidden.

@@ -1,7 +1,7 @@
-"""Which framework is there, and which one runs: decided before Keras is imported.
+"""Installed frameworks, and the choice of one before Keras is imported.
 
 Keras reads `KERAS_BACKEND` (or ~/.keras/keras.json) once, at its first import, and fails with an
-error about a missing module if that framework is not installed. This module answers earlier and
+error about a missing module if that framework is not installed. This module reports that earlier,
 in one line. It looks for the frameworks but imports none.
 """
 
@@ -20,9 +20,9 @@ def installed():
 
 
 def choose():
-    """Sets `KERAS_BACKEND` if nobody has and only one framework is installed.
+    """Sets `KERAS_BACKEND` if it is not set and only one framework is installed.
 
-    TensorFlow is told to write errors only, if nobody has said otherwise.
+    TensorFlow logs errors only, unless `TF_CPP_MIN_LOG_LEVEL` is set.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if os.environ.get("KERAS_BACKEND") or "keras" in sys.modules:
@@ -33,7 +33,7 @@ def choose():
 
 
 def chosen():
-    """Returns the name of the framework that Keras takes: of `KERAS_BACKEND`, or its own file."""
+    """Returns the name of Keras' framework, by `KERAS_BACKEND` or keras.json."""
     folder = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
     try:
         settings = json.loads((folder / "keras.json").read_text(encoding="utf-8"))
@@ -54,7 +54,7 @@ def require(name=None):
         name: `"tensorflow"` or `"torch"`; None for the one that `KERAS_BACKEND` names.
 
     Raises:
-        ValueError: `name` is no framework that keras_segen runs on.
+        ValueError: keras_segen does not run on the framework.
         ModuleNotFoundError: it is not installed; the message says what to install.
     """
     name = name or os.environ.get("KERAS_BACKEND")

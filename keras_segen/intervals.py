@@ -1,4 +1,4 @@
-"""How sure a mean is: Student's distribution, without SciPy."""
+"""Confidence intervals by Student's distribution, without SciPy."""
 
 import math
 
@@ -34,15 +34,14 @@ def two_sided_p(t, degrees):
 
 
 def ratio_interval(first, second, confidence=0.95):
-    """How many times as large the second of two paired quantities is, with its interval.
+    """The ratio of the second of two paired quantities to the first, with its interval.
 
-    The mean is taken of the logarithms of the ratios, which are as far from 0 both ways round; the
-    interval is Student's.
+    Mean and Student's interval are those of the logarithms of the ratios, which are symmetric.
 
     Args:
         first, second: positive numbers, as many of each, at least 2; number k of both is of one
             round.
-        confidence: float, how often such an interval holds the true ratio.
+        confidence: float, the share of such intervals that contain the true ratio.
 
     Returns:
         Dict: `value`, `low`, `high`, `rounds`.

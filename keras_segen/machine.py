@@ -20,12 +20,12 @@ freed_memory = "as the system does"  # what happens to it: see `keep_freed_memor
 def keep_freed_memory():
     """Lets this process keep the memory that it frees, for the next step's tensors.
 
-    A training step allocates and frees the same large tensors as the one before. The C library
-    of Linux (glibc) gives blocks of that size back to the system at once, which then has to fill
-    each new one with zeros, page by page: a good part of a U-Net's step on TensorFlow.
-    Kept, the same blocks serve every step; the peak stays what it was.
+    Every training step allocates and frees the same large tensors. The C library of Linux (glibc)
+    returns blocks of that size to the system at once, which must fill each new one with zeros,
+    page by page: a good part of a U-Net's step on TensorFlow. If kept, the same blocks serve every
+    step; the peak does not change.
 
-    Where `why_freed_memory_is_not_kept` gives a reason, nothing changes. It cannot be undone.
+    If `why_freed_memory_is_not_kept` returns a reason, nothing changes. It cannot be undone.
     """
     global freed_memory
     if why_freed_memory_is_not_kept() is None:
@@ -51,7 +51,7 @@ def why_freed_memory_is_not_kept():
 
 
 def hardware():
-    """Returns what the machine is, as plain values: system, processor, cores, memory in GiB."""
+    """Returns system, processor, cores and memory in GiB, as plain values."""
     return {
         "system": platform.platform(),
         "processor": _processor(),
@@ -81,7 +81,7 @@ def versions():
 
 
 def installed_size(package):
-    """Returns what a package and all that it requires take on the disk, in bytes."""
+    """Returns the disk space of a package and all its requirements, in bytes."""
     found, wanted, size = set(), [package], 0
     while wanted:
         name = wanted.pop().lower().replace("_", "-")
@@ -112,10 +112,10 @@ def peak_memory():
 
 
 class OtherPrograms:
-    """The processors that other programs keep busy while something is measured.
+    """The processors that other programs keep busy during a measurement.
 
-    Counts the processes that this one may see, without itself, those that it started and those
-    that started it. What begins and ends in between is not seen.
+    It counts the processes that this one may see, except itself, its children and its parents.
+    Processes that start and end in between are missed.
 
     Example:
 

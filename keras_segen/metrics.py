@@ -1,10 +1,10 @@
-"""Metrics of segmentation, read off counts that add up.
+"""Segmentation metrics, computed from counts that add up.
 
-A confusion matrix counts, over every pixel seen so far, which class was there (row) and which one
-was predicted (column). Intersection over union, Dice and accuracy are read off it at the end, so
-nothing is averaged over batches: the result does not depend on how a data set was cut. Boundaries
+A confusion matrix counts all pixels so far by true class (row) and predicted class (column).
+Intersection over union, Dice and accuracy are computed from it at the end, so nothing is averaged
+over batches: the result does not depend on how a data set was split. Boundaries
 (`boundary_counts`) and confidences (`calibration_bins`) are counted likewise: add up the counts
-of all images, then take the figure.
+of all images, then compute the figure.
 
 The functions on NumPy arrays (`iou_per_class(matrix)` …) compute from a saved matrix what the
 Keras metrics (`MeanIoU(num_classes)` …) show during training.
@@ -30,7 +30,7 @@ class ConfusionMatrix(keras.metrics.Metric):
     """Counts of pixels by true class (rows) and predicted class (columns).
 
     In `compile`, use a metric with a single number: `MeanIoU`, `MeanDice`, `PixelAccuracy`,
-    `ClassIoU`. This one is for loops of one's own; `matrix()` gives the exact counts.
+    `ClassIoU`. This one is for custom loops; `matrix()` returns the exact counts.
 
     The counts are 64-bit integers, exact up to 10^14 pixels. Sample weights are rounded to
     multiples of 1/65536.
@@ -223,7 +223,7 @@ class ClassIoU(ConfusionMatrix):
 
 
 def hits_truth_predicted(counts):
-    """Returns, for each class, the pixels that were right, true and predicted: int64 tensors."""
+    """Returns the right, the true and the predicted pixels of each class: int64 tensors."""
     counts = ops.convert_to_tensor(counts)
     return ops.diagonal(counts), ops.sum(counts, axis=1), ops.sum(counts, axis=0)
 
@@ -411,20 +411,20 @@ def confusion_matrix(masks, predicted, num_classes, ignore_class=None):
 
 
 def boundary_counts(truth, predicted, num_classes, ignore_class=None, tolerance=BOUNDARY_TOLERANCE):
-    """Counts the boundary pixels of one image, and those that lie where the others are.
+    """Counts the boundary pixels of one image, and those that match.
 
     A boundary pixel of a class has one of its four neighbors in another class. It is matched if
     a boundary pixel of the same class in the other mask is at most the tolerance away, in a
     straight line.
 
-    Void has no boundary: what lies beside it may be the object's edge or the annotator's. As the
-    true boundary may run anywhere inside, pixels within the tolerance of void are counted
-    neither as matched nor as missed; pixels farther away may still be matched to them.
+    Void has no boundary, since its edge may be the object's or the annotator's. As the true
+    boundary may run anywhere inside, pixels within the tolerance of void count neither as matched
+    nor as missed; pixels farther away may still match them.
 
     Reference: Csurka, Larlus and Perronnin, "What is a good evaluation measure for semantic
-    segmentation?", BMVC 2013. Their tolerance is that of the default. They average the score
-    over images; here the pixels of all images are added up first, so that an image with three
-    boundary pixels does not weigh as much as one with thousands.
+    segmentation?", BMVC 2013, with the same tolerance. They average the score over images; here
+    the pixels of all images are added up first, so that an image with three boundary pixels does
+    not weigh as much as one with thousands.
 
     Args:
         truth: class ids, integers `(height, width)`.
@@ -462,7 +462,7 @@ def boundary_counts(truth, predicted, num_classes, ignore_class=None, tolerance=
     for class_id in np.union1d(truth[true_edges], predicted[predicted_edges]):
         of_truth = true_edges & (truth == class_id)
         of_prediction = predicted_edges & (predicted == class_id)
-        window = bounding_box(of_truth | of_prediction)  # there is nothing outside to match
+        window = bounding_box(of_truth | of_prediction)  # nothing to match outside
         of_truth, of_prediction, here = of_truth[window], of_prediction[window], counted[window]
         counts[class_id] = [
             np.count_nonzero(of_truth & here),
@@ -480,8 +480,8 @@ def boundary_f_score(counts):
         counts: array `(num_classes, 4)`, the sum of the `boundary_counts` of all images.
 
     Returns:
-        float64 `(num_classes,)`; NaN for a class without true boundary: nothing was to be found.
-        (Boundaries predicted for it cost the classes around it their precision.)
+        float64 `(num_classes,)`; NaN for a class without true boundary. (Boundaries predicted for
+        it lower the precision of the classes around it.)
 
     Raises:
         ValueError: when the counts have another shape.
@@ -529,7 +529,7 @@ def within(pixels, reach):
 
 
 def calibration_bins(masks, probabilities, ignore_class=None, num_bins=15):
-    """Counts pixels by how sure the prediction was, and how often it was right.
+    """Counts pixels, and right ones, by the confidence of the prediction.
 
     Args:
         masks: class ids, integers of any shape.
@@ -572,7 +572,7 @@ def calibration_bins(masks, probabilities, ignore_class=None, num_bins=15):
 
 
 def expected_calibration_error(bins):
-    """Expected calibration error: by how much confidence and accuracy differ, a float.
+    """Expected calibration error, the mean difference of confidence and accuracy: a float.
 
     The mean over pixels of the difference, in absolute value, between the accuracy and the mean
     confidence of the pixel's bin. 0 if there are no pixels.
@@ -592,7 +592,7 @@ def expected_calibration_error(bins):
 
 
 def checked_ids(masks, predicted, num_classes, ignore_class):
-    """Returns both as integer arrays and where masks are valid; wrong ids are a ValueError."""
+    """Returns both as integer arrays, and where masks are valid; checks all ids."""
     masks, predicted = np.asarray(masks), np.asarray(predicted)
     if masks.shape != predicted.shape:
         raise ValueError(

@@ -1,8 +1,8 @@
 """Pictures: grids and animations of images, masks over them, wrong pixels, learning curves.
 
-Every figure function returns a `Picture`, a Matplotlib figure that stands alone: no pyplot, no
-window, no global state. As the last line of a Jupyter cell it shows itself; `save` writes it as
-PNG; all methods of `matplotlib.figure.Figure` work on it.
+Every figure function returns a `Picture`, a self-contained Matplotlib figure: no pyplot, no window,
+no global state. Jupyter displays it as the last line of a cell; `save` writes it as PNG; all
+methods of `matplotlib.figure.Figure` work on it.
 """
 
 import io
@@ -23,12 +23,12 @@ VOID_COLORS = ((226, 226, 226), (178, 178, 178))  # diagonal stripes: no palette
 SIGNAL_COLOR = (255, 221, 0)  # wrong pixels: bright on a dimmed image, for color-blind eyes too
 MAX_ROWS = 32
 MAX_IMAGES = 400
-INK_COLOR, RULE_COLOR = "#202124", "#dadce0"  # a page puts its own in their place: page.svg
+INK_COLOR, RULE_COLOR = "#202124", "#dadce0"  # a page replaces them by its own: html.svg
 BLUE = "#1967d2"
 
 
 class Picture(Figure):
-    """A Matplotlib figure that shows itself in Jupyter.
+    """A Matplotlib figure that Jupyter displays.
 
     Jupyter shows a bare `Figure` only after `%matplotlib inline` or an import of pyplot; this
     class brings its own PNG.
@@ -47,15 +47,15 @@ def images(images, columns=None, labels=None):
         images: array `(count, height, width, channels)` or a list of arrays of any sizes; 1 or 3
             channels (or none), float in [0, 1] or uint8.
         columns: int, images in a row; None for about as many rows as columns.
-        labels: one str (or number) per image, written under it, or None. A long one runs on
-            under the images to the right.
+        labels: one str (or number) per image, written under it, or None. A long one continues
+            under the images to its right.
 
     Returns:
         A `Picture`, row by row from the upper left.
 
     Raises:
-        ValueError: if there are no images or more than 400, they are none, or labels are not as
-            many.
+        ValueError: if there are no images or more than 400, they are of another shape or type, or
+            there are more or fewer labels.
 
     Example:
 
@@ -80,7 +80,7 @@ def images(images, columns=None, labels=None):
     cells = [_image(image, f"images[{i}]") for i, image in enumerate(images)]
     columns, rows = min(columns, len(cells)), math.ceil(len(cells) / columns)
 
-    # All lengths are inches; the images stand in one pair of axes, which is quick to draw.
+    # All lengths are inches; one pair of axes for all images is quick to draw.
     width = min(1.4, max(0.3, 9.6 / columns))
     height = width * max(cell.shape[0] / cell.shape[1] for cell in cells)
     gap, under = 0.04, 0.0 if labels is None else 0.17
@@ -117,7 +117,7 @@ def mosaic(images, columns=None):
         RGB image, uint8 `(rows * (height + 2) + 2, columns * (width + 2) + 2, 3)`.
 
     Raises:
-        ValueError: if there are no images, or they are none.
+        ValueError: if there are no images, or they are of another shape or type.
 
     Example:
 
@@ -143,7 +143,7 @@ def animation(frames, path, seconds=0.25, hold=2.0):
     Args:
         frames: sequence of images of one size, each an array `(height, width, channels)`, float
             in [0, 1] or uint8, such as `mosaic` makes, or the path of a PNG.
-        path: where to; the name ends in `.gif` (256 colors a frame, shown everywhere) or
+        path: the file; its name ends in `.gif` (256 colors a frame, shown everywhere) or
             `.webp` (all colors, smaller).
         seconds: float, how long a frame is shown.
         hold: float, how long the last one is shown.
@@ -193,13 +193,13 @@ def masks(
             `(batch, height, width, num_classes)`, or None.
         palette: array `(num_classes, 3)`, RGB in 0..255, one color per class.
         class_names: names of the classes, in the order of the palette.
-        ignore_class: int, the label in `truth` that counts nowhere (drawn striped), or None.
+        ignore_class: int, the label in `truth` that is ignored (drawn striped), or None.
         titles: one str per item, written under its image, or None.
 
     Returns:
         A `Picture`: columns image, truth, prediction and difference (those that are known), and
-        a legend of the classes that occur. Under each difference stands the share of wrong
-        pixels among those that count.
+        a legend of the classes that occur. The share of wrong pixels among those that count is
+        written under each difference.
 
     Raises:
         ValueError: if there is nothing to draw, if lengths or sizes don't fit together, if an id
@@ -303,7 +303,7 @@ def comparison(images, truth, predictions, *, palette, class_names, ignore_class
 
 
 def neighbours(images, nearest, distances=None):
-    """Draws generated images beside the real ones that they are most like: are they copies?
+    """Draws generated images beside their nearest real images: are they copies?
 
     Args:
         images: as in `masks`, the generated ones.
@@ -404,10 +404,10 @@ def confusion_matrix(matrix, class_names):
 
     Returns:
         A `Picture`. Each row is divided by its sum: the darker a cell, the larger the share of
-        the class's pixels that was predicted as the column's; in percent up to 24 classes.
+        the row's class that was predicted as the column's; with numbers up to 24 classes.
 
     Raises:
-        ValueError: if the matrix is not square, or the names are not as many.
+        ValueError: if the matrix is not square, or the number of names differs.
 
     Example:
 
@@ -451,7 +451,7 @@ def confusion_matrix(matrix, class_names):
 
 
 def reliability(bins):
-    """Draws a reliability diagram: how often a prediction was right against how sure it was.
+    """Draws a reliability diagram: accuracy against confidence.
 
     Args:
         bins: array `(num_bins, 3)`, as `metrics.calibration_bins` counts them: pixels, those
@@ -494,15 +494,15 @@ def folds(scores, quantity="mean IoU"):
 
     Args:
         scores: dict from a model's name to one number per fold, the same folds for each.
-        quantity: str, what the numbers are.
+        quantity: str, the name of the score.
 
     Returns:
         A `Picture`: a dot per fold, beside them the mean with one standard deviation to each
-        side. A line joins the dots of one fold, so that one sees whether a model is better
-        everywhere or on average.
+        side. A line joins the dots of one fold: it shows whether a model is better on every fold
+        or only on average.
 
     Raises:
-        ValueError: if there are no scores, or not as many for each model.
+        ValueError: if there are no scores, or their number differs between models.
     """
     lengths = {len(each) for each in scores.values()}
     if len(lengths) != 1 or 0 in lengths:
@@ -533,7 +533,7 @@ def save(figure, path):
 
     Args:
         figure: a `matplotlib.figure.Figure`.
-        path: where to; the name must end in `.png`.
+        path: the file; its name must end in `.png`.
 
     Raises:
         ValueError: if the name does not end in `.png`.
@@ -544,7 +544,7 @@ def save(figure, path):
 
 
 def check_name(path):
-    """Raises the error of `save` about a name, before there is a figure."""
+    """Raises the error of `save` for a wrong name, before there is a figure."""
     if not str(path).lower().endswith(".png"):
         raise ValueError(f"A figure is saved as PNG: the name must end in .png. Found: {path}")
 
@@ -587,14 +587,14 @@ def colorize(mask, palette, ignore_class=None):
 
 
 def overlay(image, mask, palette, ignore_class=None, alpha=0.5):
-    """Lays the colors of a mask over its image.
+    """Blends the colors of a mask over its image.
 
     Args:
         image: array `(height, width, channels)`, 1 or 3 channels, float in [0, 1] or uint8.
         mask: integer class ids `(height, width)`.
         palette: array `(num_classes, 3)`, RGB in 0..255.
         ignore_class: int, the void label, drawn as light gray stripes, or None.
-        alpha: float in [0, 1], how much of the mask is seen.
+        alpha: float in [0, 1], the opacity of the mask.
 
     Returns:
         RGB image, uint8 `(height, width, 3)`.
@@ -613,7 +613,7 @@ def heat(values, highest):
     """Colors numbers from black (0) over purple and orange to bright yellow (`highest`).
 
     Args:
-        values: array `(height, width)`, 0 to `highest`; what is above has the last color.
+        values: array `(height, width)`, 0 to `highest`; larger values have the last color.
         highest: float, more than 0.
 
     Returns:
@@ -623,7 +623,7 @@ def heat(values, highest):
 
 
 def wrong_pixels(truth, prediction, ignore_class=None):
-    """Says for each pixel whether it counts and is wrong: bool `(height, width)`.
+    """Finds the pixels that count and are wrong: bool `(height, width)`.
 
     Args:
         truth: integer class ids `(height, width)`.

@@ -47,14 +47,14 @@ def environment(backend, threads):
 class Worker:
     """A process that answers requests: each is a line of JSON, and so is its answer.
 
-    It has its own session, so that Ctrl-C reaches this process alone; `end` ends it and all that
-    it started. It ends by itself when this process is gone, since nobody asks any more.
+    It has its own session, so that Ctrl-C reaches this process alone; `end` ends it and its
+    children. It also ends when this process ends, since its standard input is then closed.
 
     Args:
-        module: str, what the process runs, such as `"keras_segen.bench.costs_child"`: it calls
-            `serve`.
+        module: str, the module that the process runs, such as `"keras_segen.bench.costs_child"`;
+            it calls `serve`.
         backend, threads: as `environment` takes them.
-        log: path of a file to which what the process writes to standard error is added.
+        log: path of a file; the process' standard error is appended to it.
         **variables: further variables of its environment.
     """
 
@@ -76,14 +76,14 @@ class Worker:
 
         Args:
             request: str, one of the handlers' names.
-            on_event: called with each dict that the handler tells meanwhile (see `tell`).
-            **values: what the handler is called with, plain values.
+            on_event: called with each dict that the handler sends meanwhile (see `tell`).
+            **values: the handler's arguments, plain values.
 
         Returns:
-            dict: what the handler returned; or, if it raised, `error` (its kind and the first
-            line of what it said), `wrong` (bool: a ValueError or OSError, which a user can mend)
-            and `details` (the traceback). A process that died answers so, too, with the last
-            lines of its log, now and to every further request.
+            dict: what the handler returned; or, if it raised, `error` (the exception's class and
+            the first line of its message), `wrong` (bool: a ValueError or OSError, which a user
+            can fix) and `details` (the traceback). A process that died answers likewise, with the
+            last lines of its log, now and to every further request.
         """
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps({"request": request, "values": values}) + "\n")
@@ -119,7 +119,7 @@ class Worker:
 def serve(handlers):
     """Answers the requests of a `Worker`, until there are no more.
 
-    What libraries print goes to standard error, as does the traceback of an error.
+    Output of libraries goes to standard error, as does the traceback of an error.
 
     Args:
         handlers: dict from a request's name to a callable, from its values to a dict.
@@ -143,7 +143,7 @@ def serve(handlers):
 
 
 def tell(**event):
-    """Tells the process that asks how far it is; ends this one when nobody listens any more."""
+    """Sends progress to the process that asks; ends this one if that one is gone."""
     _say(event=event)
 
 

@@ -1,8 +1,8 @@
 """Lets Keras load models of ours as soon as keras_segen is imported, whichever came first.
 
-Keras looks for a class that it does not have itself among those that are registered, and a class
-is registered when its module is imported. Here stand the names of ours with their modules, which
-are imported when such a class is asked for. Nothing else of Keras is touched.
+Keras finds classes of other packages only if they are registered, and a class is registered when
+its module is imported. This module registers the names of our classes; the modules are imported
+when Keras loads such a class. Nothing else of Keras is touched.
 """
 
 import importlib
@@ -44,7 +44,7 @@ class Placeholder:
 
 
 def register():
-    """Tells Keras, which has been imported, the names of our classes."""
+    """Registers the names of our classes with Keras, which must be imported."""
     known = sys.modules["keras"].saving.get_custom_objects()
     for module, names in CLASSES.items():
         for name in names:
@@ -52,7 +52,7 @@ def register():
 
 
 def register_with_keras():
-    """Registers our classes now, or as soon as somebody imports Keras."""
+    """Registers our classes now, or as soon as Keras is imported."""
     if "keras" in sys.modules:
         register()
     elif not any(isinstance(finder, _AfterKeras) for finder in sys.meta_path):
@@ -60,7 +60,7 @@ def register_with_keras():
 
 
 class _AfterKeras(importlib.abc.MetaPathFinder):
-    """Waits for the import of Keras, leaves it as it is, and registers our classes after it."""
+    """Waits for the unchanged import of Keras, and registers our classes after it."""
 
     looks = False  # on behalf of which others are asked, and this one is not
 

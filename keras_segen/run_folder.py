@@ -1,4 +1,4 @@
-"""What can be known of a run folder without Keras: whether it is one, whole, and what it says."""
+"""Reading and checking run folders without Keras."""
 
 import csv
 import hashlib
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from keras_segen.files import write_json
 
-# Entries of a run.json that everything which reads one takes for granted.
+# Entries of a run.json that every reader relies on.
 ENTRIES = {"experiment": dict, "data": dict, "starts": list}
 
 
@@ -17,7 +17,7 @@ def load_run(folder):
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is not as a training writes it.
+        ValueError: a training did not write it so.
     """
     path = Path(folder) / "run.json"
     if not path.exists():
@@ -36,7 +36,7 @@ def load_run(folder):
 
 
 def find_model(folder):
-    """Returns the path of the model that a run folder keeps.
+    """Returns the path of the model in a run folder.
 
     Raises:
         FileNotFoundError: no epoch of the run is finished yet.
@@ -59,7 +59,7 @@ def read_rows(folder):
     """Reads `history.csv`: a list of dicts of column -> str, one per epoch; empty without it.
 
     Raises:
-        ValueError: a row has more or less than the header, or something that is no number.
+        ValueError: a row has more or fewer columns than the header, or a value is not a number.
     """
     path = Path(folder) / "history.csv"
     if not path.exists():
@@ -90,11 +90,11 @@ def find_checkpoint(folder):
 
 
 def seal(checkpoint, contents, settings, rows):
-    """Writes beside a checkpoint what belongs to it, so that `check_seal` can tell.
+    """Writes digests of what belongs to a checkpoint beside it, for `check_seal`.
 
     Args:
-        checkpoint: path of the `.keras` file that is about to be moved into place.
-        contents: path of the same file now.
+        checkpoint: path that the `.keras` file will be moved to.
+        contents: its path now.
         settings: dict, the task as in `run.json`.
         rows: the rows of the history until here.
     """
@@ -107,10 +107,10 @@ def seal(checkpoint, contents, settings, rows):
 def check_seal(checkpoint, settings, rows):
     """Checks that a checkpoint, the settings and the history of a run belong together.
 
-    A run of an earlier version of keras_segen has no seal and is taken as it is.
+    A run of an earlier version of keras_segen has no seal and is not checked.
 
     Raises:
-        ValueError: something was changed, mixed up or damaged; the message says what.
+        ValueError: something was changed, mixed up or damaged; the message names it.
     """
     path = checkpoint.with_suffix(".json")
     if not path.exists():
@@ -166,7 +166,7 @@ def next_folder(task, parent="runs"):
 def find_runs(parent="runs"):
     """Finds the run folders in a folder: list of `(path, contents of run.json)`, the oldest first.
 
-    What is no whole run is left out.
+    Incomplete runs are left out.
     """
     found = []
     for path in Path(parent).glob("*/run.json"):

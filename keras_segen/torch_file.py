@@ -1,8 +1,8 @@
 """Reads the weights that PyTorch saved, without PyTorch and without executing anything.
 
-A `.pth` file is made of pickles, and a pickle is a program that may call any function. Here it is
-read by a small machine of our own that knows the instructions and the names that a dictionary of
-weights needs; it calls nothing, and refuses every file that asks for more.
+A `.pth` file consists of pickles, and a pickle is a program that may call any function. This small
+interpreter knows only the instructions and names that a dictionary of weights needs; it calls
+nothing, and refuses every file that asks for more.
 """
 
 import math
@@ -15,7 +15,7 @@ _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 _MARK = object()
 
-# All that the pickle may name, and what it stands for here.
+# The names that a pickle may use, and their meaning here.
 _ORDERED_DICT, _REBUILD_TENSOR = object(), object()
 _GLOBALS = {
     "collections OrderedDict": _ORDERED_DICT,
@@ -59,14 +59,14 @@ def read_state_dict(path):
 
 
 class _Tensor:
-    """What the pickle says of a tensor; the values come later in the file."""
+    """A tensor as the pickle describes it; the values come later in the file."""
 
     def __init__(self, storage, offset, shape, strides, requires_grad, hooks):
         self.storage, self.offset, self.shape, self.strides = storage, offset, shape, strides
 
 
 def _run(file):
-    """Runs the next pickle of a file on the small machine and returns what it leaves."""
+    """Interprets the next pickle of a file and returns its result."""
     stack, memo = [], {}
 
     def pop_to_mark():

@@ -1,6 +1,6 @@
-"""The seam: all that keras_segen needs of a framework, and the only room that imports one.
+"""The seam: everything that keras_segen needs of a framework; only this room imports one.
 
-`tensorflow.py` and `torch.py` define the same functions, side by side; this file takes those of
+`tensorflow.py` and `torch.py` define the same functions, side by side; this file imports those of
 the framework that Keras runs on.
 """
 

@@ -5,7 +5,7 @@ import os
 import sys
 import tempfile
 
-# Of lines that say nothing is wrong: no GPU is here, or what the CPU has.
+# Parts of harmless lines: there is no GPU, or the features of the CPU.
 NOISE = (
     "All log messages before absl::InitializeLog() is called",
     "cudart_stub.cc",
@@ -18,9 +18,9 @@ NOISE = (
 
 @contextlib.contextmanager
 def without_noise():
-    """Drops the lines of `NOISE` from what is written to standard error, also by C++.
+    """Drops lines with `NOISE` from standard error, also those of C++.
 
-    All else is passed on at the end.
+    All other lines are written at the end.
     """
     sys.stderr.flush()
     standard_error = os.dup(2)
@@ -41,7 +41,7 @@ def without_noise():
 def start():
     """Imports TensorFlow and lets it look for devices, without noise.
 
-    Where there is a GPU, what TensorFlow says of it is passed on.
+    TensorFlow's messages about a GPU are kept.
     """
     with without_noise():
         import tensorflow

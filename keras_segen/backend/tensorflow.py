@@ -37,19 +37,19 @@ def share_of_replica(loss):
     """Divides a loss by the number of replicas, whose gradients Keras' optimizers sum.
 
     Each replica of a `tf.distribute` strategy sees a part of the batch. As for Keras' own losses,
-    what is minimized is the mean of what the replicas find.
+    the mean of the replicas' losses is minimized.
     """
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     return loss / replicas if replicas > 1 else loss
 
 
 def minimize(loss_fn, variables, optimizer):
-    """Takes one optimizer step on some variables; all others stay as they are.
+    """Takes one optimizer step on some variables; all others stay unchanged.
 
     Args:
         loss_fn: `callable() -> (loss, results)`: a tensor without dimensions, and any structure
-            of tensors that the caller wants to see. It may itself minimize something else.
-        variables: list of `keras.Variable`, those to move.
+            of tensors for the caller. It may itself minimize something else.
+        variables: list of `keras.Variable`, those to update.
         optimizer: a built `keras.optimizers.Optimizer`; it may scale the loss, accumulate
             gradients or clip them.
 
@@ -66,7 +66,7 @@ def minimize(loss_fn, variables, optimizer):
 
 
 def gradients(loss_fn, variables):
-    """Differentiates a loss by variables, and by tensors on the way to it.
+    """Differentiates a loss by variables, and by intermediate tensors.
 
     Args:
         loss_fn: `callable() -> (loss, tensors)`: a tensor without dimensions, and a list of float
@@ -75,8 +75,8 @@ def gradients(loss_fn, variables):
 
     Returns:
         loss, tensors: what `loss_fn` returned, without gradients.
-        by_variables, by_tensors: lists of tensors; None where the loss does not depend on one, or
-            the way to it leads through none of the variables.
+        by_variables, by_tensors: lists of tensors; None if the loss does not depend on it, or if
+            it does not depend on any of the variables.
     """
     values = [variable.value for variable in variables]
     with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -123,11 +123,11 @@ _stock_moments, _stock_resize = tf.nn.moments, tf.image.resize
 
 @contextlib.contextmanager
 def _differentiable_twice():
-    """Replaces, for this thread and a while, what TensorFlow differentiates once only.
+    """Replaces, in this thread and context, what TensorFlow can differentiate only once.
 
-    `tf.nn.moments`, of which Keras makes its normalizations, stops the gradient at the mean: that
-    is right for the first derivative and wrong for the second. `tf.image.resize` has no second
-    derivative; for bilinear interpolation TensorFlow leaves it out without a word.
+    `tf.nn.moments`, which Keras' normalizations use, stops the gradient at the mean: that is right
+    for the first derivative and wrong for the second. `tf.image.resize` has no second derivative;
+    for bilinear interpolation TensorFlow silently omits it.
     """
     global _within
     if getattr(_here, "twice", False):
@@ -173,11 +173,11 @@ def _refuse_to_resize(
 
 
 def uniform(key, step, first_row, shape):
-    """Draws uniform random numbers that are a function of the arguments, bit by bit.
+    """Draws uniform random numbers that depend only on the arguments, to the bit.
 
     Args:
         key: int in [0, 2**64), names the stream.
-        step: integer, a number or a tensor: which part of the stream.
+        step: integer, a number or a tensor: the part of the stream.
         first_row: integer, a number or a tensor; row `r` of the result is row `first_row + r` of
             the step, however many rows are drawn at once.
         shape: `(rows, columns)`; columns is a multiple of 4, rows may be a tensor.
@@ -199,9 +199,9 @@ def uniform(key, step, first_row, shape):
 def make_loader(batches):
     """Makes a `tf.data.Dataset` of the batches of a `keras_segen.data.loader.Batches`.
 
-    Each pass over it is one epoch. An epoch counts as done when its last batch has been taken:
-    an iterator that somebody opens, peeks into and drops leaves the next epoch as it was. That
-    needs a pipeline that reads nothing ahead (`Batches` does, in its own thread or processes).
+    Each pass over it is one epoch. An epoch is done when its last batch has been taken: an
+    iterator that is opened, peeked into and dropped does not change the next epoch. That needs a
+    pipeline that does not read ahead (`Batches` does, in its own thread or processes).
     """
     rest = len(batches.dataset) % batches.batch_size
     rows = batches.batch_size if rest == 0 or batches.drop_last else None
@@ -231,7 +231,7 @@ _graphs = weakref.WeakKeyDictionary()  # model -> its methods' predictions as gr
 def infer(model, images, method="__call__"):
     """Runs a model, or a method of it, once, for inference: NumPy images in, NumPy outputs out.
 
-    The method takes `training`, and makes tensors out of tensors. Keras' `predict_on_batch` does
+    The method takes tensors and `training`, and returns tensors. Keras' `predict_on_batch` does
     the same with more around it, a good part of a millisecond.
     """
     graphs = _graphs.setdefault(model, {})
@@ -252,7 +252,7 @@ def _graph(model, method, jit_compile):
 
 @contextlib.contextmanager
 def without_the_other_framework():
-    """Lets Keras describe layers as always: on TensorFlow it never asks for PyTorch."""
+    """Does nothing: on TensorFlow, Keras does not import PyTorch to serialize layers."""
     yield
 
 
@@ -262,14 +262,14 @@ def save_model(model, path):
 
 
 def synchronize():
-    """Waits until all work given to the device is done."""
+    """Waits until the device has finished all work."""
     tf.test.experimental.sync_devices()
 
 
 def limit_threads(threads):
     """Limits the threads within an operation, and those for operations side by side.
 
-    Called once, before anything is computed: TensorFlow has started its threads then.
+    Call it once, before anything is computed: then TensorFlow has started its threads.
     """
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
@@ -288,7 +288,7 @@ def peak_device_memory():
 
 
 def settings():
-    """Returns what affects speed and numbers here, as a dict of plain values."""
+    """Returns the settings that affect speed and numbers, as a dict of plain values."""
     gpus = tf.config.list_physical_devices("GPU")
     device, threading = "CPU", tf.config.threading
     if gpus:

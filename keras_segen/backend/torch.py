@@ -41,12 +41,12 @@ def share_of_replica(loss):
 
 
 def minimize(loss_fn, variables, optimizer):
-    """Takes one optimizer step on some variables; all others stay as they are.
+    """Takes one optimizer step on some variables; all others stay unchanged.
 
     Args:
         loss_fn: `callable() -> (loss, results)`: a tensor without dimensions, and any structure
-            of tensors that the caller wants to see. It may itself minimize something else.
-        variables: list of `keras.Variable`, those to move.
+            of tensors for the caller. It may itself minimize something else.
+        variables: list of `keras.Variable`, those to update.
         optimizer: a built `keras.optimizers.Optimizer`; it may scale the loss, accumulate
             gradients or clip them.
 
@@ -64,7 +64,7 @@ def minimize(loss_fn, variables, optimizer):
 
 
 def gradients(loss_fn, variables):
-    """Differentiates a loss by variables, and by tensors on the way to it.
+    """Differentiates a loss by variables, and by intermediate tensors.
 
     Args:
         loss_fn: `callable() -> (loss, tensors)`: a tensor without dimensions, and a list of float
@@ -73,8 +73,8 @@ def gradients(loss_fn, variables):
 
     Returns:
         loss, tensors: what `loss_fn` returned, without gradients.
-        by_variables, by_tensors: lists of tensors; None where the loss does not depend on one, or
-            the way to it leads through none of the variables.
+        by_variables, by_tensors: lists of tensors; None if the loss does not depend on it, or if
+            it does not depend on any of the variables.
     """
     loss, tensors = loss_fn()
     sources = [variable.value for variable in variables] + tensors
@@ -89,8 +89,8 @@ def gradients(loss_fn, variables):
 def double_precision():
     """Lets Keras compute in float64 where a layer's dtype is float64.
 
-    On PyTorch Keras takes float32 in place of float64 wherever it works out a common type, as JAX
-    does: a batch normalization in float64 computes in float32. In this context it does not.
+    On PyTorch, Keras replaces float64 by float32 in type promotion, as JAX does: a batch
+    normalization in float64 computes in float32. In this context it does not.
     """
     types = keras_dtypes.BIT64_TO_BIT32_DTYPE
     before = types["float64"]
@@ -119,11 +119,11 @@ def input_gradient(fn, x):
 
 
 def uniform(key, step, first_row, shape):
-    """Draws uniform random numbers that are a function of the arguments, bit by bit.
+    """Draws uniform random numbers that depend only on the arguments, to the bit.
 
     Args:
         key: int in [0, 2**64), names the stream.
-        step: integer, a number or a tensor: which part of the stream.
+        step: integer, a number or a tensor: the part of the stream.
         first_row: integer, a number or a tensor; row `r` of the result is row `first_row + r` of
             the step, however many rows are drawn at once.
         shape: `(rows, columns)`; columns is a multiple of 4, rows may be a tensor.
@@ -140,11 +140,11 @@ def uniform(key, step, first_row, shape):
 class _Epochs(torch.utils.data.IterableDataset):
     """The epochs of a `Batches`, one for each iterator that is read to its end.
 
-    Before it trains, Keras takes one batch to learn its shape and drops that iterator; after
-    each epoch it opens one that it never reads. Neither may count. An epoch of several batches
-    is done when its last batch has been taken. If it has a single batch, a look at it takes all
-    of it: then it is done only if the next iterator is opened, or the end reached, while this
-    one is still held; Keras drops the one it peeked with before that.
+    Before training, Keras takes one batch to learn its shape and drops that iterator; after each
+    epoch it opens one that it never reads. Neither may count. An epoch of several batches is done
+    when its last batch has been taken. If it has a single batch, peeking takes all of it: then it
+    is done only if the next iterator is opened, or the end reached, while this one is still held;
+    Keras drops its peeking iterator before that.
     """
 
     def __init__(self, batches):
@@ -183,10 +183,10 @@ class _Epochs(torch.utils.data.IterableDataset):
 def make_loader(batches):
     """Makes a `torch.utils.data.DataLoader` of a `keras_segen.data.loader.Batches`.
 
-    Each pass over it is one epoch; an iterator that somebody opens, peeks into and drops leaves
-    the next epoch as it was. `Batches` reads ahead itself, in its own thread or processes.
+    Each pass over it is one epoch; an iterator that is opened, peeked into and dropped does not
+    change the next epoch. `Batches` reads ahead itself, in its own thread or processes.
     """
-    # A generator of its own: opening an iterator draws a number from it.
+    # Its own generator, since opening an iterator draws a number from it.
     return torch.utils.data.DataLoader(
         _Epochs(batches), batch_size=None, generator=torch.Generator()
     )
@@ -195,7 +195,7 @@ def make_loader(batches):
 def infer(model, images, method="__call__"):
     """Runs a model, or a method of it, once, for inference: NumPy images in, NumPy outputs out.
 
-    The method takes `training`, and makes tensors out of tensors.
+    The method takes tensors and `training`, and returns tensors.
     """
     images = keras.tree.map_structure(keras.ops.convert_to_tensor, images)
     with torch.no_grad():
@@ -214,11 +214,11 @@ def _to_numpy(tensor):
 
 @contextlib.contextmanager
 def without_the_other_framework():
-    """Lets Keras describe layers (`get_config`, `save`) without importing TensorFlow.
+    """Lets Keras serialize layers (`get_config`, `save`) without importing TensorFlow.
 
-    Keras asks of every value that it describes whether it is one of TensorFlow's, and imports
-    TensorFlow to ask: seconds, and hundreds of MB for the rest of the process. In this context
-    Keras takes it for not installed, as it may well be.
+    Keras checks whether each value that it serializes belongs to TensorFlow, and imports TensorFlow
+    to check: that costs seconds, and hundreds of MB for the rest of the process. In this context
+    Keras takes TensorFlow for not installed, which may be true.
     """
     lazy = tensorflow_if_imported
     before = lazy._available
@@ -230,13 +230,13 @@ def without_the_other_framework():
 
 
 def save_model(model, path):
-    """Saves a model as `.keras`, without its framework's rival."""
+    """Saves a model as `.keras`, without importing TensorFlow."""
     with without_the_other_framework():
         model.save(path)
 
 
 def synchronize():
-    """Waits until all work given to the device is done."""
+    """Waits until the device has finished all work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     elif torch.backends.mps.is_available():
@@ -251,14 +251,14 @@ def peak_device_memory():
 def limit_threads(threads):
     """Limits the threads within an operation, and those for operations side by side.
 
-    Called once, before anything is computed: PyTorch allows the second limit no later.
+    Call it once, before anything is computed: later, PyTorch does not allow the second limit.
     """
     torch.set_num_threads(threads)
     torch.set_num_interop_threads(threads)
 
 
 def settings():
-    """Returns what affects speed and numbers here, as a dict of plain values."""
+    """Returns the settings that affect speed and numbers, as a dict of plain values."""
     cuda = torch.cuda.is_available()
     device = keras.ops.zeros(()).device.type
     return {

@@ -1,1 +1,1 @@
-"""How fast: what a step, a prediction and a batch cost on this machine."""
+"""Benchmarks: the cost of a step, a prediction and a batch on this machine."""

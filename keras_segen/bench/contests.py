@@ -1,4 +1,4 @@
-"""What is measured against a loop written by hand: a network, how ours is built, how the other.
+"""Networks that are measured against loops written by hand: how both are built.
 
 `keras_segen.bench.handwritten` has the same networks in plain PyTorch and plain TensorFlow.
 """
@@ -13,16 +13,16 @@ from keras_segen.determinism import initialize, rng
 from keras_segen.generation import noise
 from keras_segen.tasks.segmentation import SegmentationTask
 
-# How Adam goes while the two are proven equal: in short steps, and with an epsilon at which a
-# gradient that is zero but for rounding stays without effect. In long steps such gradients, and a
-# GAN's two players, double a difference in the last digit with every step.
+# Adam's settings in a proof: a small learning rate, and an epsilon that suppresses gradients which
+# are zero except for rounding. With a large rate such gradients, and a GAN's two players, double a
+# difference in the last digit with every step.
 PROVING_RATE = 0.1
 EPSILON, PROVING_EPSILON = 1e-7, 1e-2
 
 
 @dataclasses.dataclass(frozen=True)
 class Contest:
-    """A network of ours against the native one: what both are made of.
+    """A network of ours against the native one, and the arguments of both.
 
     Args:
         network: str, one of `NETWORKS`; `contest` takes the class for it.
@@ -34,7 +34,7 @@ class Contest:
         seed: int, for weights, order and noise.
 
     Raises:
-        ValueError: a value does not suit the network.
+        ValueError: a value does not fit the network.
     """
 
     network: str
@@ -62,7 +62,7 @@ class Contest:
         return (*self.image_size, self.channels)
 
     def predict_as_keras_does(self, model, inputs):
-        """Predicts with what Keras has for it, if it has something: NumPy to NumPy."""
+        """Predicts with Keras' own method, if there is one: NumPy to NumPy."""
         return self.predict(model, inputs)
 
     def _rate(self, proving):
@@ -81,7 +81,7 @@ class Contest:
 
 
 class SegmentationContest(Contest):
-    """A network that labels pixels."""
+    """A segmentation network."""
 
     IMAGE_SIZE, BATCH_SIZE, LEARNING_RATE = (128, 128), 4, 1e-3
     SIDES = ("fit", "fit with metrics")
@@ -106,7 +106,7 @@ class SegmentationContest(Contest):
     def build(self, dataset, side="fit", proving=False):
         """Builds our network, ready for `fit`: with the loss alone, or as `train` does.
 
-        For a proof Adam goes in shorter steps.
+        For a proof, Adam's learning rate is smaller.
         """
         task = self._experiment()
         model = task.build_model(dataset)
@@ -131,7 +131,7 @@ class SegmentationContest(Contest):
         return [("", model)]
 
     def inputs(self, batches):
-        """Returns what is predicted from: NumPy."""
+        """Returns the inputs of predictions: NumPy."""
         return batches.stored[0][0]
 
     def predict(self, model, inputs):
@@ -143,7 +143,7 @@ class SegmentationContest(Contest):
 
 
 class GenerationContest(Contest):
-    """A model that makes images out of codes."""
+    """A generative model."""
 
     IMAGE_SIZE, BATCH_SIZE = (32, 32), 64
     SIDES = ("fit",)
@@ -247,7 +247,7 @@ def contest(network, **options):
     """Makes a `Contest` of the class for a network.
 
     Raises:
-        ValueError: there is no such network, or an option does not suit it.
+        ValueError: there is no such network, or an option does not fit it.
     """
     if network not in NETWORKS:
         raise ValueError(f"There is no native {network!r}; there are: {', '.join(NETWORKS)}.")

@@ -1,9 +1,9 @@
-"""What a step costs on each framework, in each of its modes, and how that grows.
+"""The cost of a step on each framework, in each of its modes, and its growth with size.
 
-Each backend and mode has a process of its own (`costs_child.py`): memory and start-up are its
-own. All live at once, but one at a time computes, when it is asked. For each cell, an image size
-and a batch size, they get ready one after the other and then take turns, round by round. Cells go
-from the fewest pixels to the most, since the peak memory of a process never falls.
+Each backend and mode has its own process (`costs_child.py`), with its own memory and start-up. All
+exist at once, but only one computes at a time. For each cell, an image size and a batch size, they
+prepare one after the other and then take turns, round by round. Cells are in ascending order of
+pixels, since the peak memory of a process never falls.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from keras_segen.bench.earlier import find_earlier
 from keras_segen.compare.rounds import by_turns, check_counts
 from keras_segen.processes import Worker, num_threads
 
-# What a step can be run as: values for Keras' `compile`, never "auto", and what it means.
+# Modes of a step: values for Keras' `compile`, never "auto", and a description.
 MODES = {
     "tensorflow": {
         "graph": (False, False, "one graph (tf.function), without XLA"),
@@ -49,7 +49,7 @@ BUSY = 0.7  # of the time, at least, a step's threads work, or somebody else had
 
 
 def choose_modes(backends, modes=None):
-    """Chooses what is measured: list of pairs (backend, mode).
+    """Chooses the backends and modes: list of pairs (backend, mode).
 
     Args:
         backends: names of backends.
@@ -85,7 +85,7 @@ def choose_modes(backends, modes=None):
 
 
 def check(task, image_sizes, batch_sizes, steps, rounds):
-    """Checks what can be checked before a framework is imported.
+    """Checks the arguments before a framework is imported.
 
     Raises:
         ValueError: a number is out of range, or the data set cannot give such batches.
@@ -121,7 +121,7 @@ def run(
     rounds=5,
     tell=lambda text: None,
 ):
-    """Measures what a step costs and writes the result into a folder.
+    """Measures the cost of a step and writes the result into a folder.
 
     Args:
         task: a `keras_segen.tasks.task.Task`; its own image size and batch size do not count.
@@ -132,8 +132,8 @@ def run(
         modes: names as `choose_modes` takes them.
         backends: names of the backends.
         threads: int, for each process; None for one per core.
-        steps: int, steps per round, at least 3: of them the first and the last are not timed.
-        rounds: int, rounds that are timed.
+        steps: int, steps per round, at least 3; the first and the last are not timed.
+        rounds: int, timed rounds.
         tell: called with a line of text now and then.
 
     Returns:
@@ -157,7 +157,7 @@ def run(
     for backend, mode in list(chosen):
         try:
             in_mode(task, mode)
-        except ValueError as error:  # a network out of a file has its precision
+        except ValueError as error:  # a network from a file has its own precision
             if modes is not None:
                 raise
             chosen.remove((backend, mode))
@@ -172,7 +172,7 @@ def run(
         try:
             for number, (backend, mode) in enumerate(chosen):
                 tell(f"starting {backend}, {mode} …")
-                # What torch.compile has compiled before must not make its first step faster.
+                # Earlier results of torch.compile must not make its first step faster.
                 cache = {"TORCHINDUCTOR_CACHE_DIR": str(Path(scratch) / f"compiled-{number}")}
                 log = Path(scratch) / f"{number}.txt"
                 workers.append(
@@ -218,7 +218,7 @@ def run(
 
 
 def measure_cell(result, workers, image_size, batch_size, rounds, tell):
-    """Measures one cell in all processes, by turns, and adds what was found to `result`."""
+    """Measures one cell in all processes, by turns, and adds the figures to `result`."""
     where = f"{image_size[0]}x{image_size[1]}, batch {batch_size}"
     cells = []
     for worker, process in zip(workers, result["processes"], strict=True):
@@ -259,13 +259,13 @@ def in_mode(task, mode):
 
 
 def switches(backend, mode):
-    """What is set on the model: the names are those of Keras' `compile`."""
+    """The arguments of Keras' `compile` for a mode."""
     run_eagerly, jit_compile, _ = MODES[backend][mode.split("+")[0]]
     return {"run_eagerly": run_eagerly, "jit_compile": jit_compile}
 
 
 def process(task, backend, mode):
-    """What is known of a process before it starts."""
+    """The entry of a process before it starts."""
     return {
         "backend": backend,
         "mode": mode,
@@ -282,7 +282,7 @@ def pixels(cell):
 
 
 def conditions(task, image_sizes, batch_sizes, chosen, threads, steps):
-    """Returns all that the costs depend on but the versions, as plain values."""
+    """Returns everything that the costs depend on except versions, as plain values."""
     here = machine.hardware()
     values = {
         "experiment": {
@@ -302,7 +302,7 @@ def conditions(task, image_sizes, batch_sizes, chosen, threads, steps):
 
 
 def medians(result):
-    """What a later result is compared with: dict with `ms`, by `key` and work."""
+    """The figures for comparison with a later result: dict with `ms`, by `key` and work."""
     found = {}
     for cell in result["cells"]:
         if "error" not in cell:
@@ -321,10 +321,10 @@ def key(cell):
 
 
 def fit(sizes, values):
-    """Fits how a cost grows: a fixed part, a part per image, a part per megapixel.
+    """Fits the growth of a cost: a fixed part, a part per image, a part per megapixel.
 
     Least squares of the relative error, since the error of a time grows with it. The part per
-    image, whatever its size, can be told from the others only if both sizes vary.
+    image can be separated from the others only if both sizes vary.
 
     Args:
         sizes: list of `(megapixels of an image, images of a step)`.
@@ -332,9 +332,9 @@ def fit(sizes, values):
 
     Returns:
         Dict with `fixed`, `per_image` (or None) and `per_megapixel` in the unit of the values,
-        and `residual`, the standard deviation of what is left over, relative, with the parts
-        that were fitted taken off the count; None where nothing is left over to judge by. None
-        instead of the dict for less than two different numbers of pixels.
+        and `residual`, the relative standard deviation of the residuals, with the degrees of
+        freedom of the fit; None without any. None instead of the dict for fewer than two
+        different numbers of pixels.
 
     Example:
 
@@ -393,7 +393,7 @@ def value(cell, what):
 
 
 def notes(processes, cells):
-    """What makes the figures less worth: list of sentences."""
+    """What makes the figures less reliable: list of sentences."""
     said = []
     known = [process["settings"] for process in processes if "settings" in process]
     for name in ("threads", "inter-op threads", "layout", "device"):

@@ -1,4 +1,4 @@
-"""The process that measures one mode of one backend, cell by cell, when it is asked to.
+"""The process that measures one mode of one backend, cell by cell, on request.
 
     python -m keras_segen.bench.costs_child
 
@@ -30,9 +30,9 @@ class Cell:
         steps: int, steps in a round.
 
     Attributes:
-        seconds: dict, what it took to get ready: `build` (data, network, `compile`),
-            `first_predict` and `first_step` of `fit`: here is what traces and compiles.
-        auto: bool, what `jit_compile="auto"`, Keras' own default, would have meant.
+        seconds: dict, the time to prepare: `build` (data, network, `compile`), `first_predict` and
+            `first_step` of `fit`, which include tracing and compilation.
+        auto: bool, the value of `jit_compile="auto"`, Keras' own default, for this model.
         works: dict from `"train"`, `"predict"` and `"load"` to a callable that runs one round and
             returns time and CPU time per step.
     """
@@ -116,7 +116,7 @@ def set_mode(model, mode):
     """Sets what Keras' `compile` calls `run_eagerly` and `jit_compile`.
 
     Raises:
-        RuntimeError: when the model cannot be compiled so; Keras would go on without.
+        RuntimeError: when the model cannot be compiled so; Keras would silently not do it.
     """
     model.run_eagerly = mode["run_eagerly"]
     model.jit_compile = mode["jit_compile"]
@@ -128,7 +128,7 @@ class Handlers:
     """The answers to `costs.py`."""
 
     def start(self, task, image_sizes, mode, steps, threads):
-        """Imports all that is needed and builds the model once for each image size."""
+        """Imports everything needed and builds the model once for each image size."""
         import keras
 
         from keras_segen import backend, generation, segmentation  # noqa: F401  (what is timed)
@@ -175,7 +175,7 @@ class Handlers:
         return found
 
     def forget(self):
-        """Lets the model go, and what frameworks have compiled for it."""
+        """Frees the model and everything compiled for it."""
         import keras
 
         self.cell = None

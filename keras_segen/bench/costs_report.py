@@ -1,4 +1,4 @@
-"""What a step costs, as one self-contained HTML page and in the terminal: see `costs.py`."""
+"""The cost of a step as a self-contained HTML page and in the terminal, see `costs.py`."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def write_page(result, folder):
 
 
 def verdict(result):
-    """Says in one sentence what a training step of the largest cell costs, least and most."""
+    """The least and the most cost of a training step of the largest cell, in one sentence."""
     settings, processes = result["settings"], result["processes"]
     subject = Path(settings["experiment"]["model"]).name
     known = next((each["parameters"] for each in processes if "parameters" in each), None)
@@ -50,7 +50,7 @@ def verdict(result):
 
 
 def name(row):
-    """How a backend and mode are called."""
+    """The name of a backend and mode."""
     return f"{display_name(row['backend'])}, {row['mode']}"
 
 
@@ -59,7 +59,7 @@ def count(number, thing):
 
 
 def sizes(result):
-    """The cells, whoever measured them: list of (image size, batch size)."""
+    """The cells of all processes: list of (image size, batch size)."""
     found = ((tuple(cell["image_size"]), cell["batch_size"]) for cell in result["cells"])
     return list(dict.fromkeys(found))
 
@@ -74,7 +74,7 @@ def find(result, process, image_size, batch_size):
 
 
 def step_table(result, image_size, batch_size):
-    """What a step costs at one size, a row for each process: a `Table`."""
+    """The cost of a step at one size, a row for each process: a `Table`."""
     rows = []
     for process in result["processes"]:
         cell = find(result, process, image_size, batch_size)
@@ -94,7 +94,7 @@ def step_table(result, image_size, batch_size):
 
 
 def work_cell(result, cell, work):
-    """The time of a kind of work; below it its range, the CPU time, and what it was before."""
+    """The time of a kind of work; below it its range, the CPU time, and the earlier result."""
     ms, was = cell[work]["ms"], result["earlier"] and result["earlier"]["ms"]
     was = was and was.get(f"{costs.key(cell)}, {work}")
     below = [f"{show(ms['p10'])} to {show(ms['p90'])}"]
@@ -123,7 +123,7 @@ def growth_table(result):
 
 
 def mode_table(result):
-    """What each process ran, and how long it took to start: a `Table`."""
+    """The mode of each process, and its start-up time: a `Table`."""
     rows = []
     for process in result["processes"]:
         text = (
@@ -134,7 +134,7 @@ def mode_table(result):
             own = process["settings"]
             text += f"; {count(own['threads'], 'thread')} within an operation, "
             text += f"{own['inter-op threads']} side by side, {own['layout']}, {own['device']}"
-        if "replacements" in process.get("settings", {}):  # not in files of before
+        if "replacements" in process.get("settings", {}):  # not in older files
             text += f"; replaced in Keras: {own['replacements']}"
         if "auto" in process:
             text += f"; “auto” would be jit_compile={process['auto']}"
@@ -143,7 +143,7 @@ def mode_table(result):
 
 
 def failure_table(result):
-    """What failed, each error of a process once: a `Table`."""
+    """The errors, each error of a process once: a `Table`."""
     found = {}
     for cell in result["cells"]:
         if "error" in cell:
@@ -158,7 +158,7 @@ def failure_table(result):
 
 
 def setting_table(result):
-    """All that the figures depend on: a `Table`."""
+    """Everything that the figures depend on: a `Table`."""
     values = dict(result["settings"])
     values = {**values.pop("experiment"), **values}
     values["image_sizes"] = ["x".join(map(str, each)) for each in values["image_sizes"]]
@@ -251,7 +251,7 @@ def page(result):
 
 
 def print_result(result, console, folder):
-    """Prints what was measured, what it means, and where it lies.
+    """Prints the figures, the verdict and the path of the page.
 
     Args:
         result: dict as `costs.run` returns it.

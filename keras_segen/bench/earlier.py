@@ -1,4 +1,4 @@
-"""Results of measurements in a folder, and what an earlier one said."""
+"""Earlier results of benchmarks in a folder."""
 
 import json
 from pathlib import Path
@@ -9,16 +9,16 @@ def find_earlier(folder, pattern, settings, figures, command):
 
     Args:
         folder: path; it need not exist.
-        pattern: str, what the names of such results match; in the order of names is that of time.
+        pattern: str, a pattern of the names of such results, which sort by time.
         settings: dict of plain values, as under `"settings"` in a result.
-        figures: callable from a result, a dict, to a dict of what is compared.
-        command: str, what writes such results, for the error.
+        figures: callable from a result, a dict, to a dict of the figures to compare.
+        command: str, the command that writes such results, for the error.
 
     Returns:
         Dict with `time` and `versions` of the result and what `figures` returned, or None.
 
     Raises:
-        ValueError: a file there that has the name of a result is none.
+        ValueError: a file with the name of a result is not one.
     """
     found = None
     for path in sorted(Path(folder).glob(pattern)):

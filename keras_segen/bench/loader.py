@@ -1,4 +1,4 @@
-"""What feeding costs: the loader against the same batches in memory."""
+"""The cost of loading: the loader against the same batches in memory."""
 
 import time
 
@@ -9,15 +9,15 @@ from keras_segen.compare.rounds import Held, by_turns
 
 
 def loader_ratio(task, epochs=3, tell=lambda text: None):
-    """Measures what feeding costs: epochs of `fit` from the loader, and from memory.
+    """Measures the cost of loading: epochs of `fit` from the loader, and from memory.
 
     The same model trains on the same batches, once prepared by the loader while it trains and
     once held in memory. The epochs come in pairs, the loader first in every second one, and the
-    median over the pairs is told: a machine that slows down for a while harms both.
+    result is the median over the pairs: a machine that slows down for a while affects both.
 
     Args:
         task: a `keras_segen.tasks.SegmentationTask`.
-        epochs: int, epochs of each kind that are measured, after one that warms up.
+        epochs: int, measured epochs of each kind, after one to warm up.
         tell: called with a line of text after each epoch.
 
     Returns:

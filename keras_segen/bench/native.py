@@ -1,15 +1,14 @@
-"""What Keras costs on top: `fit` and prediction against loops written by hand.
+"""The overhead of Keras: `fit` and prediction against loops written by hand.
 
 `keras_segen.bench.handwritten` has the same networks in plain PyTorch and plain TensorFlow. All
 start from the same weights and see the same batches. First they are proven equal; only then are
-their times taken, by turns, in one process, with the same clock: the moments at which they take
-their batches. The loader has no part in it, since the batches lie in memory.
+they timed, by turns, in one process, with the same clock: the moments at which they take their
+batches. The loader plays no part, since the batches are in memory.
 
-Keras is there twice: made faster by `keras_segen.faster`, and as it ships, `stock`: such models are
-built, traced and run while the replacements are taken back. How the process keeps freed memory is
-the same for all.
+Keras takes part twice: made faster by `keras_segen.faster`, and as it ships, `stock`: such models
+are built, traced and run without the replacements. All keep freed memory in the same way.
 
-Memory is not compared: all live in one process, whose peak cannot be told apart.
+Memory is not compared: all share one process and its peak.
 """
 
 import contextlib
@@ -32,10 +31,10 @@ from keras_segen.report.tables import Column, Table, decimals
 
 
 def take_times(contest, dataset, batches, rounds=10, tell=lambda text: None):
-    """Takes the time of `fit` and of the native loop, and of predictions, by turns.
+    """Times `fit`, the native loop and predictions, by turns.
 
-    In each round every side trains on all batches and predicts as often. The median over the
-    rounds is told. A round before the first warms up.
+    In each round every side trains on all batches and predicts as often, after one round to warm
+    up. The result is the median over the rounds.
 
     Args:
         contest: a `keras_segen.bench.contests.Contest`.

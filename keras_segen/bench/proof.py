@@ -10,7 +10,7 @@ from keras_segen.compare.clock import Recorder
 
 PREDICTION_TOLERANCE = 1e-4  # largest difference, of the largest value
 LOSS_TOLERANCE = 1e-4  # difference of a step's loss, of the loss or of 0.1
-STATISTICS_TOLERANCE = 1e-2  # of what batch normalization remembers, of the standard deviation
+STATISTICS_TOLERANCE = 1e-2  # of batch normalization's running averages, of the standard deviation
 
 
 def weights_by_name(parts):
@@ -27,10 +27,9 @@ def prove(contest, dataset, batches, tell=lambda text: None):
     """Proves that our network and the native one compute the same.
 
     From the same weights and for the same inputs both must predict the same. Then each takes one
-    step per batch: the losses of every step must be the same, and at the end what batch
-    normalization remembers; and from the weights that we have then, both must predict the same
-    again. Adam goes in shorter steps (`contests.PROVING_RATE`), and the native side draws the noise
-    that ours draws.
+    step per batch: the losses of every step must be equal, and at the end the running averages of
+    batch normalization; and with our trained weights both must predict the same again. Adam's
+    learning rate is smaller (`contests.PROVING_RATE`), and the native side draws our noise.
 
     Args:
         contest: a `keras_segen.bench.contests.Contest`.

@@ -19,7 +19,7 @@ from keras_segen.cli.common import app, errors
 
 
 def main():
-    """The entry point: one line for what a user can mend, a traceback for what is our fault."""
+    """The entry point: one line for errors that a user can fix, a traceback for our bugs."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         _check_arguments(sys.argv[1:])
@@ -34,7 +34,7 @@ def main():
 
 
 def _check_arguments(arguments):
-    """Raises a ValueError if one is empty, as that of a variable which is not set."""
+    """Raises a ValueError if an argument is empty, such as an unset shell variable."""
     for before, argument in zip(["", *arguments], arguments, strict=False):
         option, equals, value = argument.partition("=")
         if not argument or (option.startswith("--") and equals and not value):

@@ -1,4 +1,4 @@
-"""What there is: versions and frameworks, data sets, models."""
+"""Information: versions and frameworks, data sets, models, runs."""
 
 import json
 import os
@@ -71,7 +71,7 @@ def datasets(
 
 @app.command()
 def models():
-    """List the models: those that make masks, then those that make pictures."""
+    """List the models: first for segmentation, then for generation."""
     from keras_segen.tasks.registry import KINDS
 
     texts = {}
@@ -84,7 +84,7 @@ def models():
 def runs(
     folder: Annotated[Path, typer.Argument(help="The folder that holds them.")] = Path("runs"),
 ):
-    """List the run folders: what was trained, how far, and what it reached."""
+    """List the run folders: task, progress and result."""
     from keras_segen.report.tables import Column, Table
     from keras_segen.run_folder import find_runs, read_history
     from keras_segen.tasks import registry
@@ -109,7 +109,7 @@ def runs(
 
 
 def _print_list(texts):
-    """Prints names and what they are, one below the other."""
+    """Prints names and their descriptions, one below the other."""
     width = max(map(len, texts))
     for name, text in texts.items():
         console.print(Text.assemble((name.ljust(width), "bold"), f"  {text}"))

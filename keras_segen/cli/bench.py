@@ -1,4 +1,4 @@
-"""How fast, and with how much memory: measured on this machine."""
+"""Benchmarks of time and memory on this machine."""
 
 import functools
 from pathlib import Path
@@ -26,9 +26,9 @@ app.add_typer(bench, name="bench")
 @bench.command()
 @takes_task
 def loader(task, stock: Stock = False, backend: Backend = None):
-    """Measure what feeding costs: epochs from the loader against the same batches in memory.
+    """Measure the cost of loading: epochs from the loader against the same batches in memory.
 
-    --epochs epochs of each kind are measured, in pairs, after one that warms up.
+    --epochs epochs of each kind are measured, in pairs, after one to warm up.
     """
     use(backend, stock)
     from keras_segen.bench.loader import loader_ratio
@@ -53,7 +53,7 @@ def bench_predict(
     stock: Stock = False,
     backend: Backend = None,
 ):
-    """Measure the memory that large images take, and what folding batch normalization saves."""
+    """Measure the memory of large images, and the time that folding batch normalization saves."""
     use(backend, stock)
     from keras_segen.bench import prediction
 
@@ -88,7 +88,7 @@ def bench_native(
     stock: Stock = False,
     backend: Backend = None,
 ):
-    """Measure what Keras costs on top of a loop written by hand, once both are proven equal.
+    """Measure the overhead of Keras over a hand-written loop, after proving both equal.
 
     The result is written into --out, and compared with the latest one there of the same settings.
     """
@@ -135,7 +135,7 @@ def bench_costs(
     out: Annotated[Path, typer.Option(help="The folder for results.")] = Path("runs/bench"),
     stock: Stock = False,
 ):
-    """Measure what a step costs on each framework, in each mode, and how that grows with size.
+    """Measure the cost of a step on each framework, in each mode, and its growth with size.
 
     Training, prediction and loading; time, CPU time, start-up, compilation and memory. The result
     is written into --out, and compared with the latest one there of the same settings.

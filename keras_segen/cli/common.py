@@ -1,4 +1,4 @@
-"""What the commands share: the application, where they print, and options that many have."""
+"""What the commands share: the application, its consoles and common options."""
 
 import os
 from typing import Annotated
@@ -14,7 +14,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-# Names of classes, paths and errors come from outside: nothing that is printed is markup.
+# Names of classes, paths and errors come from users: nothing printed is markup.
 console = rich.console.Console(markup=False, highlight=False, soft_wrap=True)
 errors = rich.console.Console(markup=False, highlight=False, soft_wrap=True, stderr=True)
 
@@ -36,7 +36,7 @@ def keras_segen(
 
 
 def complete(words):
-    """Lets a shell complete an option's value to one of some words."""
+    """Shell completion of an option's value to one of some words."""
 
     def complete(incomplete: str):
         return [word for word in words if word.startswith(incomplete)]
@@ -59,7 +59,7 @@ Stock = Annotated[
 
 
 def use(backend, stock):
-    """Chooses the framework, and Keras as it ships or made faster, here and in child processes."""
+    """Chooses the framework, and stock or faster Keras, here and in child processes."""
     if backend is not None:
         os.environ["KERAS_BACKEND"] = backend
     leave_stock(stock)

@@ -1,4 +1,4 @@
-"""One thing held against another: models on the same folds, a task on two frameworks."""
+"""Comparisons: models on the same folds, a task on two frameworks."""
 
 from pathlib import Path
 from typing import Annotated
@@ -18,10 +18,10 @@ def crossval(
     stock: Stock = False,
     backend: Backend = None,
 ):
-    """Train models on the same folds and compare them; again after an interruption, it goes on.
+    """Train models on the same folds and compare them; after an interruption, run it again.
 
-    A .json file is a run.json, or has an entry "experiment" like it; the options here do not
-    change it.
+    A .json file is a run.json, or has the same entry "experiment"; the options here do not change
+    it.
     """
     use(backend, stock)
     from keras_segen.runs import crossval

@@ -1,4 +1,4 @@
-"""The options of commands that take tasks: made of the tasks' fields."""
+"""The options of commands that take tasks, derived from the tasks' fields."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ from keras_segen.spelling import did_you_mean
 from keras_segen.tasks import fields, registry
 from keras_segen.tasks.task import is_file
 
-# What makes no step dearer or cheaper.
+# Fields that do not change the cost of a step.
 OF_A_WHOLE_TRAINING = (
     "epochs",
     "schedule",
@@ -40,7 +40,7 @@ Config = Annotated[
 def takes_task(command, without=()):
     """Gives a command one option for each field of a task, and calls it with a `task`.
 
-    `without` names the fields that are nothing to the command.
+    `without` names the fields that the command does not use.
     """
     text = (
         "A name that `keras-segen models` lists; for masks also a .keras file, a network from "
@@ -170,9 +170,9 @@ def _models():
 
 
 def _parse(said, name, value):
-    """Brings text to the type of a field where a command line or YAML cannot.
+    """Converts text to the type of a field if the command line or YAML cannot.
 
-    `said` is how the field was named.
+    `said` is the name that the user gave.
     """
     kind = next(kind for kind in registry.KINDS if name in _names(kind))
     origin, inner, _ = fields.types(kind)[name]
@@ -195,7 +195,7 @@ def read_file(path):
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is no such file, or has a field that no task has.
+        ValueError: the file is of another kind, or has an unknown field.
     """
     path = Path(path)
     text = path.read_text(encoding="utf-8")
@@ -225,7 +225,7 @@ def _read_yaml(text):
 
 
 def make_task(model, given):
-    """Makes the task of a model out of the fields that were given."""
+    """Makes the task of a model from the given fields."""
     kind = registry.kind_of(model)
     for name in given:
         if name not in _names(kind):
@@ -241,7 +241,7 @@ def make_task(model, given):
 
 
 def _check_data(task):
-    """Raises what loading raises if there is no such data set, before Keras is imported."""
+    """Raises the errors of loading a missing data set, before Keras is imported."""
     name, _, path = task.data.partition(":")
     alone = {usage.partition("[")[0] for usage in data.DATASETS}
     known = {usage.partition(":")[0] for usage in alone}

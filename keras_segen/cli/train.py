@@ -33,7 +33,7 @@ def train(
     stock: Stock = False,
     backend: Backend = None,
 ):
-    """Train a model into a run folder, or go on with one: --resume RUN."""
+    """Train a model into a run folder, or resume one: --resume RUN."""
     epochs = None
     if resume:
         _check_alone(context)
@@ -63,7 +63,7 @@ def train(
 
 
 def _check_alone(context):
-    """Raises a ValueError if an option stands beside --resume that would change nothing."""
+    """Raises a ValueError if an option beside --resume would have no effect."""
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name)
         if source.name == "COMMANDLINE" and parameter.name not in WITH_RESUME:
@@ -75,7 +75,7 @@ def _check_alone(context):
 
 
 def _progress(task):
-    """How `fit` shows where it is: a bar on a terminal, elsewhere a line for each epoch."""
+    """How `fit` shows progress: a bar on a terminal, elsewhere a line for each epoch."""
     if console.is_terminal:
         return {}
     import keras

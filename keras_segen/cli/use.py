@@ -1,4 +1,4 @@
-"""A trained run put to use: figures, masks, pictures."""
+"""Use of a trained run: evaluation, prediction, generation."""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +17,7 @@ Last = Annotated[bool, typer.Option("--last", help="Take the run that was starte
 
 
 def _find_run(run, last):
-    """Returns the run folder that is meant, once what is wrong with it has been looked for.
+    """Returns the run folder that is meant, after checking it.
 
     Keras is not imported yet.
     """
@@ -105,7 +105,7 @@ def predict(
 ):
     """Write masks and overlays for photos.
 
-    A photo is brought to the size of the training, and the result back to its own; with
+    A photo is resized to the size of the training images, and the result back to its own; with
     --full-size it is predicted at its own size.
     """
     if last and source is None:
@@ -169,7 +169,7 @@ def generate(
     stock: Stock = False,
     backend: Backend = None,
 ):
-    """Make images with the model of a run: samples, ways between them, what is near to them."""
+    """Make images with the model of a run: samples, interpolations, nearest real images."""
     run = _find_run(run, last)
     check_split(split)
     use(backend, stock)

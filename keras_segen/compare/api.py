@@ -1,8 +1,8 @@
-"""The comparison from Python: started by a function, and what it found as tables.
+"""Comparisons from Python: a function starts one, and its results are tables.
 
-`run` starts the same processes as `keras-segen compare`; `load` opens what either has written. The
-tables come from the functions that fill the page and the terminal (`report.py`). This process
-needs no framework, unless a model is built in it.
+`run` starts the same processes as `keras-segen compare`; `load` opens results of either. The tables
+come from the functions that fill the page and the terminal (`report.py`). This process needs no
+framework, unless it builds a model.
 """
 
 import contextlib
@@ -36,45 +36,45 @@ def run(
 ):
     """Trains a model on each backend, from the same weights and batches, and reports.
 
-    Each backend runs in a process of its own, one after the other; the progress is shown. Written
-    into the folder `out`: `report.html`, `report.json` and what `keras-segen compare` writes.
+    Each backend runs in its own process, one after the other; progress is shown. The folder `out`
+    gets the same files as with `keras-segen compare`, such as `report.html` and `report.json`.
 
     Args:
-        model: what is trained:
+        model: one of:
 
-            - str, a model's name, such as `"unet"` or `"dcgan"`, filled from `seed`;
+            - str, a model's name, such as `"unet"` or `"dcgan"`, initialized from `seed`;
             - a function without arguments that builds a `keras.Model` from images
               `(batch, height, width, channels)`, float32 in [0, 1], to logits
-              `(batch, height, width, classes)`. It is called here, once, its weights are filled
-              from `seed` (`keras_segen.initialize`), and the processes load what it built;
-            - the path of a `.keras` file with such a model: its weights are the start.
+              `(batch, height, width, classes)`. It is called once, here; the model is initialized
+              from `seed` (`keras_segen.initialize`), and the processes load it;
+            - the path of a `.keras` file with such a model: training starts from its weights.
 
-            Layers of your own are registered (`keras.saving.register_keras_serializable`), in a
+            Your own layers must be registered (`keras.saving.register_keras_serializable`) in a
             module that is imported here, not in the notebook itself.
         data: str, a data set as `keras_segen.data.load` takes it; or a pair `(train, val)` of
             `keras_segen.data.Dataset`, such as `keras_segen.data.arrays` makes, or one of them, of
             which a tenth is held out. Their items are written into the folder, as float32 and
-            uint8, where the processes read them; name a large data set instead.
+            uint8, for the processes; for a large data set, use a name.
         out: path of the folder; an earlier comparison there is replaced.
         backends: names of the backends, in the order in which they run.
         threads: int, threads for each process; None for one per core.
         parity_steps: int, training steps that are also compared layer by layer; 0 for none.
-        seconds: float, how long the backends may take turns to find which is faster; 0 leaves that
-            out.
-        **fields: of the model's task (`keras_segen.tasks`), such as
+        seconds: float, how long the backends may take turns to find which is faster; 0 skips
+            that.
+        **fields: fields of the model's task (`keras_segen.tasks`), such as
             `epochs=2, filters=(8, 16), image_size=(64, 64)`.
 
     Returns:
         A `Report`. Its `status` says whether the backends agree, or whether one failed.
 
     Raises:
-        ValueError: there is no such model or field, a value is wrong, or the function builds no
-            network for these images and classes.
+        ValueError: there is no such model or field, a value is wrong, or the function's network
+            does not fit these images and classes.
         ModuleNotFoundError: a backend's framework is not installed.
-        FileExistsError: the folder holds something else than a comparison.
+        FileExistsError: the folder holds something other than a comparison.
         FileNotFoundError: there is no such `.keras` file.
-        KeyboardInterrupt: it was interrupted. No process is left, and `load` opens what was
-            measured until then.
+        KeyboardInterrupt: it was interrupted. All processes have ended, and `load` opens the
+            results until then.
     """
     call = _call(
         model,
@@ -152,7 +152,7 @@ def _build(builder):
 
 
 def _fill(model, task, splits):
-    """Checks a built model and fills it from the seed; returns the modules of its layers."""
+    """Checks a built model and initializes it; returns the modules of its layers."""
     from keras_segen import determinism
     from keras_segen.segmentation.keras_file import own_modules
 
@@ -165,7 +165,7 @@ def _fill(model, task, splits):
 
 
 def _pair(data, fields):
-    """A user's data set, or two, as the pair of training and validation split (or None)."""
+    """A user's data set or sets as the pair of training and validation split (or None)."""
     splits = data if isinstance(data, tuple | list) else (data, None)
     if len(splits) != 2:
         raise ValueError(f"data holds {len(splits)} data sets; expected a pair (train, val).")
@@ -184,14 +184,14 @@ def _name(builder):
 
 
 def _call(model, **arguments):
-    """The call that was made, as text for the report."""
+    """The call of `run`, as text for the report."""
     shown = repr(str(model)) if isinstance(model, str | Path) else _name(model)
     shown = [shown, *(f"{name}={value!r}" for name, value in arguments.items())]
     return f"keras_segen.compare.run({', '.join(shown)})"
 
 
 def load(path):
-    """Opens a comparison that was written earlier, here or by `keras-segen compare`.
+    """Opens an earlier comparison, by `run` or by `keras-segen compare`.
 
     Args:
         path: its folder, or the `report.json` in it.
@@ -201,7 +201,7 @@ def load(path):
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: the file is damaged or holds something else.
+        ValueError: the file is damaged or not a report.
     """
     path = Path(path)
     file = path / "report.json" if path.is_dir() else path
@@ -223,16 +223,16 @@ def load(path):
 
 
 class Report:
-    """What a comparison found. In a notebook it is shown as the page `report.html`.
+    """The results of a comparison. A notebook displays the page `report.html`.
 
-    Tables are `pandas.DataFrame`s, made when they are asked for.
+    Tables are `pandas.DataFrame`s, made on access.
 
     Args:
         content: dict as in `report.json`.
         folder: the folder of the comparison.
 
     Attributes:
-        content: the dict, with all that was measured.
+        content: the dict, with all results.
         folder: `pathlib.Path`.
         path: `pathlib.Path` of `report.html`.
         status: str, `"passed"`, `"parted"`, `"failed"` or `"interrupted"`.
@@ -246,16 +246,16 @@ class Report:
 
     @property
     def verdict(self):
-        """What was compared and what came out, in one sentence: str."""
+        """The comparison and its result in one sentence: str."""
         return reports.verdict(self.content)
 
     @property
     def figures(self):
-        """What was measured: a row per figure.
+        """The measured figures, a row for each.
 
-        Columns: `unit`; each backend's value, of times the median; `torch / tensorflow`, their
-        ratio; and where there is a spread `tensorflow p10`, `tensorflow p90` and so on: the 10th
-        and the 90th percentile.
+        Columns: `unit`; each backend's value, for times the median; `torch / tensorflow`, their
+        ratio; and for distributions `tensorflow p10`, `tensorflow p90` and so on: the 10th and the
+        90th percentile.
         """
         names = list(self.content["backends"])
         rows = {}
@@ -291,7 +291,7 @@ class Report:
 
     @property
     def history(self):
-        """What `fit` reported after every epoch: a row per epoch, from 1.
+        """The histories of `fit`: a row per epoch, from 1.
 
         Columns: `tensorflow val_loss`, `torch val_loss` and so on.
         """
@@ -304,9 +304,9 @@ class Report:
 
     @property
     def checks(self):
-        """What was held against a tolerance: a row per check.
+        """The checks against tolerances, a row for each.
 
-        Columns: `measured`, `tolerance`, `unit`, `passed` (None where it was not measured),
+        Columns: `measured`, `tolerance`, `unit`, `passed` (None if it was not measured),
         `note`.
         """
         columns = ["name", "measured", "tolerance", "unit", "passed", "note"]
@@ -315,11 +315,11 @@ class Report:
 
     @property
     def predictions(self):
-        """The classes that each backend's own training gives the validation images.
+        """The predicted classes of the validation images, after each backend's own training.
 
         Returns:
-            Dict of backend -> uint8 `(images, height, width)`, in the order of the split; a model
-            that makes pictures has none, nor has a backend that failed.
+            Dict of backend -> uint8 `(images, height, width)`, in the order of the split; a
+            generative model has none, nor has a backend that failed.
         """
         found = {}
         for name in self.content["backends"]:

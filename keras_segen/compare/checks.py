@@ -1,8 +1,8 @@
-"""Where two backends part: the checks of a comparison, in the order in which a fault shows.
+"""Where two backends diverge: the checks of a comparison, in the order in which a fault shows.
 
-Each check measures one number and holds it against a stated tolerance. The first that fails says
-where the two trainings parted: in the weights, the batches, the forward pass, the training steps
-or when a saved model was handed over.
+Each check compares one number with a stated tolerance. The first that fails tells where the two
+trainings diverged: in the weights, the batches, the forward pass, the training steps or when a
+saved model was handed over.
 """
 
 import numpy as np
@@ -12,14 +12,13 @@ LOSS_STEPS = 20
 
 
 def checks(results, arrays, rows, task):
-    """Compares what two backends saw.
+    """Compares the results of two backends.
 
     Args:
         results: dict of backend -> its `result.json`, two of them.
         arrays: dict of backend -> its `arrays.npz`.
         rows: what `hand_over` returned.
-        task: the `keras_segen.tasks.Task`, which says what the outputs are and how far losses may
-            differ.
+        task: the `keras_segen.tasks.Task`, which defines the outputs and the tolerance of losses.
 
     Returns:
         List of dicts with `name`, `measured`, `tolerance`, `unit`, `passed`, `note`.
@@ -62,8 +61,8 @@ def loss_difference(a, b):
     Args:
         a, b: dict from a loss's name to one number per step, or None where it was not computed.
 
-    Of several losses the largest difference is taken, relative to the largest loss of the step:
-    one that passes through zero would have no relative difference of its own.
+    With several losses, it is the largest difference relative to the largest loss of the step: a
+    loss that passes through zero has no relative difference of its own.
     """
     steps = min(len(values) for losses in (a, b) for values in losses.values())
     both = [[losses[name][:steps] for name in a] for losses in (a, b)]
@@ -76,7 +75,7 @@ def loss_difference(a, b):
 
 
 def hand_over(arrays, serving, task):
-    """What a model gives on the other backend, against what it gave where it was trained.
+    """Compares a model's results on the other backend with those on its own.
 
     Args:
         arrays: dict of backend -> its `arrays.npz`.
@@ -95,14 +94,14 @@ def hand_over(arrays, serving, task):
 
 
 def loss_tolerance(task, a, b):
-    """How far the losses of the first steps may differ, relatively: list, one number per step.
+    """The relative tolerance of the losses of the first steps: list, one number per step.
 
-    Two trainings part by themselves, on one backend as on two: where gradients are small, Adam,
-    which divides them by their size, makes as much of their rounding as of themselves. How fast
-    depends on the network, the data and the seed. So it is measured: each backend trains once
-    more from weights that are nudged by one rounding, and notes how far its own losses move. The
-    tolerance is the task's least, or ten times what that did on both together up to the step;
-    ten, since the nudge is one rounding and a training rounds in each operation.
+    Any two trainings diverge, even on one backend: Adam divides gradients by their size, so that
+    the rounding of small ones grows as large as themselves. How fast depends on the network, the
+    data and the seed. So it is measured: each backend trains once more from weights that are
+    nudged by one rounding, and records how far its own losses move. The tolerance is the task's
+    least, or ten times the sum of both up to the step; ten, since the nudge is one rounding and a
+    training rounds in each operation.
     """
     steps = min(len(a["rounding"]), len(b["rounding"]))
     moved = sum(np.array(each["rounding"][:steps], "float64") for each in (a, b))
@@ -110,7 +109,7 @@ def loss_tolerance(task, a, b):
 
 
 def loss_check(a, b, tolerance):
-    """Holds the losses of the first steps against a tolerance, one number for each step."""
+    """Compares the losses of the first steps with a tolerance, one number for each step."""
     difference = np.array(loss_difference(a, b))
     tolerance = np.array(tolerance[: len(difference)])
     shares = difference[: len(tolerance)] / tolerance

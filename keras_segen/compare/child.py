@@ -1,9 +1,9 @@
-"""The process that trains a task on one backend and writes down all that it saw.
+"""The process that trains a task on one backend and records the results.
 
-`run.py` starts it and asks for one of three phases: `parity` records some steps layer by layer,
-`train` trains, into a folder of the backend's name, and `serve` runs the models that the others
-trained. The folder of the comparison holds `experiment.json`; `KERAS_BACKEND` says which backend
-this is. Keras is imported inside the functions, since the time that it takes is measured.
+`run.py` starts it for one of three phases: `parity` records some steps layer by layer, `train`
+trains, into a folder with the backend's name, and `serve` runs the models that the others trained.
+The folder of the comparison holds `experiment.json`; `KERAS_BACKEND` names the backend. Keras is
+imported inside the functions, since the time of its import is measured.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ NUM_LOADER_BATCHES = 32
 
 
 class CheckedBatches(Batches):
-    """Takes a checksum of every batch that it hands out; the time for it counts as waiting."""
+    """Computes a checksum of every batch that it yields; the time for it counts as waiting."""
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
@@ -130,7 +130,7 @@ def train(folder, started):
         losses = np.reshape(np.array(losses, "float64"), (-1, per_epoch))
         history[name] = [epoch[~np.isnan(epoch)].mean() for epoch in losses]
     seconds["total"] = time.perf_counter() - started
-    result = plain(  # a training that diverges has losses that JSON has not
+    result = plain(  # a training that diverges has losses that JSON cannot hold
         {
             "settings": {
                 **backend.settings(),
@@ -169,7 +169,7 @@ def train(folder, started):
 
 
 def nudged_losses(task, train_data, steps):
-    """Trains some steps from weights that are each moved by one rounding, up or down.
+    """Trains some steps from weights that are each changed by one rounding, up or down.
 
     Returns:
         Dict as `clock.Recorder.losses`.

@@ -27,11 +27,11 @@ def steady(seconds):
 
 
 class Recorder(keras.callbacks.Callback):
-    """Writes down the losses and the time of every step of `fit`.
+    """Records the losses and the time of every step of `fit`.
 
-    A step lasts from the end of the one before to its own end, the device waited for, less the
-    time that it waited for its batch. So it means the same on a backend that fetches the batch
-    inside the step and on one that fetches it before.
+    A step lasts from the end of the previous one to its own end, including all work of the device
+    but not the wait for its batch. So times are comparable between a backend that fetches the
+    batch inside the step and one that fetches it before.
 
     Args:
         batches: the `Batches` behind the loader that `fit` reads.
@@ -63,7 +63,7 @@ class Recorder(keras.callbacks.Callback):
         self.waits.append(wait)
         self.seconds.append(now - self.started - wait)
         for metric in self.model.metrics:
-            if metric.name in self.losses:  # a running mean: begun anew, it is that of one step
+            if metric.name in self.losses:  # a running mean: reset, it is that of one step
                 known = float(keras.ops.convert_to_numpy(metric.count)) > 0
                 self.losses[metric.name].append(float(logs[metric.name]) if known else None)
                 metric.reset_state()
@@ -73,7 +73,7 @@ class Recorder(keras.callbacks.Callback):
 
 
 def loader_times(batches, count):
-    """Measures how long batches take that nobody works beside: list of seconds per batch."""
+    """Measures the time of batches without a training beside: list of seconds per batch."""
     seconds = []
     reading = batches.read(epoch=0)
     for _ in range(min(count, len(batches))):

@@ -1,4 +1,4 @@
-"""The process that stays open and takes a round of steps whenever it is its backend's turn.
+"""The process that takes a round of steps whenever it is its backend's turn.
 
     python -m keras_segen.compare.contender
 
@@ -24,7 +24,7 @@ STEPS = 8  # in a round; the first and the last are not timed
 
 
 class Side:
-    """A model in training and in use, with Keras made faster or as it ships."""
+    """A model for training and prediction, with Keras made faster or as it ships."""
 
     def __init__(self, task, dataset, stock):
         from keras_segen import backend
@@ -40,7 +40,7 @@ class Side:
         self.take_round()
 
     def way(self):
-        """Keras as this side has it, for building, tracing and running alike."""
+        """Context with the Keras of this side, for building, tracing and running alike."""
         from keras_segen.backend import faster
 
         return faster.stock() if self.stock else contextlib.nullcontext()

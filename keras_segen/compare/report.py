@@ -1,4 +1,4 @@
-"""What a comparison found, as report.json, as one self-contained HTML page, and in the terminal.
+"""The results of a comparison as report.json, as a self-contained HTML page, and in the terminal.
 
 The report is a plain dict, written by `compare/run.py`; any part of it may be missing, because a
 backend may have failed or been interrupted at any moment.
@@ -33,7 +33,7 @@ STATUS = {
     "interrupted": ("◼", "Interrupted", "yellow"),
 }
 
-# label, unit, where it stands in a backend's part of the report, digits; the task adds its own
+# label, unit, path in a backend's part of the report, digits; the task adds its own
 FIGURES = (
     ("Training step, in the training", "ms", ("milliseconds", "step"), 3),
     ("Waiting for a batch, in training", "ms", ("milliseconds", "wait"), 3),
@@ -62,7 +62,7 @@ def write_report(report, folder):
 
     Args:
         report: dict as `compare/run.py` makes it; NaN and infinity are written as null.
-        folder: where to; the files named under `"pictures"` lie there already.
+        folder: the folder; it already holds the files named under `"pictures"`.
 
     Returns:
         `pathlib.Path` of `report.html`.
@@ -74,7 +74,7 @@ def write_report(report, folder):
 
 
 def print_report(report, console, folder):
-    """Prints the verdict, the figures, the checks and where the report lies.
+    """Prints the verdict, the figures, the checks and the path of the report.
 
     Args:
         report: dict as for `write_report`.
@@ -107,7 +107,7 @@ def print_report(report, console, folder):
 
 
 def verdict(report):
-    """Says in one sentence what was compared and what came out.
+    """The comparison and its result in one sentence.
 
     Args:
         report: dict as for `write_report`.
@@ -171,7 +171,7 @@ def data_name(data):
 
 
 def in_figures(kind, backends, speed):
-    """The end of the verdict: time, memory and what the models came to, as far as it is known."""
+    """The end of the verdict: known times, memory and figures of the models."""
     parts = turns.claims(speed) if speed else []
     for key, figure in (("peak_device", "device memory"), ("peak_resident", "memory")):
         peaks = {name: dig(backend, "memory_mib", key) for name, backend in backends.items()}
@@ -194,7 +194,7 @@ def in_figures(kind, backends, speed):
 
 
 def equal_machine(backends):
-    """Device and threads in brackets, if they are known and the same for each backend."""
+    """Device and threads in brackets, if known and the same for each backend."""
     found = {
         (dig(backend, "settings", "device"), dig(backend, "settings", "threads"))
         for backend in backends.values()
@@ -206,7 +206,7 @@ def equal_machine(backends):
 
 
 def kind_of_task(report):
-    """The kind of task that a report is about; what all have in common if nobody knows it."""
+    """The kind of task of a report; the base of all if it is unknown."""
     try:
         return registry.kind_of(report["experiment"].get("model") or "unet")
     except ValueError:
@@ -228,7 +228,7 @@ def on(name, backends):
 
 
 def parting_step(report):
-    """Where the losses parted, if the report says which difference is too much."""
+    """The step at which the losses diverged, if the report has a tolerance."""
     limit = dig(report, "loss_tolerance", "relative")
     if limit is None:
         return ""
@@ -262,7 +262,7 @@ def figures(report):
         if all(value is None for value in values):
             continue
         row = _row(label, unit, values, digits, measured)
-        if unit in ("ms", "s"):  # not measured by turns: no ratio is a finding
+        if unit in ("ms", "s"):  # not measured by turns: a ratio would mean nothing
             row["ratios"], row["factors"] = ["–"] * len(values[1:]), [None] * len(values[1:])
         rows.append(row)
     sizes = report.get("installed_mib") or {}
@@ -273,7 +273,7 @@ def figures(report):
 
 
 def speed_rows(report):
-    """What the backends reached by turns, as rows of `figures`; nothing without it."""
+    """The speeds measured by turns, as rows of `figures`; none without them."""
     speed, names = report["speed"], list(report["backends"])
     if not speed:
         return []
@@ -344,7 +344,7 @@ def figures_table(report):
 
 
 def checks_table(report):
-    """What was held against a tolerance, as a `Table`."""
+    """The checks against tolerances, as a `Table`."""
     rows = []
     for check in report["checks"]:
         passed = check.get("passed")
@@ -365,7 +365,7 @@ def checks_table(report):
 
 
 def hand_over_table(report):
-    """What a model gives on the other backend, as a `Table`."""
+    """The results of handed-over models, as a `Table`."""
     kind = kind_of_task(report)
     rows = []
     for row in report["hand_over"]:
@@ -409,7 +409,7 @@ def settings_table(report):
 
 
 def replacements_table(report):
-    """What was replaced in Keras on each backend, and what not and why, as a `Table`."""
+    """The replacements in Keras on each backend, and reasons for missing ones, as a `Table`."""
     of_each = [backend.get("replacements") or {} for backend in report["backends"].values()]
     rows = [
         [name, *(found.get(name) for found in of_each)]
@@ -436,7 +436,7 @@ def css(report, name):
 
 
 def page(report, folder):
-    """The HTML page as a str. `folder` is where the pictures lie."""
+    """The HTML page as a str. `folder` holds the pictures."""
     report = complete(report)
     kind = kind_of_task(report)
     rows = figures(report)
@@ -577,7 +577,7 @@ def charts(report):
 
 
 def parity_lines(parity):
-    """What a comparison layer by layer adds to its verdict, in sentences: list of str."""
+    """Sentences that a comparison layer by layer adds to its verdict: list of str."""
     lines = []
     flips = {layer["name"]: layer["flips"] for layer in parity["layers"] if layer["flips"]}
     if flips:
@@ -644,7 +644,7 @@ def columns(rows):
 
 
 def parity_chart(label, values):
-    """One chart of differences, their tolerance and what is left of them in float64."""
+    """One chart of differences, their tolerance and the differences in float64."""
     chart = Chart(label, "relative difference")
     for key, text, style in (
         ("difference", "float32", "-"),
@@ -675,7 +675,7 @@ def picture(entry, folder):
 
 
 def complete(report):
-    """The report as plain values, with something empty where a part is missing."""
+    """The report as plain values, with empty values for missing parts."""
     empty = {"experiment": {}, "machine": {}, "checks": [], "pictures": [], "hand_over": []}
     empty |= {"loss_difference": [], "class_names": [], "palette": [], "notes": []}
     empty |= dict.fromkeys(
@@ -718,13 +718,13 @@ def percentiles(value):
 
 
 def spread(value):
-    """The same as text; nothing where there are none."""
+    """The percentiles as text, empty without them."""
     low, high = percentiles(value)
     return "" if low is None or high is None else f"{show(low)} to {show(high)}"
 
 
 def dig(value, *keys):
-    """What stands at a path of keys, None where a part of the path is missing."""
+    """The value at a path of keys; None if a part of the path is missing."""
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value

@@ -1,4 +1,4 @@
-"""Rounds of measuring: batches that nobody waits for, the clock, and whose turn it is."""
+"""Rounds of measurements: batches in memory, the clock, and the order of turns."""
 
 import time
 
@@ -17,9 +17,9 @@ def check_counts(steps, rounds):
 
 
 def by_turns(sides, rounds):
-    """Yields the sides of each round, every second one in the other order: A B, B A, …
+    """Yields the sides of each round, every second one in reverse order: A B, B A, …
 
-    A machine that slows down for a while harms all alike.
+    A machine that slows down for a while affects all alike.
 
     >>> list(by_turns("AB", 3))
     [['A', 'B'], ['B', 'A'], ['A', 'B']]
@@ -31,7 +31,7 @@ def by_turns(sides, rounds):
 def now(children=False):
     """Returns the time and the CPU time of this process so far, in seconds.
 
-    With `children` that of the processes that it has started counts as well.
+    With `children`, the CPU time includes its child processes.
     """
     cpu = time.process_time()
     if children:
@@ -44,20 +44,19 @@ def now(children=False):
 def per_step(moments):
     """Returns time and CPU time per step, between the second moment and the last.
 
-    The step before the second one may trace, compile or open something; what comes after the last
-    one is no step any more.
+    The first step may trace, compile or open something; there is no step after the last moment.
     """
     (first, first_cpu), (last, last_cpu) = moments[1], moments[-1]
     return (last - first) / (len(moments) - 2), (last_cpu - first_cpu) / (len(moments) - 2)
 
 
 class Held(Batches):
-    """Batches made at once, held in memory and handed out again in every epoch.
+    """Batches made in advance, held in memory and yielded again in every epoch.
 
     Args:
-        count: int, how many are made; beyond the data set's end they come from further epochs.
-            None for those of one epoch.
-        steps: int, how many an epoch hands out, over and over the same; None for each once.
+        count: int, number of batches; beyond one epoch's they come from further epochs. None for
+            those of one epoch.
+        steps: int, batches that an epoch yields, repeating them; None for each once.
 
     The other arguments are those of `Batches`.
 
@@ -77,7 +76,7 @@ class Held(Batches):
         return self.steps or super().__len__()
 
     def read(self, epoch):
-        from keras_segen import backend  # a process that measures imports wants to begin first
+        from keras_segen import backend  # here, for processes that measure imports
 
         self.moments = moments = []
         for step in range(len(self)):

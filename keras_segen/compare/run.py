@@ -1,7 +1,7 @@
-"""The main job: train one task on each backend, one after the other, and report.
+"""The comparison itself: train one task on each backend, one after the other, and report.
 
-Every backend runs in a process of its own (`child.py`), alone on the machine, with the same
-number of threads. Then each loads the models that the others saved.
+Every backend runs in its own process (`child.py`), alone on the machine, with the same number of
+threads. Then each loads the models that the others saved.
 """
 
 import datetime
@@ -50,19 +50,19 @@ def run(
         task: a `keras_segen.tasks.Task`.
         folder: path to write to.
         backends: names of the backends, in the order in which they run.
-        threads: int, threads for each process, within an operation and for operations side by
-            side; None for one per core.
+        threads: int, threads for each process, both within and between operations; None for one
+            per core.
         console: a `rich.console.Console` for the live progress; None for the notebook, or else
             standard error.
         parity_steps: int, training steps that are also compared layer by layer and in float64,
             before the training (`keras_segen.compare.layerwise.divergence`); 0 for none. If the
-            experiment's precision is float64, that decides, and nothing else is done.
-        command: str, what repeats the comparison; None for this process' command line.
+            task's precision is float64, the result in float64 decides, and there is no training.
+        command: str, the command that repeats the comparison; None for that of this process.
         modules: names of modules that the processes import first, for layers of a user's own.
-        write_own: called once the folder is there, before a process starts: writes into its
-            subfolder `own` what the task reads from there; None for nothing.
+        write_own: called when the folder exists, before a process starts: writes the task's own
+            files into its subfolder `own`; or None.
         seconds: float, how long the backends may take turns to find which is faster
-            (`keras_segen.compare.turns`), after the trainings; 0 leaves that out.
+            (`keras_segen.compare.turns`), after the trainings; 0 skips that.
 
     Returns:
         The report, a dict as in `report.json`. `report["status"]` is `"passed"`, `"parted"` (a
@@ -70,12 +70,11 @@ def run(
         there) or `"interrupted"`.
 
     Raises:
-        ValueError: threads is less than 1, or seconds less than 0; or the task asks for early
-            stopping, which could end one backend's training before the other's; or it has dropout
-            or mixed precision, or makes no masks, and is to be compared layer by layer; or its
-            precision is float64 and it is not.
+        ValueError: threads is below 1, or seconds below 0; or the task has early stopping, which
+            could end one backend's training before the other's; or, with `parity_steps`, it has
+            dropout or mixed precision, or makes no masks; or, without, its precision is float64.
         ModuleNotFoundError: a backend's framework is not installed.
-        FileExistsError: the folder holds something else than a comparison.
+        FileExistsError: the folder holds something other than a comparison.
         FileNotFoundError: the model is a `.keras` file that does not exist.
     """
     threads = num_threads(threads)
@@ -155,7 +154,7 @@ def run(
 
 
 def _module_of(task):
-    """The module that a process must import to know the kind of a task, if it is not ours."""
+    """The module that a process must import for a task of a user's own kind."""
     module = type(task).__module__
     if module == "__main__":
         raise ValueError(
@@ -166,7 +165,7 @@ def _module_of(task):
 
 
 def _check_parity(task, steps):
-    """Checks that a task can be compared layer by layer, if it is to be."""
+    """Checks that a task can be compared layer by layer, if `steps` asks for it."""
     if steps < 0:
         raise ValueError(f"parity_steps is {steps}, expected a number of steps, or 0.")
     if steps == 0 and task.precision == divergence.HIGH:
@@ -211,9 +210,9 @@ def _progress(console):
 
 
 class NotebookProgress(rich.progress.Progress):
-    """Shown once below the cell, and drawn again in that place.
+    """A progress display below the cell, updated in place.
 
-    Rich itself draws in a notebook by way of ipywidgets, and warns where there are none.
+    Rich itself uses ipywidgets in a notebook, and warns if they are missing.
     """
 
     def __init__(self, *columns, **options):
@@ -221,7 +220,7 @@ class NotebookProgress(rich.progress.Progress):
         self.shown, self.drawn = None, 0.0
 
     def start(self):
-        from IPython.display import display  # a notebook has it
+        from IPython.display import display  # only in a notebook
 
         self.shown = display(self, display_id=True)
 
@@ -239,7 +238,7 @@ class NotebookProgress(rich.progress.Progress):
 
 
 def _run_child(phase, backend, folder, threads, outcome, progress, bars):
-    """Runs one child to its end, shows its progress, and notes how it went in `outcome`."""
+    """Runs one child to its end, shows its progress, and records its result in `outcome`."""
     bar = bars[backend]
 
     def show(event):
@@ -267,7 +266,7 @@ def _run_child(phase, backend, folder, threads, outcome, progress, bars):
 
 
 def _conclude(task, folder, outcomes, interrupted, command):
-    """Puts together the report from what the children wrote."""
+    """Makes the report from the files of the children."""
     results, arrays = {}, {}
     for backend in outcomes:
         path = folder / backend / "result.json"
@@ -326,10 +325,10 @@ def _conclude(task, folder, outcomes, interrupted, command):
 
 
 def notes(results):
-    """What makes the times less worth: list of sentences.
+    """What makes the times less reliable: list of sentences.
 
     Args:
-        results: dict by backend of what `child.py` wrote.
+        results: dict of backend -> what `child.py` wrote.
     """
     busy = {backend: result["others_busy"] for backend, result in results.items()}
     if max(busy.values(), default=0) < turns.BUSY:

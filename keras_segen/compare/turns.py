@@ -1,10 +1,10 @@
-"""Which backend is faster, told with its uncertainty: they take turns until the ratio is known.
+"""Which backend is faster, with its uncertainty: they take turns until the ratio is known.
 
-Each backend has a process that stays open, and only one of them computes at a time. In a round
-every one takes some training steps and predictions, in every second round in the other order, so
-that a machine which slows down for a while harms all alike. The ratio of their times has a
-confidence interval over the rounds; the rounds end once that is narrow, or the time is up. Where
-other programs take the processors, or the interval reaches 1, no winner is named.
+Each backend has its own process, and only one of them computes at a time. In each round every one
+takes some training steps and predictions, in every second round in reverse order, so that a
+machine that slows down for a while affects all alike. The ratio of their times has a confidence
+interval over the rounds; the rounds end when it is narrow, or the time is up. If other programs
+use the processors, or the interval includes 1, there is no winner.
 """
 
 import time
@@ -16,10 +16,10 @@ from keras_segen.processes import Worker
 from keras_segen.report.numbers import show
 
 WORKS = {"train": "trains", "predict": "predicts"}
-WIDTH = 0.05  # to each side, relative: so narrow an interval is enough
+WIDTH = 0.05  # to each side, relative: an interval as narrow as this is enough
 LEAST_ROUNDS, MOST_ROUNDS = 6, 200
-NEAR = 0.03  # a ratio that may be so near to 1 names no winner: another start would move it so far
-BUSY = 0.2  # processors: from here on other programs are in the way
+NEAR = 0.03  # a ratio this near to 1 has no winner: a restart could move it as far
+BUSY = 0.2  # processors: with more, other programs disturb the measurement
 
 
 def take_turns(task, folder, backends, threads, seconds, modules=(), tell=lambda text: None):
@@ -127,7 +127,7 @@ def _is_narrow(by_side):
 
 
 def claim(cell):
-    """What a cell of a quiet machine says of which backend is faster, in words: str.
+    """Which backend is faster, by a cell of a quiet machine, in words: str.
 
     Example:
 
@@ -149,7 +149,7 @@ def claim(cell):
 
 
 def claims(speed):
-    """What was found, for the largest batch size: list of str."""
+    """The results for the largest batch size: list of str."""
     cells = [cell for cell in speed["cells"] if cell["ratio"]]
     busy = max((cell["others_busy"] for cell in cells), default=0)
     if busy >= BUSY:

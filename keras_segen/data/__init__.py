@@ -65,8 +65,7 @@ __all__ = [
     "write_arrays",
 ]
 
-# What one writes, the class that it loads, and what it is. CAPITALS stand for the user's path;
-# what is in brackets may be left out.
+# Usage, class, description. CAPITALS stand for the user's path; brackets are optional.
 _TABLE = (
     ("shapes", Shapes, "drawn scenes of discs, boxes, triangles, stars, rings; no download"),
     ("folder:PATH", Folder, "PATH/{train,val,test}/{images,masks}, by file name"),
@@ -92,21 +91,21 @@ def load(name, split="train", size=None, channels=None, cache=None):
     """Loads a data set by its name.
 
     Args:
-        name: str, a name out of `DATASETS`, with a path in place of the capitals, such as
+        name: str, a name in `DATASETS`, with a path in place of the capitals, such as
             `"shapes"` or `"folder:photos"`.
         split: str, `"train"`, `"val"` or `"test"`.
         size: int or `(height, width)` in pixels, or None for the data set's own: 64 for shapes,
             the files' own sizes for images on disk.
         channels: int, 3 (RGB) or 1 (gray); None is RGB, or what arrays hold.
-        cache: None, `"ram"` or `"disk"`: where decoded and resized files are kept. What is no
-            file takes None only.
+        cache: None, `"ram"` or `"disk"`: where decoded and resized files are kept. Data
+            sets without files take only None.
 
     Returns:
         A `Dataset` (images with masks) or `Pictures` (images with labels).
 
     Raises:
-        ValueError: if the name, the split or another argument is not one of these, or the
-            files do not make a data set.
+        ValueError: if the name, the split or another argument is none of these, or the files are
+            not a data set.
         FileNotFoundError: if files or folders are missing.
 
     Example:
@@ -141,17 +140,17 @@ def _find(name):
 
 
 def download(name):
-    """Downloads a public data set, once, says how much that is first, and shows the progress.
+    """Downloads a public data set once, after printing its size, and shows the progress.
 
-    The data set lies in `keras_segen.data.cache.data_folder()` then, and `load` needs no network.
+    It is stored in `keras_segen.data.cache.data_folder()`; `load` then needs no network.
 
     Args:
         name: str, a name out of `DATASETS` without a path, such as `"cifar10"`.
 
     Raises:
-        ValueError: if this is no data set that can be downloaded.
+        ValueError: if this data set cannot be downloaded.
         ConnectionError: if the download fails.
-        ModuleNotFoundError: if what fetches it is not installed.
+        ModuleNotFoundError: if the package that fetches it is not installed.
     """
     known = {usage.partition("[")[0]: kind for usage, kind, _ in _TABLE}
     known = {word: kind for word, kind in known.items() if hasattr(kind, "download")}

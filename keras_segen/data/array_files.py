@@ -40,29 +40,29 @@ HEADERS = {  # how an .npy file begins, by the version of the format
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
-# What is packed may unpack to so many bytes, or to so many times its size: photos are packed to
-# a half, masks to a hundredth.
+# The most bytes that an archive may unpack to, or times its own size: photos compress to a half,
+# masks to a hundredth.
 UNPACKED, TIMES = 2**30, 200
 
 
 class ArrayFiles(Dataset):
     """Images and masks in the arrays `x_train`, `y_train`, `x_test`, `y_test` on disk.
 
-    They are `.npy` files in a folder, read item by item (memory-mapped), or lie in one `.npz`
-    file, of which a split is read into memory. `x_val` and `y_val` may be there too; without
-    them a tenth of the training items is the validation split, always the same.
+    They are `.npy` files in a folder, read item by item (memory-mapped), or in one `.npz` file, of
+    which a split is read into memory. `x_val` and `y_val` are optional; without them a tenth of
+    the training items is the validation split, always the same.
 
     Images are `(number, height, width)`, or with 1 or 3 channels last: uint8, uint16, or float
     in [0, 1]. Masks are `(number, height, width)`, or with one channel last:
 
     - whole numbers are label ids, 0 to 65535, as in the masks of `keras_segen.data.Folder`:
-      `classes.csv` in the folder describes them; without it the ids of all splits are counted,
+      `classes.csv` in the folder describes them; without it the ids of all splits are collected:
       0 and 255 are background and foreground, 255 beside other ids is ignored.
-    - floats in [0, 1] that are not all whole, as resizing leaves them, say how much of a pixel
-      is foreground: 0.5 and more is foreground, less is background.
+    - floats in [0, 1] that are not all whole, such as resized masks, are the share of foreground
+      in a pixel: 0.5 and more is foreground, less is background.
 
-    All arrays are read and checked once; `keras_segen.data.cache.cache_folder()` keeps what was
-    found. Nothing is ever unpickled.
+    All arrays are read and checked once; `keras_segen.data.cache.cache_folder()` keeps the result.
+    Nothing is ever unpickled.
 
     Args:
         path: the folder or the `.npz` file.
@@ -116,7 +116,7 @@ class ArrayFiles(Dataset):
         return images.resize_mask(mask, self.image_shape[:2]).astype(np.int32)
 
     def _arrays(self):
-        """Returns images and masks that the split is part of, whole, as they lie on disk."""
+        """Returns the stored images and masks that the split is part of."""
         if self._opened is None:
             self._opened = open_pair(self._store, self._source)
         return self._opened
@@ -146,8 +146,8 @@ def write_arrays(folder, train, val=None):
     Args:
         folder: path; files of the same names are replaced.
         train: a `Dataset` whose items have one shape.
-        val: a `Dataset` of the same classes and shape; None leaves it to `ArrayFiles` to take a
-            tenth of `train`.
+        val: a `Dataset` of the same classes and shape; without it, `ArrayFiles` takes a tenth of
+            `train`.
 
     Raises:
         ValueError: the data sets do not fit together, or items have no common shape.
@@ -185,7 +185,7 @@ def write_arrays(folder, train, val=None):
 
 
 def check_pair(train, val):
-    """Raises a ValueError if two data sets are not the splits of one, with items of one shape."""
+    """Raises a ValueError if two data sets differ in classes or shape, or have no common shape."""
     for dataset in (train, val):
         if dataset is None:
             continue
@@ -229,7 +229,7 @@ class Store:
             try:
                 with zipfile.ZipFile(self.path) as archive:
                     names = archive.namelist()
-            except Exception:  # what zipfile raises for damaged files has no common type
+            except Exception:  # zipfile's errors for damaged files have no common type
                 names = []
             self._members = sorted(name.removesuffix(".npy") for name in names)
             if not self._members:
@@ -267,7 +267,7 @@ class Store:
                 f"{path}: array {name} is too large: {error}. Save it as {name}.npy in a folder: "
                 "such files are read item by item"
             ) from error
-        except Exception as error:  # what NumPy and zipfile raise has no common type
+        except Exception as error:  # those of NumPy and zipfile have no common type
             raise ValueError(
                 f"{path}: array {name} cannot be read, it is damaged or holds no numbers ({error})"
             ) from error
@@ -279,7 +279,7 @@ class Store:
         return next(path for path in self._candidates(name) if path.is_file())
 
     def stamps(self):
-        """Returns what changes when a file does."""
+        """Returns sizes and times that change with the files."""
         names = [f"{kind}_{split}" for kind in "xy" for split in ("train", "val", "test")]
         paths = sorted({self.where(name) for name in names if name in self})
         return [(str(path), *stamp(path)) for path in paths]
@@ -299,7 +299,7 @@ def read_idx(path):
         A uint8 array.
 
     Raises:
-        ValueError: if it is no such file, cut short, or followed by more.
+        ValueError: if it is not such a file, truncated, or followed by more.
         MemoryError: if it unpacks to far more than its size.
     """
     path = Path(path)
@@ -330,7 +330,7 @@ def read_member(path, name):
 
 
 def check_header(file, size):
-    """Raises a ValueError if an .npy file says of itself that it holds more than its size.
+    """Raises a ValueError if the header of an .npy file promises more than its size.
 
     Args:
         file: the file, open at its beginning.
@@ -349,7 +349,7 @@ def check_header(file, size):
 
 
 def check_unpacked(size, packed):
-    """Raises a MemoryError before something is unpacked that is far larger than it seems."""
+    """Raises a MemoryError if something would unpack to far more than its size."""
     free = psutil.virtual_memory().available
     if size > min(free, max(UNPACKED, TIMES * packed)):
         raise MemoryError(
@@ -359,7 +359,7 @@ def check_unpacked(size, packed):
 
 
 def open_pair(store, split):
-    """Returns the arrays of images and of masks of a split, after a look at their shapes."""
+    """Returns the arrays of images and of masks of a split, with their shapes checked."""
     pictures, masks = store[f"x_{split}"], store[f"y_{split}"]
     if (
         pictures.ndim not in (3, 4)
@@ -394,7 +394,7 @@ def check_arrays(store, splits):
     """Reads all arrays once.
 
     Returns:
-        `[ids, soft]`: the label ids that occur, and whether masks say shares in place of ids.
+        `[ids, soft]`: the label ids that occur, and whether masks are shares instead of ids.
     """
     ids, soft, low, high = set(), None, math.inf, -math.inf
     for split in splits:

@@ -26,21 +26,20 @@ LIMITS = {  # the lowest and the highest value that a range may reach
 class Augment:
     """Changes an image and its mask at random.
 
-    A step happens with its probability; its strength is then drawn evenly from low to high.
-    None or 0 switches a step off, and the other steps stay as they were. All geometry is one
-    affine warp, bilinear for the image and nearest for the mask; flips alone copy pixels. What
-    comes in from outside the image is black and `ignore_class` if there is one, else the image
-    and the mask reflected at their edges. Color follows in the order below and is cut to
-    [0, 1] at the end; gray images have no saturation and no hue.
+    A step happens with its probability; its strength is then uniform between low and high. None
+    or 0 switches a step off, without changing the others. All geometry is one affine warp,
+    bilinear for the image and nearest for the mask; flips alone copy pixels. Pixels from outside
+    the image are black and `ignore_class` if there is one, else a reflection of image and mask.
+    Color follows in the order below and is clipped to [0, 1]; gray images skip saturation and hue.
 
     Args:
         flip: probability of swapping left and right.
         vertical_flip: probability of swapping top and bottom.
         scale: `(probability, low, high)`, a factor: 2 enlarges.
         rotation: degrees, counterclockwise.
-        shift: as parts of the width and of the height, each drawn by itself.
+        shift: shares of the width and of the height, drawn independently.
         shear: degrees by which vertical lines are slanted.
-        crop: the part of each side that is kept, at a random place, and enlarged to fill.
+        crop: the share of each side that is kept, at a random position, and enlarged to fill.
         brightness: added to the image.
         contrast: factor of the distance from the image's mean.
         saturation: factor of the distance from gray.
@@ -49,7 +48,7 @@ class Augment:
         blur: standard deviation of a Gaussian, in pixels.
 
     Raises:
-        ValueError: if a probability is not in [0, 1] or a range is none.
+        ValueError: if a probability is not in [0, 1] or a range is not valid.
 
     Example:
 
@@ -79,13 +78,13 @@ class Augment:
             object.__setattr__(self, name, check(name, getattr(self, name)))
 
     def __call__(self, image, mask, rng, ignore_class=None):
-        """Returns a changed image and mask; the given ones stay as they are.
+        """Returns a changed image and mask; the given ones are not changed.
 
         Args:
             image: float32 `(height, width, channels)` in [0, 1], 1 or 3 channels.
             mask: int32 `(height, width)`, labels from 0 to 2**24.
             rng: `numpy.random.Generator`; the result depends on nothing else.
-            ignore_class: int or None, the label for what comes in from outside.
+            ignore_class: int or None, the label of pixels from outside.
 
         Returns:
             New image and mask, same shapes and types.
@@ -98,7 +97,7 @@ class Augment:
                 f"image has shape {image.shape} and mask {np.shape(mask)}; expected "
                 "(height, width, 1 or 3) and (height, width)"
             )
-        # Every step has its own row, drawn whether it happens or not.
+        # Every step has its own row, drawn even if it does not happen.
         rows = dict(zip(STEPS, rng.random((len(STEPS), 3)), strict=True))
         image, mask = self._warp(image, mask, rows, ignore_class)
         image = self._recolor(image, rows)
@@ -162,7 +161,7 @@ class Augment:
         if self._happens("shift", rows):
             x, y = self._strength("shift", rows, 1), self._strength("shift", rows, 2)
             matrix = move(x * width, y * height) @ matrix
-        # So far around the center of the image. Pixel i covers i to i + 1, but OpenCV's
+        # So far relative to the image's center. Pixel i covers i to i + 1, but OpenCV's
         # coordinates are those of pixel centers.
         matrix = move(width / 2, height / 2) @ matrix @ move(-width / 2, -height / 2)
         if crop is not None:
@@ -260,7 +259,7 @@ def check_range(name, value):
 
 
 def is_number(value):
-    """Whether a value is a finite number and no bool."""
+    """Whether a value is a finite number, but not a bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 

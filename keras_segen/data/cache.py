@@ -1,4 +1,4 @@
-"""Where computed things are kept between runs."""
+"""The cache of computed values, and the folder of downloaded data sets."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from keras_segen import files
 
 
 def cache_folder():
-    """Returns the folder for computed things that may be deleted at any time.
+    """Returns the folder of computed values, which may be deleted at any time.
 
     It is the environment variable `KERAS_SEGEN_CACHE` if that is set, else the user's cache
     folder for `keras_segen`. It need not exist yet.
@@ -25,7 +25,7 @@ def cache_folder():
 
 
 def data_folder():
-    """Returns the folder for downloaded data sets, which are not quickly had again.
+    """Returns the folder of downloaded data sets, which take long to download again.
 
     It is the environment variable `KERAS_SEGEN_DATA` if that is set, else the user's data folder
     for `keras_segen`. It need not exist yet.
@@ -42,14 +42,14 @@ def digest(*key):
 
 
 def remember(key, compute):
-    """Returns the JSON value kept under `key`, or else computes it and keeps it.
+    """Returns the cached JSON value of `key`; computes and caches it if there is none.
 
     Args:
-        key: tuple of str, int and nested tuples that says all that the value depends on.
+        key: tuple of str, int and nested tuples: everything that the value depends on.
         compute: function without arguments that returns a JSON value.
 
     Returns:
-        The value. If the cache cannot be written, a warning says so and nothing else changes.
+        The value. If the cache cannot be written, there is only a warning.
     """
     path = cache_folder() / f"{digest(*key)}.json"
     try:
@@ -69,7 +69,7 @@ def remember(key, compute):
 
 
 class ItemCache:
-    """Keeps the arrays that items are made of, so that files are decoded once.
+    """Caches the arrays of items, so that files are decoded once.
 
     Args:
         where: None, `"ram"` or `"disk"` (in `cache_folder()`).
@@ -92,9 +92,9 @@ class ItemCache:
 
         Args:
             index: int, the item.
-            parts: sequence of str, what the arrays are, such as `("image", "mask")`.
-            key: function without arguments that returns all that the arrays depend on, in text,
-                numbers and tuples; another key makes them be computed again.
+            parts: sequence of str, the names of the arrays, such as `("image", "mask")`.
+            key: function without arguments that returns everything that the arrays depend on, as
+                text, numbers and tuples; with another key they are computed again.
             compute: function without arguments that returns the arrays.
         """
         if self.where is None:

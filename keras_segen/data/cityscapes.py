@@ -109,8 +109,8 @@ class Cityscapes(Pairs):
         """Returns the instance mask of item `index`.
 
         Returns:
-            int32 `(height, width)`: 0 is what is no single object (roads, skies, groups that
-            nobody told apart), 1 to n are the objects.
+            int32 `(height, width)`: 1 to n are the objects; 0 is the rest (roads, skies, groups
+            that were not separated).
 
         Raises:
             FileNotFoundError: if the file of instance ids is missing.

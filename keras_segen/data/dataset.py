@@ -1,4 +1,4 @@
-"""What a data set is: images with masks and colors for the classes, or pictures with labels."""
+"""The base classes of data sets: images with masks, or pictures with labels."""
 
 import operator
 
@@ -13,22 +13,21 @@ SPLITS = ("train", "val", "test")
 class Items:
     """What `Dataset` and `Pictures` share: items by index, by name, in batches.
 
-    An item is an image and a target. A subclass says how many items there are (`__len__`) and
-    reads one (`read`): the image, and one array beside it, which is what caches keep and what an
-    augmentation changes together with the image: a mask, or any plane of whole numbers, or a
-    label. `make_target` makes the target of that array, after the augmentation. By itself it
-    returns the array as it is. A data set whose targets are more than that, such as the boxes of
-    the objects in a plane, overrides two things, and its boxes are right however the image was
-    turned:
+    An item is an image and a target. A subclass defines the number of items (`__len__`) and reads
+    one (`read`): the image, and one array beside it: a mask, any plane of whole numbers, or a
+    label. Caches keep this array, and an augmentation changes it together with the image. After
+    the augmentation `make_target` computes the target from it; by default, the array itself. A
+    data set with other targets, such as the boxes of the objects in a plane, overrides two things,
+    and its boxes fit the augmented image:
 
-    - `target_spec`: what a target is, a `keras_segen.data.Spec` (shape and type), or a dict of
-      these, in which dicts may be nested: `{"boxes": Spec((8, 4), "float32"), "mask": …}`.
+    - `target_spec`: a `keras_segen.data.Spec` (shape and type) of the target, or a dict of these,
+      which may be nested: `{"boxes": Spec((8, 4), "float32"), "mask": …}`.
     - `make_target(stored)`: returns such a target, a NumPy array or a dict of arrays, from
-      nothing but `stored`.
+      `stored` alone.
 
-    Shapes are the same for all items: objects, which are more in one image than in another, get
-    a fixed number of slots. A batch is `(images, target)`, every array stacked, and a dict stays
-    a dict: `fit` takes the losses of a model's outputs by its keys.
+    Shapes are equal for all items: objects, whose number varies, get a fixed number of slots. A
+    batch is `(images, target)`, every array stacked. A dict stays a dict: `fit` matches its keys
+    with the losses of a model's outputs.
 
     Args:
         name: str, the data set's name, such as `"shapes"`.
@@ -150,24 +149,24 @@ class Items:
 
 
 class Dataset(Items):
-    """Images with masks. Subclasses say how many (`__len__`) and read one (`read`).
+    """Images with masks. Subclasses define `__len__` and `read`.
 
     `dataset[i]` is `(image, mask)`: image float32 `(height, width, channels)` in [0, 1], mask
     int32 `(height, width)` with values 0 to `num_classes - 1` or `ignore_class`. Both belong
-    to the caller. A subclass with another target, see `Items`, makes it of such a mask, or of an
-    int32 plane of the same shape that holds more, up to 2**24, such as class and number of each
-    object; then its `read_mask` returns the classes alone. What comes in from outside the image
-    when it is warped is `ignore_class`.
+    to the caller. A subclass with another target, see `Items`, computes it from such a mask, or
+    from an int32 plane of the same shape with values up to 2**24, such as class and number of each
+    object; its `read_mask` then returns only the classes. A warp fills pixels from outside the
+    image with `ignore_class`.
 
     Args:
         name: str, the data set's name, such as `"shapes"`.
         split: str, `"train"`, `"val"` or `"test"`.
         class_names: sequence of str, one per class.
-        palette: array-like `(num_classes, 3)`, RGB colors, 0 to 255. None gives each class a
-            color of its own.
+        palette: array-like `(num_classes, 3)`, RGB colors, 0 to 255. None chooses
+            distinct colors.
         ignore_class: int or None, the label that losses and metrics leave out.
-        label_ids: sequence of int, the id that each class has in the mask files. None is
-            0 to `num_classes - 1`.
+        label_ids: sequence of int, the id of each class in the mask files. None means 0 to
+            `num_classes - 1`.
         image_shape: `(height, width, channels)` of every item, or None if items keep their
             own sizes.
 
@@ -250,17 +249,17 @@ class Dataset(Items):
 
 
 class Pictures(Items):
-    """Pictures to learn from how to make pictures. Subclasses say how many and read one.
+    """Pictures to train a generative model on. Subclasses define `__len__` and `read`.
 
     `pictures[i]` is `(image, label)`: image float32 `(height, width, channels)` in [0, 1], label
-    an int32 number, 0 to `num_classes - 1`, or 0 where there are no classes. Their batches are
+    an int32 number, 0 to `num_classes - 1`, or 0 without classes. Batches are
     float32 `(batch, height, width, channels)` and int32 `(batch,)`.
 
     Args:
         name, split, class_names, image_shape: as in `Items`; without class names the pictures
             have no labels.
-        mirror: bool, whether a picture with left and right swapped is as good: not so for digits
-            and letters. `augment=keras_segen.data.mirror` then swaps every other one.
+        mirror: bool, whether mirrored pictures are as good: not those of digits and letters.
+            `augment=keras_segen.data.mirror` then mirrors every other one.
 
     Raises:
         ValueError: if the split is unknown.

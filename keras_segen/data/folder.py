@@ -29,22 +29,22 @@ class Folder(Pairs):
     """Pairs of files `PATH/SPLIT/images/NAME.*` and `PATH/SPLIT/masks/NAME.*`.
 
     Images are PNG, JPEG, TIFF, BMP, WebP or GIF, 8 or 16 bits, gray, RGB, RGBA or with a palette.
-    Masks are the same without JPEG, of the same size as their image. The highest value that a
-    file's type can hold, 255 or 65535, becomes 1, so that images stay comparable; 12-bit slices
-    in 16-bit files would be dark, and are better stretched before they are saved.
+    Masks are the same without JPEG, of the same size as their image. The highest value of a
+    file's type, 255 or 65535, becomes 1, so that images stay comparable; 12-bit slices in 16-bit
+    files would be dark: rescale them before saving.
 
     `PATH/classes.csv` with the columns name, red, green, blue, ignore describes the classes;
     row i, counted from 0, is label id i. Masks then hold these ids (gray or palette files) or
     exactly these colors (RGB files). Rows with "yes" under ignore become label 255, which
     losses and metrics leave out; the others are the classes 0 to n - 1, in order.
 
-    Without `classes.csv` the label ids are counted over the masks of all splits, once: if they
+    Without `classes.csv` the label ids in the masks of all splits are collected, once: if they
     are 0 and 255, the classes are background and foreground; else 255 is ignored if there is
     a lower id than 255 beside 0 and none above; each other id is a class. `label_ids` holds
     the ids.
 
-    `PATH/groups.csv` with the columns name (of the image, without suffix) and group says which
-    images belong together, such as all slices of a patient; see `groups`.
+    `PATH/groups.csv` with the columns name (of the image, without suffix) and group names
+    images that belong together, such as all slices of a patient; see `groups`.
 
     Files are read when their item is asked for. Counts, and items with `cache="disk"`, are kept
     in `keras_segen.data.cache.cache_folder()`; a file that has changed since is read again.
@@ -53,7 +53,7 @@ class Folder(Pairs):
         path: the folder.
         split: str, `"train"`, `"val"` or `"test"`.
         size: int or `(height, width)` to resize to, or None to keep the files' own sizes; if
-            the images of all splits have one size, that is `image_shape`. Images shrink by area
+            the images of all splits have one size, it gives `image_shape`. Images shrink by area
             and grow bilinearly, masks take the nearest pixel.
         channels: int, 3 (RGB) or 1 (gray).
         cache: None, `"ram"` or `"disk"`: where decoded and resized items are kept.
@@ -100,7 +100,7 @@ class Folder(Pairs):
     def groups(self):
         return None if self._groups is None else list(self._groups)
 
-    def _sizes(self):  # of all splits: what one is trained on the others are measured on
+    def _sizes(self):  # of all splits, which share one `image_shape`
         folders = [self.path / split / "images" for split in SPLITS]
         found = [sorted(folder.iterdir()) for folder in folders if folder.is_dir()]
         paths = [path for paths in found for path in paths if path.is_file()]

@@ -1,6 +1,6 @@
-"""Image files to arrays and back to the size one wants.
+"""Reading and resizing image files.
 
-A file is what its content says, whatever its suffix.
+The content of a file decides its format, not its suffix.
 """
 
 import io
@@ -15,7 +15,7 @@ GRAY_MODES = ("L", "I", "I;16", "I;16B", "I;16L", "F")
 
 
 def read_image(path, channels=3, content=None, turn=True):
-    """Reads a photo as it is meant to be seen, turned as its EXIF orientation says.
+    """Reads a photo, rotated by its EXIF orientation.
 
     Alpha is dropped, palettes become their colors, gray is repeated to three channels, and
     color becomes gray by luma (0.299 red, 0.587 green, 0.114 blue).
@@ -23,14 +23,14 @@ def read_image(path, channels=3, content=None, turn=True):
     Args:
         path: a PNG, JPEG, TIFF, BMP, WebP or GIF file.
         channels: int, 3 (RGB) or 1 (gray).
-        content: bytes of the file if they are at hand; `path` then only names it in errors.
+        content: bytes of the file, or None to read them; then `path` is only for errors.
         turn: bool, whether the EXIF orientation counts.
 
     Returns:
         `(height, width, channels)`, uint8, or uint16 if the file has 16 bits per channel.
 
     Raises:
-        ValueError: if the file is no such image, is cut short, is too large to be a photo, has
+        ValueError: if the file is not such an image, is truncated, is too large to be a photo, has
             several pages, or holds 32-bit numbers.
     """
     pixels, _ = decode(path, content, turn)
@@ -87,11 +87,11 @@ def decode(path, content=None, turn=True, mask=False):
             frames = getattr(image, "n_frames", 1)
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
             sixteen_bit_color = has_sixteen_bit_color(image, data)
-            image.load()  # finds out whether the file is whole
+            image.load()  # raises if the file is truncated
             pixels = to_array(ImageOps.exif_transpose(image) if turn else image, mask)
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path}: the image is too large to be read safely: {error}") from error
-    except Exception as error:  # what Pillow raises for damaged files has no common type
+    except Exception as error:  # Pillow's errors for damaged files have no common type
         raise ValueError(
             f"{path}: cannot be read as an image, it is damaged, cut short or of another type "
             f"({error}); expected PNG, JPEG, TIFF, BMP, WebP or GIF"
@@ -146,7 +146,7 @@ def decode_sixteen_bit_color(path, data, gray):
 def to_channels(image, channels):
     """Returns an image `(height, width)`, or with 1 or 3 channels, with `channels` channels.
 
-    Gray is repeated, color becomes gray by luma. uint8, uint16 or float32, as it was.
+    Gray is repeated, color becomes gray by luma. The type, uint8, uint16 or float32, is kept.
     """
     if image.ndim == 2:
         image = image[..., None]

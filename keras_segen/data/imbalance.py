@@ -1,10 +1,10 @@
-"""Unbalanced classes: how rare each one is, and what to do about it.
+"""Class imbalance: class frequencies, class weights and item weights.
 
 Class weights go to a loss: `CrossEntropy(class_weights=median_frequency_weights(dataset))`.
 Item weights are for sampling: `dataset.batches(4, seed=0, sampling="rare_classes")`.
 
-All are computed from the pixels of each class in each item, which a data set counts once; those
-of files are kept in the cache between runs.
+All are computed from the pixels of each class in each item, which a data set counts once; counts
+of files are cached between runs.
 """
 
 import numpy as np
@@ -26,7 +26,7 @@ def counts_of(dataset):
 
 
 def class_frequencies(dataset):
-    """Computes the share that each class has of the labeled pixels.
+    """Computes the share of each class in the labeled pixels.
 
     Args:
         dataset: a `Dataset`, the training split.
@@ -96,7 +96,7 @@ def effective_number_weights(dataset, beta=None):
     """Computes class weights from the effective number of pixels of each class.
 
     A class of n pixels counts as `(1 - beta^n) / (1 - beta)` different ones: neighbors look
-    alike, and more of the same adds less and less. The weight of a class is the inverse of that
+    alike, so that further pixels add less and less. The weight of a class is the inverse of that
     number, scaled to a mean of 1 over the classes that occur; the others have weight 0. With
     beta = 0 all weights are equal; as beta goes to 1 they become those of the inverse frequency.
 
@@ -106,9 +106,9 @@ def effective_number_weights(dataset, beta=None):
 
     Args:
         dataset: a `Dataset`, the training split.
-        beta: float in [0, 1): `(N - 1) / N` where N is the number of pixels of a class that can
-            differ at all. None takes for N the mean number of pixels per class that occurs,
-            so that the size of images and of the data set does not matter.
+        beta: float in [0, 1): `(N - 1) / N` with N the number of different pixels that a class
+            can have. None means the mean number of pixels of the classes that occur, so that the
+            sizes of images and data set do not matter.
 
     Returns:
         float32 `(num_classes,)`.
@@ -137,18 +137,18 @@ CLASS_WEIGHTS = {
 
 
 def item_weights(dataset):
-    """Computes how often items are to be drawn so that every class has the same say.
+    """Computes how often to draw items so that all classes have the same influence.
 
-    Draw a class, each alike, then one of its pixels in the data set, each alike: the weight of an
-    item is the chance that the pixel lies in it, times the number of items. Items that hold much
-    of a rare class come above 1. The only item with a class comes once for every `num_classes`
-    draws, so that a class of very few items is better left to class weights.
+    Draw a class uniformly, then one of its pixels in the data set uniformly: the weight of an item
+    is the probability that it contains the pixel, times the number of items. Items with much of a
+    rare class have weights above 1. The only item with a class is drawn once in `num_classes`
+    draws: for a class with very few items, class weights are better.
 
     Reference: Rota Bulò, Porzi, Kontschieder (2018), "In-Place Activated BatchNorm for
     Memory-Optimized Training of DNNs", https://arxiv.org/abs/1712.02616: their class-uniform
-    sampling draws a class, then any image that holds it. In street scenes nearly every image
-    holds nearly every class; how many pixels of it is what tells images apart. (Repeat factor
-    sampling, of the LVIS data set, asks as well only whether an image holds a class.)
+    sampling draws a class, then any image with it. In street scenes nearly every image has nearly
+    every class; images differ in the number of its pixels. (Repeat factor sampling, of the LVIS
+    data set, also asks only whether an image has a class.)
 
     Args:
         dataset: a `Dataset`, the training split.

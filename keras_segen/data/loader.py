@@ -1,9 +1,9 @@
 """From a data set to batches: order, augmentation and stacking in NumPy, the same on any backend.
 
 Batch k of epoch e is a pure function of (data set, seed, e, k): the order comes from
-(seed, epoch), the augmentation of an item from (seed, epoch, index, and which of its visits in
-the epoch it is, if sampling repeats it). How many workers there are,
-what they read ahead and who peeks into an iterator changes nothing.
+(seed, epoch), the augmentation of an item from (seed, epoch, index, and the number of its visit,
+if sampling repeats it in the epoch). Workers, reading ahead and peeking into an iterator change
+nothing.
 """
 
 import collections
@@ -42,9 +42,9 @@ def batches(
     sampling="uniform",
 ):
     """Makes the loader of the running backend, with the arguments of `Batches`."""
-    from keras_segen import backend  # imports the framework; worker processes do without
+    from keras_segen import backend  # imports the framework, which worker processes do not need
 
-    # Keras says so of every loader given to `fit`; these batches are shuffled, if a seed asks.
+    # Keras warns about every loader given to `fit`; with a seed, these batches are shuffled.
     warnings.filterwarnings("ignore", message="`shuffle=True` was passed, but will be ignored")
     return backend.make_loader(
         Batches(
@@ -74,18 +74,18 @@ class Batches:
         drop_last: bool, whether a last batch with fewer items is left out.
         first_epoch: int, the epoch that the first pass serves; a resumed training sets it.
         sampling: str, `"uniform"`: an epoch visits every item once; or `"rare_classes"`: as many
-            items, drawn by `keras_segen.data.item_weights`: those that hold much of rare
-            classes oftener, others not in every epoch.
+            items, drawn by `keras_segen.data.item_weights`: those with much of rare classes more
+            often, others not in every epoch.
 
     Attributes:
-        epoch: int, the epoch that the next pass serves; the backend's loader moves it on.
-        waited: list of float, for each batch the seconds that its taker waited for it.
+        epoch: int, the epoch that the next pass serves; the backend's loader advances it.
+        waited: list of float, the seconds that the consumer waited for each batch.
         error: the exception that ended the last pass, or None. A framework may wrap it in one
             of its own.
 
     Raises:
-        ValueError: an argument is out of range, the data set has no batch to give, or its items
-            have no common size.
+        ValueError: an argument is out of range, the data set has too few items for a batch, or
+            its items have no common size.
     """
 
     def __init__(
@@ -290,7 +290,7 @@ def _start_worker(source):
 
 
 def _end_with_parent():
-    """Ends this process when the one that started it is gone: killed, it tells nobody."""
+    """Ends this process when the one that started it ends, even if it is killed."""
     multiprocessing.parent_process().join()
     os._exit(1)
 

@@ -16,17 +16,17 @@ VOID = 255  # the label of ignored pixels, in every data set of files that has a
 class Pairs(Dataset):
     """Pairs of an image file and a mask file, read when their item is asked for.
 
-    Subclasses find the files and say which label ids are classes. Counts, and items with
+    Subclasses find the files and define which label ids are classes. Counts, and items with
     `cache="disk"`, are kept in `keras_segen.data.cache.cache_folder()`; a file that has changed
     since is read again.
 
     Args:
         name, split, class_names, palette: as in `Dataset`.
         pairs: list of `(image path, mask path)`.
-        label_ids: sequence of int, the id that each class has in the mask files.
+        label_ids: sequence of int, the id of each class in the mask files.
         void_ids: sequence of int, the ids in the mask files that become `ignore_class`, 255.
         size: int or `(height, width)` to resize to, or None to keep the files' own sizes; if
-            all are equal, that is `image_shape`. Images shrink by area and grow bilinearly, masks
+            all are equal, they give `image_shape`. Images shrink by area and grow bilinearly, masks
             take the nearest pixel.
         channels: int, 3 (RGB) or 1 (gray).
         cache: None, `"ram"` or `"disk"`: where decoded and resized items are kept.
@@ -67,7 +67,7 @@ class Pairs(Dataset):
     def _sizes(self):
         """Returns the sizes of the images, the commonest first: dict of (height, width) -> count.
 
-        A subclass says {} if it does not know them.
+        A subclass returns {} if they are unknown.
         """
         return count_sizes([image for image, _ in self.pairs], self.TURNED)
 
@@ -84,15 +84,15 @@ class Pairs(Dataset):
         return self._decode_mask(index).astype(np.int32)
 
     def _key(self, index):
-        """Returns all that item `index` depends on."""
+        """Returns everything that item `index` depends on."""
         return self._stamps(index), self.size, self.channels, self._translation()
 
     def _stamps(self, index):
-        """Returns what changes when the files of item `index` do."""
+        """Returns sizes and times that change with the files of item `index`."""
         return [(str(path), *stamp(path)) for path in self.pairs[index]]
 
     def _translation(self):
-        """Returns all that the way from mask files to labels depends on."""
+        """Returns everything that the conversion of mask files to labels depends on."""
         return self.label_ids, self._void_ids
 
     def _file(self, index, kind):
@@ -183,7 +183,7 @@ def list_files(root, folder):
 
 
 def inside(root, path):
-    """Returns `path` if it lies in `root`, links followed."""
+    """Returns `path` if it is inside `root`, with links resolved."""
     if not resolved(path).is_relative_to(root):
         raise ValueError(
             f"{path}: a link to {resolved(path)}, outside of the data set {root}; copy the file "
@@ -193,12 +193,12 @@ def inside(root, path):
 
 
 def require_files(paths, kind, source):
-    """Raises if files of a published data set are missing, and says which and where they are from.
+    """Raises if files of a published data set are missing; the message tells how to get them.
 
     Args:
         paths: list of `pathlib.Path`, the files that belong to the split.
         kind: str, what they are, such as `"masks"`.
-        source: str, a sentence on where one gets them.
+        source: str, a sentence on where to get them.
 
     Raises:
         FileNotFoundError: it names the first missing file and the number of all.
@@ -219,7 +219,7 @@ def resolved(path):
     """
     try:
         return Path(path).expanduser().resolve()
-    except RuntimeError as error:  # up to Python 3.12; later ones return what is no file
+    except RuntimeError as error:  # up to Python 3.12; later ones return a path
         raise ValueError(f"{path}: a link that leads back to itself; remove it") from error
 
 
@@ -231,7 +231,7 @@ def header_sizes(paths, turn=True):
         turn: bool, whether the EXIF orientation counts.
 
     Returns:
-        List of `(height, width)`, or None for a file that is no image.
+        List of `(height, width)`, or None for a file that is not an image.
     """
 
     def size(path):
@@ -248,7 +248,7 @@ def header_sizes(paths, turn=True):
 def count_sizes(paths, turn=True):
     """Returns how many image files have which size, the commonest first: dict.
 
-    What is no image is left out: it is named when it is read.
+    Files that are not images are left out; reading them is an error.
     """
     sizes = [size for size in header_sizes(paths, turn) if size is not None]
     return dict(collections.Counter(sizes).most_common())
@@ -268,7 +268,7 @@ def labels_of_ids(path, ids, label_ids, void_ids, hint=""):
         ids: whole numbers, any shape.
         label_ids: sequence of int, the id of each class.
         void_ids: sequence of int, the ids that become 255.
-        hint: str, what is added to the error about an unknown id.
+        hint: str, added to the error about an unknown id.
 
     Raises:
         ValueError: if there is another id.

@@ -1,4 +1,4 @@
-"""Pictures to learn from how to make pictures: CIFAR-10, MNIST, Fashion-MNIST, any folder."""
+"""Pictures to train generative models on: CIFAR-10, MNIST, Fashion-MNIST, any folder."""
 
 import numpy as np
 
@@ -30,13 +30,13 @@ class PictureArrays(Pictures):
 
     Args:
         path: a folder of these `.npy` files, or of MNIST's IDX files, also with `.gz`; or an
-            `.npz` file of these arrays. None is what `keras_segen.data.download` has fetched.
+            `.npz` file of these arrays. None means what `keras_segen.data.download` fetched.
         split: str, `"train"`, `"val"` or `"test"`.
         size: int or `(height, width)` to resize to, or None for the pictures' own.
         channels: int, 3 (RGB) or 1 (gray); None for the pictures' own.
 
     Raises:
-        FileNotFoundError: if the files are not there; it says how to get them.
+        FileNotFoundError: if there are no such files; the message tells how to get them.
         ValueError: if the arrays are not such pictures and labels.
     """
 
@@ -84,7 +84,7 @@ class PictureArrays(Pictures):
         return images.to_float(image), np.int32(labels[place])
 
     def _arrays(self):
-        """Returns pictures and labels that the split is part of, whole, as they lie on disk."""
+        """Returns the stored pictures and labels that the split is part of."""
         if self._opened is None:
             pictures, labels = (self._store[f"{kind}_{self._source}"] for kind in "xy")
             height, width, channels = self.SHAPE
@@ -216,30 +216,30 @@ class FashionMnist(PictureArrays):
 
 
 class ImageFolder(Pictures):
-    """All pictures in a folder and the folders in it, brought to one size.
+    """All pictures in a folder and its subfolders, resized to one size.
 
     Files are PNG, JPEG, TIFF, BMP, WebP or GIF, as their suffix says; others are not looked at.
     If there is a folder `PATH/train`, the splits are `PATH/train`, `PATH/val` and `PATH/test`.
     If not, a tenth of the pictures is for validation and a tenth for test, always the same ones
     as long as their number does not change.
 
-    If the pictures of a split lie in folders, and these are two or more, each of these folders
-    is a class, and pictures have labels.
+    If the pictures of a split are in two or more folders, each folder is a class, and pictures have
+    labels.
 
     Args:
         path: the folder.
         split: str, `"train"`, `"val"` or `"test"`.
-        size: int or `(height, width)` to bring the pictures to, or None to keep their own sizes;
-            if those of all splits are equal, that is `image_shape`.
+        size: int or `(height, width)` to resize to, or None to keep the pictures' own sizes; if
+            those of all splits are equal, they give `image_shape`.
         channels: int, 3 (RGB) or 1 (gray).
         cache: None, `"ram"` or `"disk"`: where decoded and resized pictures are kept.
-        fit: str, `"crop"` cuts the largest part of the right proportions out of the middle,
-            `"squash"` changes the proportions.
+        fit: str, `"crop"` crops the center to the aspect ratio, `"squash"` changes the aspect
+            ratio.
 
     Raises:
         FileNotFoundError: if the folder or the split does not exist.
-        ValueError: if there are no pictures, or files are no images: it names them. A file that
-            is cut short is named when it is read.
+        ValueError: if there are no pictures, or files are not images: it names them. Truncated
+            files are found when they are read.
     """
 
     def __init__(self, path, split="train", size=None, channels=3, cache=None, fit="crop"):
@@ -279,7 +279,7 @@ class ImageFolder(Pictures):
         name = f"images:{path}" if fit == "crop" else f"squashed:{path}"
         if self.size is not None:
             sizes = {self.size: len(self._paths)}
-        elif ready:  # of all splits: what one is trained on the others are measured on
+        elif ready:  # of all splits, which share one `image_shape`
             splits = [root / split for split in SPLITS if (root / split).is_dir()]
             sizes = count_sizes([path for each in splits for path in list_pictures(each)])
         else:
@@ -315,7 +315,7 @@ class ImageFolder(Pictures):
 
 
 class WithoutMasks(Pictures):
-    """What `as_pictures` makes of a data set with masks."""
+    """The images of a data set with masks, see `as_pictures`."""
 
     def __init__(self, dataset):
         self.dataset = dataset
@@ -356,11 +356,11 @@ def as_pictures(dataset):
 
 
 def mirror(image, label, rng):
-    """Swaps left and right of every other picture; `augment=` for pictures that may be mirrored.
+    """Mirrors every other picture, left to right; for `augment=`.
 
     Args:
         image: float32 `(height, width, channels)`.
-        label: returned as it is.
+        label: returned unchanged.
         rng: `numpy.random.Generator`.
 
     Returns:
@@ -370,7 +370,7 @@ def mirror(image, label, rng):
 
 
 def crop_middle(image, size):
-    """Returns the largest middle part of an image that has the proportions of `size`."""
+    """Returns the largest central part of an image with the aspect ratio of `size`."""
     height, width = image.shape[:2]
     scale = min(height / size[0], width / size[1])
     new_height, new_width = (max(1, round(side * scale)) for side in size)
@@ -405,7 +405,7 @@ def check_headers(paths):
 
 
 def classes_of_folders(root, paths):
-    """Returns the names of the folders that pictures lie in, or () if these are no classes."""
+    """Returns the names of the folders of pictures, or () if these are not classes."""
     parts = [path.relative_to(root).parts for path in paths]
     names = sorted({part[0] for part in parts})
     return tuple(names) if len(names) > 1 and all(len(part) > 1 for part in parts) else ()

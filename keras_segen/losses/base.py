@@ -1,4 +1,4 @@
-"""What all losses share: masks checked, void left out, weights, sums of losses."""
+"""What all losses share: checks of masks, ignored pixels, weights, sums of losses."""
 
 import math
 
@@ -7,20 +7,19 @@ from keras import ops
 
 from keras_segen import backend
 
-# Powers are kept from closer to 0; about the resolution of float32 at 1.
+# Bases of powers stay above this; about the resolution of float32 at 1.
 TINY = 1e-7
 
 
 class SegmentationLoss(keras.losses.Loss):
-    """What the losses of this file share; a loss defines `batch_loss`.
+    """The base class of all losses; a loss defines `batch_loss`.
 
-    Keras' own base class asks for a loss per pixel and takes the mean. Here a loss sees the whole
-    batch at once, since its mean is over the pixels that count.
+    Keras' own base class averages a loss per pixel. Here a loss sees the whole batch at once, since
+    its mean is over the pixels that count.
 
-    Under `tf.distribute` a loss sees the part of the batch that its replica has, and the mean of
-    the replicas' losses is minimized, each with the same weight. That is the loss of the whole
-    batch where a loss is a mean over equally many pixels; with ignored pixels, class weights or
-    losses of overlap it is a mean of the parts' own.
+    Under `tf.distribute` a loss sees the part of the batch on its replica, and the mean of the
+    replicas' losses is minimized. That equals the loss of the whole batch if each part has as many
+    pixels that count; with ignored pixels, class weights or overlap losses it does not.
 
     Args:
         ignore_class: int or None, the label of the pixels that are left out.
@@ -101,7 +100,7 @@ class SegmentationLoss(keras.losses.Loss):
 
 @keras.saving.register_keras_serializable(package="keras_segen")
 class SumOfLosses(SegmentationLoss):
-    """What `CrossEntropy() + 0.5 * Dice()` gives: losses, each times a number, summed.
+    """A weighted sum of losses, such as `CrossEntropy() + 0.5 * Dice()`.
 
     Args:
         terms: list of pairs `(weight, loss)`.
@@ -133,14 +132,14 @@ def terms_of(loss):
 
 
 def two_or_more(logits):
-    """Turns logits of one channel, z, to the two logits (0, z); leaves others as they are."""
+    """Converts logits of one channel, z, to the two logits (0, z); others stay unchanged."""
     if logits.shape[-1] > 1:
         return logits
     return ops.concatenate([ops.zeros_like(logits), logits], axis=-1)
 
 
 def labels_and_valid(y_true, logits_shape, ignore_class):
-    """Checks masks against the shape of their logits and splits them in labels and validity.
+    """Checks masks against the shape of their logits; splits them into labels and validity.
 
     Args:
         y_true: class ids, integers `(batch, height, width)` or `(batch, height, width, 1)`.
@@ -195,13 +194,13 @@ def labels_and_valid(y_true, logits_shape, ignore_class):
         f"the logits (ignore_class={ignore_class}). Look at the labels with "
         "numpy.unique(masks); a void label such as 255 must be given as ignore_class.",
     )
-    # In a graph nothing orders the check before what uses the labels. Clipped, they cannot make
-    # a lookup fail first, with a message that helps nobody.
+    # In a graph, a lookup of the labels may run before the check; clipped labels keep it from
+    # failing first, with a useless message.
     return ops.clip(labels, 0, num_classes - 1), valid
 
 
 def pixel_weights(sample_weight, dtype="float32"):
-    """Brings sample weights `(batch,)` or `(batch, height, width[, 1])` to 3 dimensions.
+    """Reshapes sample weights `(batch,)` or `(batch, height, width[, 1])` to 3 dimensions.
 
     Raises:
         ValueError: when they have another number of dimensions.

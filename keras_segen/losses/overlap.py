@@ -1,4 +1,4 @@
-"""Losses that look at each class as a whole: how much of its truth and its prediction overlap."""
+"""Losses that compare, for each class, the overlap of truth and prediction."""
 
 import math
 
@@ -9,7 +9,7 @@ from keras_segen.losses.base import TINY, SegmentationLoss, two_or_more
 
 
 class ClassLoss(SegmentationLoss):
-    """The mean over the classes that the truth holds of a loss of each class, weighted.
+    """The weighted mean of the losses of all classes that occur in the truth.
 
     With `l` the loss of a class and `w` its weight:
 
@@ -18,7 +18,7 @@ class ClassLoss(SegmentationLoss):
     A class that the truth of the batch does not hold has no overlap to measure and is left out;
     probability spent on it is still missing elsewhere. If no pixel counts, the loss is 0.
 
-    Logits of one channel have one class to measure, class 1; class weights mean nothing then.
+    Logits of one channel have one class to measure, class 1; class weights are then not allowed.
     """
 
     def check_channels(self, num_channels):
@@ -30,7 +30,7 @@ class ClassLoss(SegmentationLoss):
         super().check_channels(num_channels)
 
     def mean_over_classes(self, losses, present):
-        """Takes losses and presence `(num_classes,)` to a number."""
+        """Averages losses `(num_classes,)` over the classes that are present."""
         weights = ops.cast(present, losses.dtype)
         if self.class_weights is not None:
             weights = weights * ops.convert_to_tensor(self.class_weights, dtype=losses.dtype)
@@ -39,7 +39,7 @@ class ClassLoss(SegmentationLoss):
 
 
 class OverlapLoss(ClassLoss):
-    """What the losses share that compare three sums over all pixels of the batch.
+    """Base class of losses computed from three sums over all pixels of the batch.
 
     With `p` the probability of a class and `t` its truth (0 or 1), each pixel times its sample
     weight and 0 if it is ignored: `overlap = sum(p * t)`, `predicted = sum(p)`, `true = sum(t)`.
@@ -141,14 +141,14 @@ class Jaccard(OverlapLoss):
 
 @keras.saving.register_keras_serializable(package="keras_segen")
 class Tversky(OverlapLoss):
-    """Tversky loss: an overlap that weighs false alarms and misses apart, averaged over classes.
+    """Tversky loss: an overlap with separate weights for false positives and false negatives.
 
     As `Dice`, with
 
         tversky = sum(p * t) / (sum(p * t) + alpha * sum(p * (1 - t)) + beta * sum((1 - p) * t))
 
-    beta above alpha finds more of a class at the price of false alarms. alpha = beta = 0.5 is
-    `Dice`, alpha = beta = 1 is `Jaccard`.
+    averaged over classes. beta above alpha raises recall at the cost of precision. alpha = beta =
+    0.5 is `Dice`, alpha = beta = 1 is `Jaccard`.
 
     Reference: Salehi, Erdogmus, Gholipour (2017), "Tversky loss function for image segmentation
     using 3D fully convolutional deep networks", https://arxiv.org/abs/1706.05721.
@@ -307,9 +307,9 @@ class Lovasz(ClassLoss):
         true = ops.sum(inside, axis=-1, keepdims=True)  # (num_channels, 1)
         present = true > 0
         true = ops.where(present, true, 1.0)
-        # If the first k pixels are wrong: what is left of the class, and its union with them.
+        # If the first k pixels are wrong: intersection and union of truth and prediction.
         intersection = true - ops.cumsum(inside, axis=-1)
         union = true + ops.cumsum(outside, axis=-1)
-        # d, without the difference of nearly equal numbers that it is by its definition.
+        # d, rearranged: its definition is a difference of nearly equal numbers.
         added = (inside + outside * intersection / (union - outside)) / union
         return self.mean_over_classes(ops.sum(errors * added, axis=-1), present[:, 0])

@@ -1,4 +1,4 @@
-"""Losses that look at each pixel by itself."""
+"""Losses that are means over pixels."""
 
 import math
 
@@ -12,8 +12,8 @@ class PixelLoss(SegmentationLoss):
     """The weighted mean over the pixels of `pixel_losses`, which a loss defines."""
 
     def batch_loss(self, labels, valid, weights, logits):
-        # Computed here rather than by Keras' own cross-entropy, which on TensorFlow silently
-        # takes back a softmax at the end of a model: the two backends would disagree.
+        # Not Keras' own cross-entropy, which on TensorFlow silently removes a softmax at the end
+        # of a model: the two backends would disagree.
         log_probabilities = ops.log_softmax(two_or_more(logits), axis=-1)
         of_true_class = ops.take_along_axis(log_probabilities, labels[..., None], axis=-1)[..., 0]
         losses = self.pixel_losses(of_true_class, log_probabilities)
@@ -41,8 +41,8 @@ class CrossEntropy(PixelLoss):
     doubling them doubles the loss. If every pixel is ignored, the loss is 0.
 
     Label smoothing is that of Keras and PyTorch: the target is `1 - label_smoothing` on the true
-    class plus `label_smoothing / num_classes` on every class. The class weight is that of the
-    true class for the whole of it (PyTorch weights the second part class by class).
+    class plus `label_smoothing / num_classes` on every class. The weight of the true
+    class multiplies both parts (PyTorch weights the second part class by class).
 
     Args:
         ignore_class: int or None, the label of the pixels that are left out.
@@ -135,7 +135,7 @@ class BinaryCrossEntropy(CrossEntropy):
 
 @keras.saving.register_keras_serializable(package="keras_segen")
 class Focal(PixelLoss):
-    """Focal loss: cross-entropy that pays less attention to pixels that are right already.
+    """Focal loss: cross-entropy with less weight on pixels that are already right.
 
     With `p` the probability of a pixel's true class:
 

@@ -1,1 +1,1 @@
-"""Pages, tables and numbers: what people read of a result."""
+"""Pages, tables and numbers: results for people to read."""

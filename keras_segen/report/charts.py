@@ -1,4 +1,4 @@
-"""Charts for pages: lines told apart by color and dash."""
+"""Charts for pages, with lines that differ in color and dash."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -8,14 +8,14 @@ from keras_segen.frameworks import FRAMEWORKS
 from keras_segen.plot import INK_COLOR, RULE_COLOR
 from keras_segen.report.html import svg
 
-# Two colors that color-blind eyes tell apart, and dashes for those who see none.
+# Two colors that color-blind readers can distinguish, and dashes for readers who see no color.
 COLORS = {"tensorflow": "#e8710a", "torch": "#c2185b"}
 OTHER_COLORS = ("#1a73e8", "#188038")
 DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 
 
 def display_name(backend):
-    """How a backend is called."""
+    """The name of a backend for people."""
     return FRAMEWORKS.get(backend, backend)
 
 
@@ -46,7 +46,7 @@ class Chart:
         self.count = 0
 
     def line(self, values, label, color, marker=None):
-        """Draws values over 1, 2, …; nothing where none is finite."""
+        """Draws values over 1, 2, …; nothing if none is finite."""
         index = self.count
         self.count += 1
         if not np.isfinite(values).any():
@@ -63,7 +63,7 @@ class Chart:
         )
 
     def svg(self, columns=4):
-        """The chart as inline SVG, its legend in so many columns: `markupsafe.Markup`."""
+        """The chart as inline SVG, with a legend of `columns` columns: `markupsafe.Markup`."""
         if len(self.axes.get_legend_handles_labels()[1]) > 1:
             self.axes.legend(
                 loc="lower left",

@@ -1,4 +1,4 @@
-"""What an evaluation found: as JSON, CSV, a page, in the terminal and in a notebook."""
+"""The results of an evaluation: as JSON, CSV, a page, in the terminal and in a notebook."""
 
 import dataclasses
 import datetime
@@ -18,8 +18,8 @@ class Shown:
 
     Args:
         name: str.
-        note: str, what is said of it.
-        pictures: dict from what a picture is to uint8 `(height, width, 3)`.
+        note: str, a text about it.
+        pictures: dict from a picture's title to uint8 `(height, width, 3)`.
     """
 
     name: str
@@ -29,22 +29,22 @@ class Shown:
 
 @dataclasses.dataclass
 class Evaluation:
-    """What an evaluation found. In a notebook it is shown as its page.
+    """The results of an evaluation. A notebook displays its page.
 
     Args:
-        subject: str, what was judged on what; the page begins with it.
-        result: str, what came out, in a few words.
-        figures: dict of plain values, everything that was measured.
+        subject: str, the model and the data set; the page begins with it.
+        result: str, the result in a few words.
+        figures: dict of plain values, all results.
         tables: list of `keras_segen.report.tables.Table`, the most important first: that one is
             also written as CSV.
-        sentences: list of str, what else there is to say.
-        warnings: list of str, what to be careful about.
-        cards: list of `(title, text, note)`, the figures to look at first.
+        sentences: list of str, further results.
+        warnings: list of str.
+        cards: list of `(title, text, note)`, the main figures.
         charts: list of `(title, note, figure)`, with a `matplotlib.figure.Figure`.
         details: list of `Table`, folded away on the page.
         gallery: `(title, note, list of Shown)`, or None.
         legend: list of `(name, CSS color)`, for the gallery.
-        settings: dict of plain values, what was trained and where it was judged.
+        settings: dict of plain values, those of the training and the evaluation.
     """
 
     subject: str

@@ -1,7 +1,7 @@
-"""HTML pages that need nothing but themselves.
+"""Self-contained HTML pages.
 
-Style, charts and pictures are inside a page; it runs no script and asks the network for nothing.
-It fits a phone and a wide screen, and follows the reader's choice of light or dark.
+Style, charts and pictures are inside a page; it runs no script and does not use the network. It
+fits a phone and a wide screen, and follows the reader's choice of light or dark.
 """
 
 import base64
@@ -25,13 +25,13 @@ def render(template, filters, **values):
     Args:
         template: str, the file's name.
         filters: dict from a name to a function, beside `show`, `percent` and `setting`.
-        **values: what the template asks for.
+        **values: the variables of the template.
     """
     return environment(filters).get_template(template).render(**values)
 
 
 def environment(filters=()):
-    """What fills the templates: text is escaped, and a value that is missing is an error."""
+    """The Jinja environment: text is escaped, and a missing variable is an error."""
     found = jinja2.Environment(
         loader=jinja2.PackageLoader("keras_segen.report"),
         autoescape=True,
@@ -49,7 +49,7 @@ def svg(figure, label, colors=()):
     Args:
         figure: a `matplotlib.figure.Figure` whose text is drawn in `plot.INK_COLOR` and whose
             lines around it in `plot.RULE_COLOR`.
-        label: str, what a screen reader says of it.
+        label: str, the text for screen readers.
         colors: pairs (hexadecimal color, CSS color to put in its place).
 
     Returns:
@@ -78,7 +78,7 @@ def _font(match):
 
 
 def image_source(image, max_side):
-    """An image as a data URI, WebP, made smaller if a side is longer than `max_side` pixels.
+    """An image as a data URI, WebP, shrunk if a side is longer than `max_side` pixels.
 
     Args:
         image: RGB, uint8 `(height, width, 3)`.
@@ -92,11 +92,11 @@ def image_source(image, max_side):
 
 
 def iframe(page, title, height=720):
-    """A page for a notebook: a page within the page, so that neither's style reaches the other.
+    """A page inside a notebook, isolated so that neither's style affects the other.
 
     Args:
         page: str, HTML.
-        title: str, what a screen reader says of it.
+        title: str, the text for screen readers.
         height: int, pixels.
     """
     return (

@@ -1,4 +1,4 @@
-"""Numbers and settings written for people and for JSON."""
+"""Numbers and settings as text for people and as JSON."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def plain(value):
-    """The same value out of what JSON knows: NaN and infinity become None, arrays lists."""
+    """The same value in JSON's types: NaN and infinity become None, arrays lists."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray):
@@ -23,7 +23,7 @@ def plain(value):
 
 
 def show(value, digits=3):
-    """A number for people: `digits` digits that count, 10⁻⁵ instead of e-05, a dash for None.
+    """A number for people: `digits` significant digits, 10⁻⁵ instead of e-05, a dash for None.
 
     >>> show(1234.5), show(0.0), show(0.000024), show(49.23), show(None)
     ('1,234', '0', '2.4×10⁻⁵', '49.2', '–')

@@ -14,7 +14,7 @@ MARK_STYLES = {"good": "green", "bad": "red", "careful": "yellow", "strong": "bo
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A value with what stands around it.
+    """A value and its decoration.
 
     Args:
         value: number, str or None.
@@ -38,7 +38,7 @@ class Column:
     Args:
         heading: str.
         show: callable from a value of the column to str.
-        numeric: bool, whether its cells stand at the right.
+        numeric: bool, whether its cells are aligned to the right.
         swatch: CSS color of a small square before the heading, or None.
         key: str, the heading in a CSV file; None for `heading`.
     """
@@ -73,9 +73,9 @@ class Table:
         title: str.
         columns: list of `Column`, or of str for `Column(str)`; the first one names the rows.
         rows: list of lists with a value or a `Cell` for each column.
-        note: str, what a page says under the title.
-        marked: set of int, numbers of rows that stand out.
-        footer: list of lists, rows at the end that sum up; a CSV file has none of them.
+        note: str, a text under the title on a page.
+        marked: set of int, numbers of highlighted rows.
+        footer: list of lists, summary rows at the end; not in a CSV file.
     """
 
     title: str
@@ -107,7 +107,7 @@ class Table:
         ]
 
     def to_rich(self):
-        """The table for a terminal, a `rich.table.Table`; nothing in it is taken for markup."""
+        """The table for a terminal, a `rich.table.Table`; its text is not markup."""
         table = rich.table.Table(
             title=Text(self.title), title_justify="left", title_style="bold", box=None
         )

@@ -1,7 +1,7 @@
 """Which model is better, and by how much: cross-validation with the same folds for every model.
 
-The training split is cut into folds. Each model is trained once per fold on all of it but that
-fold, and measured on the fold, which it has never seen. Every training is an ordinary run folder:
+The training split is cut into folds. Each model is trained once per fold, on all other folds, and
+evaluated on the fold, which it has never seen. Every training is an ordinary run folder:
 
     OUT/MODEL/fold-1/     as `training.train` writes it, with `evaluation-val.*`
     OUT/crossval.json     every figure of every fold, means, and differences between the models
@@ -9,7 +9,7 @@ fold, and measured on the fold, which it has never seen. Every training is an or
     OUT/crossval.png      the folds as dots, those of one fold joined
     OUT/crossval.html     the same as a page
 
-Nothing is chosen on the images that are held out: the last epoch is measured, not the best one.
+The held-out images choose nothing: the last epoch is evaluated, not the best one.
 """
 
 import csv
@@ -43,10 +43,10 @@ CAUTION = (
 
 
 def cross_validate(tasks, folder, folds=5, verbose="auto", tell=lambda line: None):
-    """Trains every task on every fold, measures it on the rest, and compares.
+    """Trains and evaluates every task on every fold, and compares.
 
-    Finished folds are kept: after an interruption the same call goes on with the fold, and the
-    epoch, where it stopped.
+    Finished folds are kept: after an interruption, the same call continues at the fold and epoch
+    where it stopped.
 
     Args:
         tasks: dict from a name (of letters, digits, `.`, `_`, `-`) to a
@@ -82,7 +82,7 @@ def cross_validate(tasks, folder, folds=5, verbose="auto", tell=lambda line: Non
 
 
 def run_fold(task, folder, verbose="auto"):
-    """Trains one fold, or goes on with it, and measures the held-out images with its last epoch.
+    """Trains one fold, or resumes it, and evaluates its last epoch on the held-out images.
 
     Args:
         task: a `keras_segen.tasks.Task` with `folds` and `fold`.
@@ -179,7 +179,7 @@ def difference(first, second):
     The corrected standard error is that of Nadeau and Bengio, "Inference for the Generalization
     Error", Machine Learning 52, 2003: with `k` folds and the standard deviation `s` of their
     differences, `s * sqrt(1/k + 1/(k - 1))`, where `1/(k - 1)` is the share of held-out to
-    training images. The plain one, `s * sqrt(1/k)`, takes the folds for independent. `t` is the
+    training images. The plain one, `s * sqrt(1/k)`, assumes independent folds. `t` is the
     mean divided by the corrected standard error; `p` is how often a `t` at least as far from 0
     would come up, with `k - 1` degrees of freedom, if there were no difference.
 
@@ -253,7 +253,7 @@ def _check(tasks, folds):
 
 
 def _evaluated(folder):
-    """The evaluation of a fold if it was written for the model that is there now, else None."""
+    """The evaluation of a fold if it belongs to the current model, else None."""
     path = folder / "evaluation-val.json"
     if not path.exists():
         return None
@@ -262,7 +262,7 @@ def _evaluated(folder):
 
 
 def tables(result, task):
-    """What a cross-validation found as tables: list of `keras_segen.report.tables.Table`.
+    """The results of a cross-validation as tables: list of `keras_segen.report.tables.Table`.
 
     Args:
         result: dict as in `crossval.json`.

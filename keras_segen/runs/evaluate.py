@@ -1,4 +1,4 @@
-"""The model of a run, judged on a split of its data set."""
+"""Evaluation of the model of a run on a split of its data set."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from keras_segen.tasks.registry import check_options
 
 
 def evaluate(folder, split="test", *, batch_size=None, extractor=None, count=None, seed=None):
-    """Judges the model that a run keeps, on a split, and writes what was found into the folder.
+    """Evaluates the model of a run on a split, and writes the results into its folder.
 
     Writes `evaluation-SPLIT.json` (all figures), `evaluation-SPLIT.csv` (the first table) and
     `evaluation-SPLIT.html`.
@@ -17,16 +17,16 @@ def evaluate(folder, split="test", *, batch_size=None, extractor=None, count=Non
     Args:
         folder: the run folder.
         split: `"train"`, `"val"` or `"test"`.
-        batch_size, extractor, count, seed: as the task's `evaluate` takes them; None for what it
-            takes by itself. Each task has some of them.
+        batch_size, extractor, count, seed: as in the task's `evaluate`; None for its default. Each
+            task has some of them.
 
     Returns:
-        A `keras_segen.report.evaluation.Evaluation`. Beside what the task found its `figures` have
-        `split`, `backend` and `model_sha256`, the digest of the `model.keras` that was judged.
+        A `keras_segen.report.evaluation.Evaluation`. The task's `figures` and
+        `split`, `backend` and `model_sha256`, the digest of the evaluated `model.keras`.
 
     Raises:
         FileNotFoundError: the folder holds no run, or no epoch of it is finished.
-        ValueError: the task has no such option, or finds something wrong with it.
+        ValueError: the task has no such option, or does not accept its value.
     """
     folder = Path(folder)
     options = {"batch_size": batch_size, "extractor": extractor, "count": count, "seed": seed}

@@ -1,4 +1,4 @@
-"""The model of a run put to use: new images, ways between them, what is near to them."""
+"""Generation with the model of a run: samples, interpolations, nearest real images."""
 
 from keras_segen.runs.training import load_model, open_run
 from keras_segen.tasks.registry import check_options
@@ -18,14 +18,14 @@ def generate(
     extractor=None,
     separate=None,
 ):
-    """Makes images with the model that a run keeps, and writes them.
+    """Makes images with the model of a run, and writes them.
 
     Args:
         folder: the run folder.
         out: path of the PNG to write, a grid.
         seed: int, for the images; other seeds give others.
-        count, class_name, interpolate, traverse, nearest, split, extractor, separate: as the
-            task's `generate` takes them; None for what it takes by itself.
+        count, class_name, interpolate, traverse, nearest, split, extractor, separate: as in
+            the task's `generate`; None for its default.
 
     Returns:
         str, what was made and where it is.

@@ -1,4 +1,4 @@
-"""A run in Python: loaded with a word, put to use with another."""
+"""A run in Python: `load(folder)` opens it, `predict` and `evaluate` use it."""
 
 import functools
 from pathlib import Path
@@ -11,7 +11,7 @@ from keras_segen.runs.training import load_model, open_run
 
 
 class Run:
-    """A run folder, opened: its model, its figures, and what the model makes of new things.
+    """An open run folder: its model, its history, and predictions.
 
     Args:
         folder: path of the run folder.
@@ -49,16 +49,16 @@ class Run:
                 [0, 1].
 
         Returns:
-            Of a model that labels pixels the class of each, `(height, width)`, uint8: draw it
-            with `keras_segen.plot.masks`, or take `class_names` and `palette`.
+            For a segmentation model the class of each pixel, `(height, width)`, uint8: draw it
+            with `keras_segen.plot.masks`, or use `class_names` and `palette`.
 
         Raises:
-            ValueError: the model predicts no images, or this is none that it takes.
+            ValueError: the model does not predict images, or not this one.
         """
         return self.task.predict_one(self.model, self.about, image)
 
     def evaluate(self, split="test"):
-        """Judges the model on a split, see `keras_segen.runs.evaluate`."""
+        """Evaluates the model on a split, see `keras_segen.runs.evaluate`."""
         return evaluate(self.folder, split)
 
     def __repr__(self):

@@ -1,4 +1,4 @@
-"""The model of a run put to use on files."""
+"""Prediction of image files with the model of a run."""
 
 from pathlib import Path
 
@@ -20,23 +20,23 @@ def predict(
     scales=None,
     fold=None,
 ):
-    """Predicts photos with the model that a run keeps.
+    """Predicts photos with the model of a run.
 
     Args:
         folder: the run folder.
         source: an image file or a folder of them; hidden files are left out.
         out: the folder to write to.
-        tell: called with the path of each file that was written, overlays left out.
-        output, full_size, tile, overlap, flips, scales, fold: as the task's `predict` takes them;
-            None for what it takes by itself.
+        tell: called with the path of each file written, except overlays.
+        output, full_size, tile, overlap, flips, scales, fold: as in the task's `predict`; None for
+            its default.
 
     Returns:
-        List of the paths written, overlays left out.
+        List of the paths written, except overlays.
 
     Raises:
         FileNotFoundError: `source` does not exist, or the folder holds no run.
-        ValueError: there is no file in it, two files have one name, or one is no image; an
-            option is out of range; or the run's model makes nothing of photos.
+        ValueError: there is no file in it, two files have one name, or one is not an image; an
+            option is out of range; or the run's model does not predict photos.
     """
     options = {
         "output": output,

@@ -10,8 +10,8 @@
     curves.png               loss and metrics over the epochs
     animation.gif            for pictures, at the end: how they formed
 
-Every file is written under a temporary name and moved into place, the checkpoint last: whatever
-the moment of a kill, `resume` finds the end of a finished epoch and goes on from there.
+Every file is written under a temporary name and moved into place, the checkpoint last: whenever a
+run is killed, `resume` continues after the last finished epoch.
 """
 
 import csv
@@ -64,8 +64,8 @@ def train(task, folder, tensorboard=False, callbacks=(), verbose="auto"):
 
     Raises:
         FileExistsError: the folder holds a run already.
-        ValueError: what the data set or the task finds wrong; or a loss became NaN or
-            infinite: the epochs before are kept.
+        ValueError: data set and task do not fit; or a loss became NaN or infinite: the epochs
+            before are kept.
     """
     folder = Path(folder)
     check_new(folder)
@@ -89,24 +89,24 @@ def train(task, folder, tensorboard=False, callbacks=(), verbose="auto"):
 
 
 def resume(folder, tensorboard=False, callbacks=(), verbose="auto", epochs=None):
-    """Goes on with an interrupted run from its last finished epoch, on this backend or another.
+    """Resumes an interrupted run after its last finished epoch, on this backend or another.
 
     The result is that of a run that was never interrupted, to rounding.
 
     Args:
         folder: path of the run folder.
         tensorboard, callbacks, verbose: as in `train`.
-        epochs: int, so many epochs in all instead of those that the run began with, also after
-            its end: it is extended. A cosine schedule then ends after the new last epoch, and its
-            learning rate rises again at the seam; early stopping waits anew from there.
+        epochs: int, a new total number of epochs, also for a finished run: it is extended. A
+            cosine schedule then ends after the new last epoch, so that the learning rate jumps up
+            where the run continues; early stopping starts counting anew there.
 
     Returns:
         As `train`.
 
     Raises:
         FileNotFoundError: the folder holds no run.
-        ValueError: the data set is no longer the one that the run began with; settings, history
-            and checkpoint do not belong together; or `epochs` is no more than are finished.
+        ValueError: the data set has changed since the run began; settings, history and checkpoint
+            do not belong together; or `epochs` is not above the number of finished ones.
     """
     folder = Path(folder)
     run = load_run(folder)
@@ -151,7 +151,7 @@ def resume(folder, tensorboard=False, callbacks=(), verbose="auto", epochs=None)
 
 
 def _extend(folder, run, task, finished, epochs, verbose):
-    """Notes in a run that it goes on to another number of epochs; returns the task for it."""
+    """Records a new number of epochs in a run; returns the task for it."""
     if epochs <= finished:
         raise ValueError(
             f"epochs is {epochs}, and {folder} has finished {finished} already: name more, all in "
@@ -187,7 +187,7 @@ def load_checkpoint(path, task, train_data, first_epoch):
 
 
 def open_run(folder):
-    """Reads what a run folder was trained for: `(task, contents of its run.json)`.
+    """Reads the task of a run folder: `(task, contents of its run.json)`.
 
     Raises:
         FileNotFoundError: the folder holds no run.
@@ -197,7 +197,7 @@ def open_run(folder):
 
 
 def load_model(folder):
-    """Loads the model that a run folder keeps, without its optimizer.
+    """Loads the model of a run folder, without its optimizer.
 
     Raises:
         FileNotFoundError: no epoch of the run is finished yet.
@@ -232,7 +232,7 @@ def _fit(task, folder, model, train_data, val_data, first_epoch, tensorboard, ca
         if phase.end <= first_epoch:
             continue
         batches = task.training_batches(train_data, max(first_epoch, phase.first))
-        if 0 < phase.first >= first_epoch:  # not one that goes on
+        if 0 < phase.first >= first_epoch:  # not one that is resumed
             task.compile(model, train_data, len(batches), phase)
         val_batches = Batches(val_data, task.batch_size)
         try:
@@ -247,7 +247,7 @@ def _fit(task, folder, model, train_data, val_data, first_epoch, tensorboard, ca
             )
         except Exception:
             error = batches.error or val_batches.error
-            if error is not None:  # what is wrong with the data, without the framework around it
+            if error is not None:  # the loader's own error, without the framework's around it
                 raise error from None
             raise
     task.finish(folder)
@@ -268,7 +268,7 @@ class _RunFolder(keras.callbacks.Callback):
         self.best = max(map(self._score, self.rows), default=-math.inf)
 
     def _score(self, row):
-        """How good an epoch was, from its row; if nothing says so, a later one is better."""
+        """The score of an epoch, from its row; without a criterion, later is better."""
         name, sign = self.task.monitor or ("epoch", 1)
         return sign * float(row[name])
 
@@ -344,7 +344,7 @@ def _save_picture(picture, path):
 
 
 def stops_early(task, rows, extended=0):
-    """Whether a run has waited long enough for a better epoch.
+    """Whether early stopping ends a run.
 
     Args:
         task: a `keras_segen.tasks.Task`.
@@ -355,7 +355,7 @@ def stops_early(task, rows, extended=0):
         return False
     name, sign = task.monitor
     best = 1 + int(np.argmax([sign * float(row[name]) for row in rows]))
-    # Epochs with a frozen encoder are another phase: the next one has yet to show what it can.
+    # Epochs with a frozen encoder do not count: the next phase has only begun.
     waited = len(rows) - max(best, task.phases()[-1].first, extended)
     return waited >= task.early_stopping
 

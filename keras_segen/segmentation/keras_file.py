@@ -1,6 +1,6 @@
-"""A user's own network: loaded from a `.keras` file, and looked at before it is trained.
+"""A user's own network: loaded from a `.keras` file, and checked before it is trained.
 
-What a training needs of it: one input, images in [0, 1]; one output, logits for every pixel.
+Training requires one input, images in [0, 1], and one output, logits for every pixel.
 """
 
 from pathlib import Path
@@ -28,7 +28,7 @@ def load_network(path, dataset, num_outputs):
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be loaded, or is no network for these images and classes.
+        ValueError: it cannot be loaded, or does not fit these images and classes.
     """
     path = Path(path)
     if not path.exists():
@@ -50,9 +50,9 @@ def check_network(model, dataset, num_outputs, name="The model"):
     """Raises a ValueError if a network cannot be trained on a data set; runs it on one image.
 
     Args:
-        model: what was built or loaded.
+        model: the network.
         dataset, num_outputs: as for `load_network`.
-        name: str, what errors call the network.
+        name: str, the network's name in errors.
     """
     if not isinstance(model, keras.Model):
         raise ValueError(f"{name} is a {type(model).__name__}; expected a keras.Model.")
@@ -100,7 +100,7 @@ def fits(shape, found):
 
 
 def registered_modules():
-    """Returns the modules of users' classes that are registered now, and that others can import.
+    """Returns the modules of users' registered classes that other processes can import.
 
     Returns:
         Names, besides Keras' and ours: a list of str.
@@ -111,7 +111,7 @@ def registered_modules():
 
 
 def own_modules(model):
-    """Returns what another process must import before it can load a model from its file.
+    """Returns the modules that another process must import to load a model from its file.
 
     Args:
         model: a built `keras.Model`.

@@ -1,7 +1,7 @@
-"""The fields of a task: each says, where it is defined, what it means and what it may be.
+"""The fields of a task: each is defined together with its meaning and its allowed values.
 
-From that come the checks when a task is made, the options of the command line, and the `Args` of
-the docstring.
+The checks of a new task, the options of the command line and the `Args` of the docstring are
+derived from them.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or f
 
 @dataclasses.dataclass(frozen=True)
 class Meaning:
-    """What is known of a field: the arguments of `field`."""
+    """The meaning of a field: the arguments of `field`."""
 
     text: str = ""
     choices: tuple = ()
@@ -63,16 +63,16 @@ def field(
 ):
     """Defines a field of a task, as `dataclasses.field` does.
 
-    A class that changes no more than the default of a field writes `name: type = value`; the
-    meaning is that of its base.
+    A class that only changes the default of a field writes `name: type = value`; the meaning is
+    that of its base.
 
     Args:
         text: str, what the field means, in sentences.
-        default: the value if nothing is said.
-        choices: tuple, all values that are allowed; None is decided by the type.
-        at_least, above, below: numbers, the range; of a tuple, that of each number in it.
-        between: str, what stands between the numbers of a tuple on the command line.
-        common: bool, whether `--help` shows it among the first.
+        default: the default value.
+        choices: tuple, the allowed values; None if a range or the type decides.
+        at_least, above, below: numbers, the range; for a tuple, that of each number in it.
+        between: str, the separator of the numbers of a tuple on the command line.
+        common: bool, whether `--help` lists it first.
     """
     meaning = Meaning(text, choices, at_least, above, below, between, common)
     return dataclasses.field(default=default, metadata={"meaning": meaning})
@@ -104,7 +104,7 @@ def types(kind):
 
 
 def check(task):
-    """Brings the fields of a task to their types, and checks each for itself.
+    """Converts the fields of a task to their types, and checks each value.
 
     Raises:
         ValueError: a field has a value of another type, or one that is not allowed.
@@ -125,7 +125,7 @@ def check_value(name, value, meaning):
 
 
 def _plain(name, value, kind, inner, optional):
-    """Brings a value to the type of its field, if nothing is lost: int, float, str, bool, tuple."""
+    """Converts a value to the type of its field, if nothing is lost."""
     if value is None and optional:
         return None
     if kind is tuple and isinstance(value, (tuple, list)):
@@ -148,7 +148,7 @@ def _plain(name, value, kind, inner, optional):
 
 
 def help_text(kind, name):
-    """What a field of a class means and may be, in sentences."""
+    """The meaning and the allowed values of a field, in sentences."""
     about = meaning(kind, name)
     obvious = about.at_least in (0, 1) and about.below is None
     allowed = "" if obvious else about.expected.replace("'", "")

@@ -1,4 +1,4 @@
-"""What it takes to train a GAN."""
+"""The task of training a GAN."""
 
 import dataclasses
 from typing import ClassVar
@@ -34,14 +34,14 @@ BLOCKS = {"sngan": 4}
 @fields.document
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GanTask(GenerationTask):
-    """One training of a GAN, completely described; None is what the paper has: `GAN_DEFAULTS`.
+    """One training of a GAN, completely described. None means the paper's value: `GAN_DEFAULTS`.
 
     Without `filters`, `dcgan` has those of the paper's code, and `sngan` 64 in each block, a
     quarter of the paper's. The discriminator of `dcgan` has as many channels as the generator,
     that of `sngan` four blocks of half the first.
 
-    The optimizer is Adam. The last batch of an epoch is left out if it is not full: batch
-    normalization in the discriminator would see it otherwise than the others.
+    The optimizer is Adam. An incomplete last batch of an epoch is dropped, since its
+    statistics would differ in the discriminator's batch normalization.
     """
 
     MODELS: ClassVar[tuple] = tuple(GAN_DEFAULTS)

@@ -1,6 +1,6 @@
-"""What to train to make pictures: the tasks of GAN and VAE.
+"""Image generation: what the tasks of GAN and VAE share.
 
-Keras is imported by what builds a model, not before: the command line knows the options without.
+Keras is imported only when a model is built: the command line knows the options without it.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ LEAST_JUDGED = 40  # generated images, which `generation.evaluate` needs at leas
 @fields.document
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerationTask(Task):
-    """What a GAN's and a VAE's training have in common; None is what the model's paper has."""
+    """What the trainings of a GAN and a VAE share. None means the value of the model's paper."""
 
     own_sizes: ClassVar[dict] = {"shapes": 32}
     does: ClassVar[str] = "makes new pictures"
@@ -102,7 +102,7 @@ class GenerationTask(Task):
         return {"augment": data.mirror if mirrors else None}
 
     def num_classes(self, dataset):
-        """The classes that the model is told, or None."""
+        """The number of classes of a conditional model, or None."""
         if not self.conditional:
             return None
         if not dataset.num_classes:
@@ -131,10 +131,9 @@ class GenerationTask(Task):
 
         Raises:
             ValueError: the images have no common size, or one that cannot be halved as often as
-                the networks do; the precision is float64; the pictures have no classes, and the
-                model is to be told them.
-            ModuleNotFoundError: the model is to be judged, and the extractor's weights are not
-                installed.
+                the networks do; the precision is float64; the model is conditional and the
+                pictures have no classes.
+            ModuleNotFoundError: `judge` is set and the extractor's weights are not installed.
         """
         from keras_segen import generation
         from keras_segen.determinism import initialize
@@ -142,7 +141,7 @@ class GenerationTask(Task):
         self.check_images(dataset)
         num_classes = self.num_classes(dataset)
         if self.judge:
-            _extractor()  # what it lacks is said now and not after an epoch
+            _extractor()  # so that missing weights are an error now, not after an epoch
         with self.dtype_policy():
             networks = self.networks(
                 *generation.NETWORKS[self.model], dataset.image_shape, num_classes
@@ -156,7 +155,7 @@ class GenerationTask(Task):
         raise NotImplementedError
 
     def assemble(self, first, second, num_classes):
-        """Makes the model of its two networks."""
+        """Makes the model from its two networks."""
         raise NotImplementedError
 
     @property
@@ -173,7 +172,7 @@ class GenerationTask(Task):
         return {f"val_{name}": found[name] for name in names}
 
     def draw(self, model, val_data):
-        """Draws what the model makes of fixed codes; with classes, a column for each."""
+        """Draws samples of fixed codes; with classes, a column for each."""
         from keras_segen import plot
 
         columns = model.num_classes if 1 < (model.num_classes or 0) <= 16 else 8
@@ -214,15 +213,14 @@ class GenerationTask(Task):
         seed=0,
         batch_size=None,
     ):
-        """Measures how far generated pictures are from real ones.
+        """Measures the distance of generated pictures from real ones.
 
         Args:
             extractor, count, seed: as in `keras_segen.generation.evaluate`.
-            batch_size: int, for what a model measures of real pictures; None for that of the
-                training.
+            batch_size: int, for figures of real pictures; None means that of the training.
 
         Raises:
-            ValueError: what `keras_segen.generation.evaluate` finds wrong.
+            ValueError: as in `keras_segen.generation.evaluate`.
         """
         from keras_segen import generation, plot
 
@@ -266,7 +264,7 @@ class GenerationTask(Task):
         extractor=None,
         separate=None,
     ):
-        """Makes pictures: samples, ways between them, directions, what is near to them.
+        """Makes pictures: samples, interpolations, traversals, nearest real images.
 
         Args:
             count: int, samples or rows of the grid; None for 64 samples or 8 rows.
@@ -275,7 +273,7 @@ class GenerationTask(Task):
             traverse: int, steps of `keras_segen.generation.traversal`; or None.
             nearest: bool, whether to draw `keras_segen.generation.neighbours`.
             split: str, with `nearest`: the real images to search, `"train"`, `"val"` or `"test"`.
-                They are compared with those of the test split; for that, of the validation split.
+                They are compared with the test split; the test split with the validation split.
             extractor: with `nearest`, as in `neighbours`.
             separate: path of a folder to write the samples to instead, each as a PNG of its own
                 size, named by number and class; or None.
@@ -326,7 +324,7 @@ class GenerationTask(Task):
         return what, out
 
     def images_to_traverse(self, seed):
-        """Images that tell how much each number of a code says, for a model that encodes."""
+        """Images for the KL divergence of each dimension, for a model with an encoder."""
         return None
 
     def _label(self, model, names, class_name):
@@ -346,7 +344,7 @@ class GenerationTask(Task):
         return self.decoder_of(model), model.join(model.draw_codes(len(labels)), labels)
 
     def decoder_of(self, model):
-        """The network of a model that makes pictures of codes."""
+        """The network that decodes codes to pictures."""
         raise NotImplementedError
 
     def outputs(self, model, dataset):
@@ -362,12 +360,12 @@ class GenerationTask(Task):
         return {}, seconds
 
     def compared_figures(self, model, dataset, history):
-        """The distances to real images, if they are asked for."""
+        """The distances to real images, if `judge` is set."""
         found = self.measure(model, dataset)
         return {name.removeprefix("val_"): float(value) for name, value in found.items()}
 
     def hand_over(self, own, served):
-        """Holds the largest difference of pictures of the same codes against a limit."""
+        """Compares the largest difference of pictures of the same codes with a tolerance."""
         a, b = (each["last_outputs"].astype("float64") for each in (own, served))
         difference = float(np.abs(a - b).max())
         return {
@@ -379,12 +377,12 @@ class GenerationTask(Task):
         }
 
     def conclude(self, dataset, arrays, folder):
-        """Draws the pictures of each backend, and says how far they are apart."""
+        """Draws the pictures of each backend, and measures their difference."""
         from keras_segen import plot
 
         disagreement, pictures = None, []
         rows = {
-            # What is no number, after a training that diverged, is drawn black.
+            # NaN, after a training that diverged, is drawn black.
             frameworks.FRAMEWORKS[backend]: np.nan_to_num(saved["last_outputs"][:NUM_SHOWN])
             for backend, saved in arrays.items()
         }
@@ -458,7 +456,7 @@ def _table_of_distances(found):
 
 @functools.cache
 def _extractor():
-    """The network that judges after each epoch, built once."""
+    """The feature extractor for `judge`, built once."""
     from keras_segen import generation
 
     return generation.load_extractor("efficientnet_lite0")

@@ -1,4 +1,4 @@
-"""The kinds of tasks, a line each, and which of them a model needs."""
+"""The kinds of tasks, a line each, and which of them trains a model."""
 
 import inspect
 import json
@@ -16,7 +16,7 @@ KINDS = [
 
 
 def register(kind):
-    """Adds a kind of task from another package or file; returns it, to be used as a decorator.
+    """Adds a kind of task from another package or file; usable as a decorator.
 
     A process that reads such a task imports its module first: `compare.run(…, modules=[…])`.
     """
@@ -76,7 +76,7 @@ def check_options(task, method, options):
         options: names, as users give them.
 
     Raises:
-        ValueError: it does not; the message says which models have the option.
+        ValueError: it has no such option; the message names the models that have it.
     """
     own = inspect.signature(getattr(task, method)).parameters
     for name in options:

@@ -53,8 +53,8 @@ class SegmentationTask(Task):
     a network from images in [0, 1] to logits, whose weights are the start. Without `filters` it
     has those of `FILTERS`; the paper's U-Net has 64, 128, 256, 512, 1024.
 
-    What is watched on the validation split is the mean IoU. Epochs with a frozen encoder do not
-    count for `early_stopping`; the cosine of `schedule` ends at 0 also after the last of them.
+    The best epoch is that of the largest mean IoU on the validation split. Epochs with a frozen
+    encoder do not count for `early_stopping`; the cosine of `schedule` also ends at 0 after them.
     """
 
     MODELS: ClassVar[tuple] = tuple(FILTERS)
@@ -399,7 +399,7 @@ class SegmentationTask(Task):
         return model
 
     def _take_weights(self, model):
-        """Fills a model with the best weights of the run `start_from`; says which, in a line."""
+        """Copies the best weights of the run `start_from`; returns a line about them."""
         import keras
 
         from keras_segen import segmentation
@@ -420,15 +420,15 @@ class SegmentationTask(Task):
         return line
 
     def compile(self, model, dataset, steps_per_epoch, phase=None):
-        """Compiles the model with this experiment's optimizer, loss and metrics.
+        """Compiles the model with the optimizer, loss and metrics of the task.
 
-        Its encoder is frozen or not, as the phase says; frozen, its batch normalization uses the
-        pretrained statistics and leaves them.
+        The phase decides whether the encoder is frozen; a frozen encoder's batch normalization
+        uses its pretrained statistics and does not update them.
 
         Args:
             model: what `build_model` returned.
             dataset: the training split; class weights are computed from it.
-            steps_per_epoch: int, so that the cosine knows its end.
+            steps_per_epoch: int, for the length of the cosine schedule.
             phase: one of `phases()`; None for the first.
         """
         import keras
@@ -447,7 +447,7 @@ class SegmentationTask(Task):
             optimizer = keras.optimizers.SGD(
                 rate, momentum=0.9, weight_decay=self.weight_decay or None
             )
-        # What scales or shifts by channel is drawn to 0 for no good; kernels have 2 axes or more.
+        # Decay is for kernels, which have 2 axes or more: not for scales and shifts of channels.
         optimizer.exclude_from_weight_decay([v for v in model.trainable_variables if v.ndim < 2])
 
         void = dataset.ignore_class
@@ -461,7 +461,7 @@ class SegmentationTask(Task):
         )
 
     def make_loss(self, dataset):
-        """Makes the loss for a data set, the training split, of which the class weights are."""
+        """Makes the loss; class weights are computed from the data set, the training split."""
         from keras_segen import losses
 
         terms = []
@@ -522,17 +522,18 @@ class SegmentationTask(Task):
     ):
         """Writes masks for photos, see `keras_segen.segmentation.label_photos`.
 
-        Each photo is brought to the size of the training, at which the network knows things, and
-        the probabilities back to the photo's own size before the class is chosen.
+        Each photo is resized to the size of the training images, and the probabilities are resized
+        back to the photo's own size before the class is chosen.
 
         Args:
             output: `"classes"`, `"probabilities"` or `"entropy"`.
             full_size: bool, whether photos are predicted at their own size, in tiles: for photos
-                in which things are as large, in pixels, as in the images of the training.
-            tile: int or `(height, width)`, with `full_size`: size of the tiles; None is 512. The
-                size of the training may be too small: near the edge of a tile a network sees no
-                surroundings, and where tiles overlap little that shows as seams.
-            overlap: int, with `full_size`: pixels that tiles share; None is a quarter of the tile.
+                whose objects are as large, in pixels, as in the training images.
+            tile: int or `(height, width)`, with `full_size`: size of the tiles; None means 512.
+                The size of the training may be too small: near its edges a tile lacks context,
+                which shows as seams if tiles overlap little.
+            overlap: int, with `full_size`: pixels that tiles share; None means a quarter of the
+                tile.
             flips, scales, fold: as in `keras_segen.segmentation.Predictor`.
 
         Raises:
@@ -592,7 +593,7 @@ class SegmentationTask(Task):
         return {**found, "class_iou": list(found["class_iou"].values())}
 
     def hand_over(self, own, served):
-        """Holds the share of pixels that change their class against a limit."""
+        """Compares the share of pixels that change their class with a tolerance."""
         equal = float((own["ids"] == served["ids"]).mean())
         a, b = (each["last_outputs"].astype("float64") for each in (own, served))
         apart, largest = float(np.abs(a - b).max()), float(np.abs(a).max())
@@ -608,7 +609,7 @@ class SegmentationTask(Task):
         }
 
     def conclude(self, dataset, arrays, folder):
-        """Draws what each backend predicts, and counts the pixels where they disagree."""
+        """Draws the predictions of each backend, and counts the pixels where they disagree."""
         from keras_segen import plot
 
         disagreement, pictures = None, []

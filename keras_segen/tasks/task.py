@@ -1,8 +1,8 @@
-"""The interface of a task: what is trained, and all that the house asks about it.
+"""The interface of a task: everything that commands, runs and comparisons need to know of it.
 
-A task is plain values that go to JSON and back. One file beside this one holds one kind of task,
-and `registry.py` lists them; `docs/architecture.md` shows how to add one. Keras is imported inside
-the methods that need it.
+A task is plain values that can be saved as JSON. Each kind of task has its own file beside this
+one, and `registry.py` lists them; `docs/architecture.md` shows how to add one. Keras is imported
+inside the methods that need it.
 """
 
 import contextlib
@@ -19,13 +19,13 @@ from keras_segen.tasks.fields import field
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """Epochs that are trained with one optimizer.
+    """Epochs trained with one optimizer.
 
     Args:
         first: int, the first epoch, counted from 0.
         end: int, the epoch after the last one.
-        frozen: bool, whether the encoder's weights stay as they are.
-        learning_rate: float, at the start.
+        frozen: bool, whether the encoder's weights are frozen.
+        learning_rate: float, the initial one.
     """
 
     first: int
@@ -35,9 +35,9 @@ class Phase:
 
 
 class Figure(NamedTuple):
-    """A figure that a comparison shows of each backend, as it is named on a page.
+    """A figure of each backend in a comparison, with its name on a page.
 
-    `headline` is what the verdict calls it; without one it stands in the table only.
+    `headline` is its name in the verdict; without one it is in the table only.
     """
 
     label: str
@@ -49,10 +49,10 @@ class Figure(NamedTuple):
 @fields.document
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is trained, as plain values; the base of all kinds of tasks.
+    """A training, as plain values; the base of all kinds of tasks.
 
-    A kind of task is a class for some models, `MODELS`. It says how they are built, compiled,
-    watched and drawn, how they are judged and used, and what a comparison of backends looks at.
+    A kind of task is a class for some models, `MODELS`. It defines how they are built, compiled,
+    monitored, drawn, evaluated and used, and what a comparison of backends looks at.
     """
 
     MODELS: ClassVar[tuple] = ()
@@ -138,16 +138,16 @@ class Task:
 
     @classmethod
     def describe_models(cls):
-        """What the models are: dict from a name to a line."""
+        """One line about each model: dict of name -> str."""
         raise NotImplementedError
 
     @classmethod
     def default(cls, field, model):
-        """What a field is for a model if nothing is said."""
+        """The default of a field for a model."""
         return cls.__dataclass_fields__[field].default
 
     def phases(self):
-        """Returns the phases of the training, one after the other: a list of `Phase`."""
+        """Returns the phases of the training, in order: a list of `Phase`."""
         return [Phase(0, self.epochs, False, self.learning_rate)]
 
     def to_dict(self):
@@ -179,7 +179,7 @@ class Task:
         return data.load(self.data, split, **self.data_options())
 
     def data_options(self):
-        """How images are loaded: dict of arguments of `keras_segen.data.load`."""
+        """Arguments of `keras_segen.data.load`: a dict."""
         return {
             "size": self.image_size or self.own_sizes.get(self.data),
             "channels": self.channels,
@@ -198,11 +198,11 @@ class Task:
         )
 
     def batch_options(self, dataset):
-        """How the training's batches are made: dict of arguments of `Batches`."""
+        """Arguments of `Batches` for the training: a dict."""
         raise NotImplementedError
 
     def describe_data(self, train_data, val_data):
-        """What a run folder says of its data set, and what a resumed run must find again."""
+        """What `run.json` records of the data set; a resumed run must find the same."""
         return {
             "name": train_data.name,
             "train": len(train_data),
@@ -218,33 +218,33 @@ class Task:
 
         Args:
             dataset: what `load_data` returned, for the shape of its images and its classes.
-            tell: called with a line that says where weights are from, if not from the seed.
+            tell: called with a line about weights that do not come from the seed.
 
         Returns:
             A `keras.Model`, not compiled.
 
         Raises:
-            ValueError: what the data set or the model finds wrong.
+            ValueError: the data set or the model does not fit.
         """
         raise NotImplementedError
 
     def compile(self, model, dataset, steps_per_epoch, phase=None):
-        """Compiles the model as this task says.
+        """Compiles the model with the optimizer, loss and metrics of the task.
 
         Args:
             model: what `build_model` returned.
             dataset: the training split.
-            steps_per_epoch: int, so that the cosine knows its end.
+            steps_per_epoch: int, for the length of the cosine schedule.
             phase: one of `phases()`; None for the first.
         """
         raise NotImplementedError
 
     def count_parameters(self, model):
-        """Returns the number of the model's weights, each counted once: int."""
+        """Returns the number of parameters, shared ones counted once: int."""
         return model.count_params()
 
     def check_images(self, dataset):
-        """Raises a ValueError if no training takes these images, or the precision."""
+        """Raises a ValueError if these images, or the precision, cannot be trained."""
         if self.precision == "float64":
             raise ValueError(
                 "precision is 'float64', which is for `compare --parity`: there it tells rounding "
@@ -255,7 +255,7 @@ class Task:
 
     @contextlib.contextmanager
     def dtype_policy(self):
-        """Lets layers that are built in this context have the experiment's precision."""
+        """Context in which layers are built with the task's precision."""
         import keras
 
         before = keras.config.dtype_policy()
@@ -273,35 +273,35 @@ class Task:
             return keras.optimizers.schedules.CosineDecay(start, steps)
         return start
 
-    # --- what is watched, drawn and said
+    # --- monitored, drawn and reported
 
     @property
     def losses(self):
-        """Names of the losses that `fit` reports, what is compared step by step: tuple of str."""
+        """Names of the losses that `fit` reports, compared step by step: tuple of str."""
         return ("loss",)
 
     @property
     def monitor(self):
-        """What decides which epoch's model is kept: `(column of the history, 1 or -1)`.
+        """The criterion of the best epoch, whose model is kept: `(column of the history, sign)`.
 
-        With 1 the largest is best, with -1 the smallest. None keeps the last epoch's model.
+        Sign 1 means larger is better, -1 smaller. None keeps the last epoch's model.
         """
         raise NotImplementedError
 
     @property
     def kept(self):
-        """Which epoch's model is kept, in words."""
+        """The kept model, in words."""
         if self.monitor is None:
             return "the last epoch's model"
         name, sign = self.monitor
         return f"the model of the epoch with the {'largest' if sign > 0 else 'smallest'} {name}"
 
     def measure(self, model, val_data):
-        """Measures after an epoch what `fit` does not: dict of column -> float."""
+        """Measures, after an epoch, what `fit` does not: dict of column -> float."""
         return {}
 
     def draw(self, model, val_data):
-        """Draws what the model does after an epoch.
+        """Draws results of the model after an epoch.
 
         Returns:
             Dict from a name, `"epoch"` for the main one, to a figure or an image, uint8
@@ -310,23 +310,23 @@ class Task:
         raise NotImplementedError
 
     def finish(self, folder):
-        """Writes what belongs at the end of a run, once more if it is there."""
+        """Writes the last files of a finished run, replacing existing ones."""
 
     def outcome(self, history):
-        """What a training came to, in words."""
+        """The result of a training, in words."""
         raise NotImplementedError
 
-    # --- judged and used
+    # --- evaluated and used
 
     def evaluate(self, model, dataset):
-        """Judges a trained model on a split.
+        """Evaluates a trained model on a split.
 
         Args:
-            model: what a run keeps.
+            model: the model that a run keeps.
             dataset: what `load_data` returned.
 
-        A kind of task adds options of its own, by keyword: the commands pass on those that are
-        given, and refuse those that it lacks.
+        A kind of task may add keyword options: the commands pass on those that are given, and
+        refuse options that it does not have.
 
         Returns:
             A `keras_segen.report.evaluation.Evaluation`.
@@ -337,8 +337,8 @@ class Task:
         """Predicts photos and writes files, as `keras_segen.runs.predict` does.
 
         Args:
-            model: what a run keeps.
-            about: dict, what `describe_data` said when the run began.
+            model: the model that a run keeps.
+            about: dict, what `describe_data` returned when the run began.
             paths: list of image files, no two with one stem.
             out: the folder to write to.
 
@@ -355,7 +355,7 @@ class Task:
             image: path of a file, or an array as `keras_segen.runs.Run.predict` takes it.
 
         Returns:
-            What the model makes of it, at the image's own size.
+            The prediction, at the image's own size.
         """
         raise self._not_made_for("predicts no photos")
 
@@ -379,7 +379,7 @@ class Task:
         )
 
     def network_to_predict(self, model, batch):
-        """What runs when a trained model is used, for a clock.
+        """The network that runs when a trained model is used, for timing.
 
         Args:
             model: what `build_model` returned.
@@ -393,7 +393,7 @@ class Task:
     # --- compared between backends
 
     def outputs(self, model, dataset):
-        """What a model makes of fixed inputs: float32 array, the first axis counts them."""
+        """The outputs of a model for fixed inputs: float32 array, one row per input."""
         raise NotImplementedError
 
     def apply(self, model, dataset):
@@ -406,23 +406,23 @@ class Task:
         raise NotImplementedError
 
     def compared_figures(self, model, dataset, history):
-        """Returns what the model came to: dict of name -> float, those of `figures` and others."""
+        """Returns the final figures: dict of name -> float, those of `figures` and others."""
         raise NotImplementedError
 
     def hand_over(self, own, served):
-        """Compares what a model gave where it was trained with what it gives elsewhere.
+        """Compares a model's results on its own backend with those on another.
 
         Args:
             own, served: dicts with `last_outputs`, and the arrays of `apply`.
 
         Returns:
-            Dict of plain values: `measured`, `tolerance`, `unit` and `note` of the check, and what
-            `handed_over` shows.
+            Dict of plain values: `measured`, `tolerance`, `unit` and `note` of the check, and the
+            columns of `handed_over`.
         """
         raise NotImplementedError
 
     def conclude(self, dataset, arrays, folder):
-        """Draws what the backends make, and says how far it differs.
+        """Draws the results of the backends, and measures how far they differ.
 
         Args:
             dataset: the validation split.
@@ -437,7 +437,7 @@ class Task:
 
     @classmethod
     def describe_disagreement(cls, disagreement):
-        """What `conclude` found as a sentence."""
+        """The disagreement that `conclude` returned, as a sentence."""
         raise NotImplementedError
 
     @classmethod
@@ -457,10 +457,10 @@ class Task:
         """Raises a ValueError if the model cannot be compared layer by layer."""
 
     def check_network(self, model, dataset, name):
-        """Raises a ValueError if a network of a user's own is not one for this task."""
+        """Raises a ValueError if a user's network does not fit this task."""
         raise ValueError(f"{self.model} is not trained from a network of one's own.")
 
 
 def is_file(model):
-    """Whether a model is named by its file, not by what builds it."""
+    """Whether a model is the path of a file, not the name of a builder."""
     return Path(model).suffix == ".keras"

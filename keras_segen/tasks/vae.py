@@ -1,4 +1,4 @@
-"""What it takes to train a VAE."""
+"""The task of training a VAE."""
 
 import dataclasses
 from typing import ClassVar
@@ -12,7 +12,7 @@ from keras_segen.tasks.generation import GenerationTask
 from keras_segen.tasks.task import Figure
 
 NUM_RECONSTRUCTIONS = 32
-NUM_TRAVERSED = 256  # images that tell how much each number of a code says
+NUM_TRAVERSED = 256  # images for the KL divergence of each dimension
 BOUND_IMAGES = 1000  # whose importance-weighted bound is computed
 BOUND_SAMPLES = 64  # codes for each of them
 
@@ -22,8 +22,8 @@ BOUND_SAMPLES = 64  # codes for each of them
 class VaeTask(GenerationTask):
     """One training of a VAE, completely described.
 
-    Without `filters`, the networks have 32, 64, 128, 128, … channels. The optimizer is Adam. What
-    is watched is the bound (ELBO) on the validation split, unless `judge` is given.
+    Without `filters`, the networks have 32, 64, 128, 128, … channels. The optimizer is Adam. The
+    best epoch is that of the largest bound (ELBO) on the validation split, unless `judge` is set.
     """
 
     MODELS: ClassVar[tuple] = ("vae",)
@@ -74,7 +74,7 @@ class VaeTask(GenerationTask):
         return super().monitor or ("val_elbo", 1)
 
     def draw(self, model, val_data):
-        """Draws what the model makes of fixed codes, and validation images beside themselves."""
+        """Draws samples of fixed codes, and validation images beside their reconstructions."""
         from keras_segen import plot
 
         count = min(NUM_RECONSTRUCTIONS, len(val_data))
@@ -129,7 +129,7 @@ class VaeTask(GenerationTask):
         return model.decoder
 
     def compared_figures(self, model, dataset, history):
-        """The last validation bounds, and distances to real images if they are asked for."""
+        """The last validation bounds, and the distances to real images if `judge` is set."""
         found = super().compared_figures(model, dataset, history)
         for name in ("elbo", "bits_per_dimension"):
             if f"val_{name}" in history:
@@ -142,7 +142,7 @@ def bounds(vae, dataset, batch_size=64, seed=0):
 
     Args:
         vae: a `keras_segen.generation.VAE`.
-        dataset: a `keras_segen.data.Pictures`, with classes if the model is told them.
+        dataset: a `keras_segen.data.Pictures`, with classes if the model is conditional.
         batch_size: int, images at once.
         seed: int, for the codes of the importance-weighted bound.
 

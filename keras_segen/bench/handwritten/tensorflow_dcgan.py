@@ -106,7 +106,7 @@ class Trainer:
             with tape_g.stop_recording():
                 self.optimizer_d.apply(tape_d.gradient(d_loss, self.trainable_d))
 
-            # G: images that D, as it is now, scores high.
+            # G: images that the current D scores high.
             scores = discriminator(self.discriminator, fake, self.levels)
             g_loss = tf.reduce_mean(tf.nn.softplus(-scores))
         self.optimizer_g.apply(tape_g.gradient(g_loss, self.trainable_g))
@@ -145,7 +145,7 @@ class Trainer:
         return tf.constant(self.draw(self.steps - 1, batch))
 
     def predict(self, codes):
-        """Makes images in [0, 1] out of codes: NumPy to NumPy."""
+        """Decodes codes to images in [0, 1]: NumPy to NumPy."""
         return self.generate(tf.constant(codes)).numpy()
 
     def weights(self):

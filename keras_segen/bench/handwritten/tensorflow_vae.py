@@ -76,7 +76,7 @@ class Trainer:
             codes = mean + tf.exp(log_variance / 2) * noise
             logits = decoder(self.variables, codes, self.smallest, self.levels)
 
-            # How badly the images are made again, and how far their codes are from N(0, 1).
+            # The reconstruction error, and the KL divergence of the codes from N(0, 1).
             losses = tf.nn.sigmoid_cross_entropy_with_logits(images, logits)
             divergence = tf.square(mean) + tf.exp(log_variance) - 1 - log_variance
             loss = (tf.reduce_sum(losses) + tf.reduce_sum(divergence) / 2) / images.shape[0]
@@ -108,7 +108,7 @@ class Trainer:
         return tf.constant(self.draw(self.steps - 1, batch))
 
     def predict(self, images):
-        """Encodes images in [0, 1] and decodes the middle of their codes: NumPy to NumPy."""
+        """Encodes images in [0, 1] and decodes their mean codes: NumPy to NumPy."""
         return self.reconstruct(tf.constant(images)).numpy()
 
     def weights(self):

@@ -141,7 +141,7 @@ class Trainer:
             d_loss.backward()
             self.optimizer_d.step()
 
-            # G: images that D, as it is now, scores high.
+            # G: images that the current D scores high.
             g_loss = F.softplus(-self.discriminator(fake)).mean()
             self.optimizer_g.zero_grad()
             g_loss.backward()
@@ -167,7 +167,7 @@ class Trainer:
 
     @torch.inference_mode()
     def predict(self, codes):
-        """Makes images in [0, 1] out of codes: NumPy to NumPy."""
+        """Decodes codes to images in [0, 1]: NumPy to NumPy."""
         images = self.average(torch.from_numpy(codes).to(DEVICE))
         return ((images + 1) / 2).permute(0, 2, 3, 1).numpy(force=True)
 

@@ -99,7 +99,7 @@ class Trainer:
             noise = self.noise(mean)
             logits = self.network.decoder(mean + torch.exp(log_variance / 2) * noise)
 
-            # How badly the image is made again, and how far its codes are from N(0, 1).
+            # The reconstruction error, and the KL divergence of the codes from N(0, 1).
             reconstruction = F.binary_cross_entropy_with_logits(logits, images, reduction="sum")
             divergence = (mean.square() + log_variance.exp() - 1 - log_variance).sum() / 2
             loss = (reconstruction + divergence) / len(images)
@@ -117,7 +117,7 @@ class Trainer:
 
     @torch.inference_mode()
     def predict(self, images):
-        """Encodes images in [0, 1] and decodes the middle of their codes: NumPy to NumPy."""
+        """Encodes images in [0, 1] and decodes their mean codes: NumPy to NumPy."""
         images = torch.from_numpy(images).to(DEVICE).permute(0, 3, 1, 2)
         mean, _ = self.network.encoder(2 * images - 1)
         logits = self.network.decoder(mean)

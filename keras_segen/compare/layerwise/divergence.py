@@ -1,19 +1,18 @@
-"""Where two frameworks part: what one network computed on each, held against its own rounding.
+"""Where two frameworks diverge: the results of one network on each, compared with their rounding.
 
 Two correct backends round differently, and how much depends on the numbers summed, on the layers
-before and on the gates that rounding flips. So the tolerance is measured. Each backend computes
+before and on the ReLUs that rounding switches. So the tolerance is measured. Each backend computes
 the same steps twice, in float32 and in float64 (`record.py`). If a and b compute the same
 function, their float64 results are the same, and by the triangle inequality
 
     |a32 - b32|  <=  |a32 - a64| + |b64 - b32|
 
-Two that lie further apart than both their roundings together do not compute the same function.
-That sum is the tolerance of every layer, gradient and step; no constant is chosen for any. Added
-to it is one rounding of float32 on each side, for operations that a framework carries out in
-float32 whatever it is asked for.
+Two results farther apart than both rounding errors together are not of the same function. That
+sum is the tolerance of every layer, gradient and step; there is no chosen constant. One rounding of
+float32 is added on each side, for operations that a framework always computes in float32.
 
-In float64 rounding is 2**-29 of what it is in float32, and a fault as large as ever. The line
-between them is drawn in the geometric middle: 2**-14.5 of the tolerance in float32.
+In float64, rounding is 2**-29 of that in float32, but a fault is as large as before. The tolerance
+in float64 is the geometric mean of the two: 2**-14.5 of the tolerance in float32.
 """
 
 import dataclasses
@@ -32,7 +31,7 @@ PRECISIONS = (LOW, HIGH)
 ROUNDING = 2.0**-23  # of one number in float32
 MIDDLE = 2.0**-14.5  # between float32 and float64, whose rounding is 2**-29 of it
 
-# What is measured of every layer, and where, in words. Gradients show a fault from the end on.
+# The measures of every layer, in words. Gradients show a fault from the last layer on.
 FORWARD = {"inference": "forward in inference", "training": "forward in training"}
 AFTER = {"statistics": "the statistics after one step", "weights": "the weights after one step"}
 MEASURES = ("start", *FORWARD, "gradient", *AFTER)
@@ -47,7 +46,7 @@ STEP_MEASURES = {
 
 @dataclasses.dataclass
 class Record:
-    """What one backend computed, in both precisions, from the same weights and batches.
+    """The results of one backend, in both precisions, from the same weights and batches.
 
     Args:
         backend: str.
@@ -77,7 +76,7 @@ class Record:
         """Reads what `save` wrote; nothing in the file is executed.
 
         Raises:
-            ValueError: the file is no such record.
+            ValueError: the file is not such a record.
         """
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -89,7 +88,7 @@ class Record:
 
 
 def compare(a, b, precision=LOW):
-    """Finds where two backends part.
+    """Finds where two backends diverge.
 
     Args:
         a, b: a `Record` each.
@@ -105,8 +104,8 @@ def compare(a, b, precision=LOW):
         `weight`, `gradient`, `statistics`, `weights`; `steps`, a dict from each name of
         `STEP_MEASURES` to lists, one number per step, and to `growth`; `num_steps`.
 
-        Gradients by outputs decide nothing: where max pooling finds two values equal, either may
-        get the gradient, with the same gradients by the weights.
+        Gradients by outputs decide nothing: with two equal values in a max pooling, either may get
+        the gradient, and the gradients by the weights are the same.
 
     Raises:
         ValueError: the records are of different networks, so that layers cannot be compared, or
@@ -181,7 +180,7 @@ def flipped_gates(a, b, layer):
         margins = record.arrays[f"{LOW}/margin/{name}"]
         if opened.any():
             known = np.isin(near, flipped[opened])
-            # Those not among the nearest ones are further away than all of them.
+            # The others are farther away than the nearest ones.
             missing = np.count_nonzero(known) < np.count_nonzero(opened)
             margin = max(margin, float(margins[known | missing].max()))
     scale = _rms(a.arrays[f"{LOW}/training/{name}"]) or 1.0
@@ -215,7 +214,7 @@ def growth(differences):
 
 
 def sentence(found):
-    """The result of a comparison in one sentence, and in a second one what float64 adds."""
+    """The result of a comparison in one sentence, and that in float64 in a second one."""
     parted, layers = found["parted"], found["layers"]
     if parted is None:
         text = (
@@ -303,7 +302,7 @@ def _check_same_network(a, b):
 
 
 def _layer(a, b, one, other, precision):
-    """What was measured of one layer."""
+    """The measures of one layer."""
     name, types = one["name"], [one["type"], other["type"]]
     row = {"name": name, "type": " or ".join(dict.fromkeys(types))}
     row["settings"] = _telling_settings(a, b, one, other)
@@ -353,7 +352,7 @@ def _measured(a, b, name):
 
 
 def _over_steps(a, b, name):
-    """What was measured of one quantity at each step: dict of lists, and `growth`."""
+    """The measures of one quantity at each step: dict of lists, and `growth`."""
     values = [
         record.arrays.get(f"{precision}/steps/{name}")
         for precision in PRECISIONS
@@ -369,7 +368,7 @@ def _over_steps(a, b, name):
 
 
 def _telling_settings(a, b, one, other):
-    """The settings worth saying: those that differ between the two, and those not by default."""
+    """The settings worth showing: those that differ between the two, and those not by default."""
     words = []
     for key in dict.fromkeys([*one["settings"], *other["settings"]]):
         values = [layer["settings"].get(key) for layer in (one, other)]
@@ -396,7 +395,7 @@ def _first_batch(a, b):
 
 
 def _first(found, precision):
-    """Where they part first: in the order in which a step computes."""
+    """The first divergence, in the order in which a step computes."""
     layers = found["layers"]
     for layer in layers:
         if _beyond_at(layer, "start", precision):

@@ -1,9 +1,9 @@
-"""Writes down what a network computes on this backend, layer by layer and step by step.
+"""Records what a network computes on this backend, layer by layer and step by step.
 
-Everything is computed twice, in float32 and in float64, from the same weights and batches:
-`divergence.py` says what for. float64 is for this alone. A training gains nothing from it: what
-rounding changes is far below what another seed changes, and float64 takes twice the memory and
-several times the time, on a GPU up to 64 times.
+Everything is computed twice, in float32 and in float64, from the same weights and batches;
+`divergence.py` explains why. float64 is only for this. A training gains nothing from it: rounding
+changes far less than another seed, and float64 takes twice the memory and several times the time,
+on a GPU up to 64 times.
 """
 
 import contextlib
@@ -20,17 +20,17 @@ from keras_segen.data.tree import checksum
 from keras_segen.determinism import rng
 from keras_segen.segmentation.fold import as_functional
 
-SAMPLE = 16_384  # values that are kept of an array; one fault in a thousand is among them
+SAMPLE = 16_384  # values kept of an array; enough to hold a fault in one value of a thousand
 STEP_SAMPLE = 1_024  # of each weight, after each step
 NEAREST_GATES = 1_024  # the open gates closest to closing, of each ReLU
 
 
 def record(model, batches, compile_model, tell=lambda text: None):
-    """Trains copies of a model for a few steps and writes down what each layer computed.
+    """Trains copies of a model for a few steps and records what each layer computed.
 
     The first step is recorded layer by layer: outputs in inference and in training mode,
     gradients by the weights and by the outputs, weights and statistics after the step. All steps
-    are recorded in sum. Computed eagerly, one operation after the other, on both backends alike.
+    have summaries. Both backends compute eagerly, one operation after the other.
 
     Args:
         model: a functional or sequential `keras.Model` in float32 with all its weights. It is
@@ -45,8 +45,8 @@ def record(model, batches, compile_model, tell=lambda text: None):
         A `keras_segen.compare.layerwise.divergence.Record`.
 
     Raises:
-        ValueError: the model has random layers, which draw other numbers on each backend, or
-            layers that cannot be seen; or there are no batches.
+        ValueError: the model has random layers, which draw other numbers on each backend, or no
+            graph of layers; or there are no batches.
     """
     if not batches:
         raise ValueError("There are no batches: one for each step is needed, at least one.")
@@ -73,7 +73,7 @@ def record(model, batches, compile_model, tell=lambda text: None):
 
 
 def _make_exact(optimizer):
-    """Turns an optimizer's numbers into NumPy's: TensorFlow takes Python's by way of float32."""
+    """Converts an optimizer's floats to NumPy's, since TensorFlow rounds Python's to float32."""
     for name, value in list(vars(optimizer).items()):
         if type(value) is float:
             setattr(optimizer, name, np.float64(value))
@@ -81,7 +81,7 @@ def _make_exact(optimizer):
 
 @contextlib.contextmanager
 def computing_in(precision):
-    """Makes Keras take a precision for all that has none of its own: learning rates, losses."""
+    """Context with a default precision for Keras, such as that of learning rates and losses."""
     before = keras.config.floatx()
     keras.config.set_floatx(precision)
     try:
@@ -92,7 +92,7 @@ def computing_in(precision):
 
 
 def copy_in(model, precision):
-    """Returns a copy of a model, with its weights, all of whose layers compute in a precision."""
+    """Returns a copy of a model, with its weights, whose layers all compute in a precision."""
     pairs = []
 
     def copy(layer):
@@ -118,7 +118,7 @@ def copy_in(model, precision):
 
 
 def leaves(model, prefix=""):
-    """Yields (name, layer or operation) of a network, also of the networks within it."""
+    """Yields (name, layer or operation) of a network and of the networks inside it."""
     inside = model.layers if isinstance(model, keras.Sequential) else model.operations
     for operation in inside:
         name = f"{prefix}{operation.name}"
@@ -130,7 +130,7 @@ def leaves(model, prefix=""):
 
 @contextlib.contextmanager
 def watching(named):
-    """Collects what layers put out while they run: a list of (name, layer, tensor), in order."""
+    """Collects the outputs of layers while they run: a list of (name, layer, tensor), in order."""
     seen = []
 
     def watched(name, layer, call):
@@ -222,7 +222,7 @@ def _follow(found, model, batches, precision, tell):
 
 
 def _step(model, images, target, named):
-    """One training step; returns what the named layers put out, the loss and the gradients."""
+    """One training step; returns the outputs of the named layers, the loss and the gradients."""
     seen = []
 
     def loss_fn():
@@ -243,8 +243,8 @@ def _step(model, images, target, named):
 
 
 def _layer_record(name, layer, tensor, weights):
-    """What a record says of a layer, beside numbers."""
-    # A layer that is called again has another name; its weights stand at its first.
+    """The entry of a layer in a record, without its arrays."""
+    # A layer that is called again has another name; its weights belong to the first.
     own = [weight for weight in getattr(layer, "weights", []) if _is_at(weights, weight, name)]
     settings, default = _layer_settings(layer)
     return {
@@ -277,7 +277,7 @@ def _layer_settings(layer):
         value = list(value) if isinstance(value, tuple) else value
         if key in settings and value is not parameter.empty and settings[key] == value:
             default.append(key)
-    # Defaults that are None, as Keras writes them out.
+    # Defaults that are None in the signature, as Keras saves them.
     usual = {"data_format": "channels_last", "activation": "linear"}
     default += [key for key, value in usual.items() if settings.get(key) == value]
     return settings, default
@@ -290,7 +290,7 @@ def _is_plain(value):
 
 
 def _limit(layer):
-    """Where a ReLU stops to grow, infinity for one that does not; None for another layer."""
+    """The maximum of a ReLU, infinity without one; None for another layer."""
     activation = getattr(layer, "activation", None)
     if isinstance(layer, keras.layers.ReLU):
         return np.inf if layer.max_value is None else layer.max_value
@@ -302,7 +302,7 @@ def _limit(layer):
 
 
 def _keep_gates(arrays, name, layer, outputs):
-    """Keeps which gates of a ReLU are open, and how far the nearest ones are from closing."""
+    """Records which gates of a ReLU are open, and how far the nearest are from closing."""
     outputs = outputs.ravel()
     margins = np.minimum(outputs, _limit(layer) - outputs)
     opened = np.flatnonzero(margins > 0)
