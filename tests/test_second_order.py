@@ -9,7 +9,7 @@ from keras import layers, ops
 
 import keras_segen as ks
 from keras_segen import backend
-from keras_segen.compare.layerwise.record import computing_in, copy_in
+from keras_segen.compare.layerwise.record import copy_in
 from keras_segen.generation import dcgan_discriminator
 from keras_segen.generation.adversarial import R1, GradientPenalty
 from keras_segen.layers import SpectralNormalization
@@ -118,7 +118,7 @@ LAYERS = {
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_gradient_of_a_slope_is_right_through_a_layer(name):
-    with computing_in("float64"):
+    with backend.double_precision():
         network = network_of(LAYERS[name]())
         if "spectral" in name:
             settle(network.layers[-1], network.layers[-1].layer.kernel)
@@ -131,7 +131,7 @@ def test_the_gradient_of_a_slope_is_right_through_a_layer(name):
 
 def test_the_gradient_of_a_slope_is_right_through_averages_of_batch_normalization():
     images = numbers(0, (3, 4, 4, 2))
-    with computing_in("float64"):
+    with backend.double_precision():
         network = network_of(layers.BatchNormalization(dtype="float64"))
         for trainable, training in ((True, False), (False, True)):
             network.layers[-1].trainable = trainable
@@ -144,7 +144,7 @@ def test_the_gradient_of_a_slope_is_right_through_averages_of_batch_normalizatio
 
 def test_the_gradient_of_a_slope_is_right_where_images_meet_classes():
     """The score of a projection: an inner product with the vector of a class."""
-    with computing_in("float64"):
+    with backend.double_precision():
         images, labels = keras.Input((6,), dtype="float64"), keras.Input((), dtype="int32")
         features = layers.Dense(4, activation="tanh", dtype="float64")(images)
         embedding = spectral(layers.Embedding, 3, 4)
@@ -166,7 +166,7 @@ def test_the_gradient_of_a_penalty_of_dcgan_is_right(kind):
     """Batch normalization in training, twice."""
     network = dcgan_discriminator((16, 16, 3), (4, 8, 16))
     ks.initialize(network, seed=0)
-    with computing_in("float64"):
+    with backend.double_precision():
         network = copy_in(network, "float64")
         real, fake = (ops.convert_to_tensor(numbers(i, (6, 16, 16, 3)), "float64") for i in (0, 1))
 
