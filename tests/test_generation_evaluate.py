@@ -390,7 +390,7 @@ def test_names_of_no_extractor_are_refused(extractor, error, message):
 
 
 def test_models_that_make_no_features_are_refused():
-    with pytest.raises(ValueError, match="'tiny' takes images of any size: say which"):
+    with pytest.raises(ValueError, match="'tiny' takes images of any size: choose one"):
         Extractor(tiny_model(None))
     with pytest.raises(ValueError, match=r"takes images of \(8, 8\); found size=\(9, 8\)"):
         Extractor(tiny_model(), size=(9, 8))

@@ -449,9 +449,9 @@ def test_rules_out_of_range_are_refused(rules, message):
 
 def test_networks_that_do_not_fit_are_refused():
     generator, discriminator = point_networks()
-    with pytest.raises(ValueError, match="num_classes is for networks that are told the class"):
+    with pytest.raises(ValueError, match="num_classes is for networks that take labels"):
         GAN(generator, discriminator, num_classes=3)
-    with pytest.raises(ValueError, match="num_classes is for networks that are told the class"):
+    with pytest.raises(ValueError, match="num_classes is for networks that take labels"):
         GAN(generator, point_networks(num_classes=3)[1])
     three = keras.Sequential([keras.Input((3,)), layers.Dense(1)])
     with pytest.raises(ValueError, match=r"one from \(3,\) to \(None, 1\)"):

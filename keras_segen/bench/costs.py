@@ -41,9 +41,9 @@ DEFAULTS = {
     "torch": ("eager", "compile", "eager+bfloat16"),
 }
 WORKS = {
-    "train": "a step of fit, as keras-segen train takes it; the batch lies in memory",
+    "train": "a step of fit, as in keras-segen train; the batch is in memory",
     "predict": "a batch from NumPy to NumPy",
-    "load": "a batch of the shuffled, augmented training split, by itself",
+    "load": "a batch of the shuffled, augmented training split, alone",
 }
 BUSY = 0.7  # of the time, at least, a step's threads work, or somebody else had the processor
 

@@ -31,7 +31,7 @@ def crossval(
             tasks, out, folds, verbose="auto" if console.is_terminal else 0, tell=console.print
         )
     except KeyboardInterrupt:
-        errors.print(f"Interrupted. The same command goes on in {out}.")
+        errors.print(f"Interrupted. Run the same command again to continue in {out}.")
         raise typer.Exit(130) from None
     for table in crossval.tables(result, next(iter(tasks.values()))):
         console.print(table.to_rich())

@@ -69,7 +69,7 @@ def _check_alone(context):
         if source.name == "COMMANDLINE" and parameter.name not in WITH_RESUME:
             name = parameter.opts[0]
             raise ValueError(
-                f"--resume goes on with the settings of its run folder, and {name} would change "
+                f"--resume keeps the settings of its run folder, and {name} would change "
                 "nothing: leave it out, or train anew into another folder."
             )
 

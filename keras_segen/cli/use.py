@@ -145,10 +145,10 @@ def generate(
         str | None, typer.Option("--class", help="The class of all samples, such as cat.")
     ] = None,
     interpolate: Annotated[
-        int | None, typer.Option(help="Go from sample to sample in so many steps.")
+        int | None, typer.Option(help="Interpolate between samples in this many steps.")
     ] = None,
     traverse: Annotated[
-        int | None, typer.Option(help="Move single numbers of a code in so many steps.")
+        int | None, typer.Option(help="Vary single dimensions of a code in this many steps.")
     ] = None,
     nearest: Annotated[
         bool | None,

@@ -524,7 +524,7 @@ def charts(report):
         chart = Chart("training step", quantities.get(loss, loss))
         for name, values in losses.items():
             chart.line(values, display_name(name), color(report, name))
-        note = "Where the lines coincide, the dashes lie on the line."
+        note = "Where the lines coincide, the dashes are on the line."
         title = f"{chart.axes.get_ylabel().capitalize()} of every step"
         found.append((title, note if len(chart.axes.lines) > 1 else "", chart.svg()))
 

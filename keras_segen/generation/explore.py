@@ -114,7 +114,7 @@ def traversal(model, images=None, rows=8, num_steps=7, label=None, seed=0):
         code, unit = model.encode(images[:1])[0], "KL"
         amounts = model.kl_per_dimension(images)
     else:
-        raise ValueError(f"{model.name} has no encoder to measure images with: leave out images.")
+        raise ValueError(f"{model.name} has no encoder for images: leave out images.")
     chosen = np.argsort(-amounts, kind="stable")[:rows]
     values = np.linspace(-EXTENT, EXTENT, num_steps)
     codes = np.tile(code, (len(chosen), num_steps, 1))  # (rows, num_steps, latent_dim)

@@ -150,7 +150,7 @@ class LatentModel(keras.Model):
         """
         if self.num_classes is not None:
             if labels is None:
-                raise ValueError(f"Say which of the {self.num_classes} classes: labels=….")
+                raise ValueError(f"The model has {self.num_classes} classes: choose with labels=….")
             labels = np.broadcast_to(np.asarray(labels), (len(inputs),)).astype("int32")
             if len(labels) and not 0 <= labels.min() <= labels.max() < self.num_classes:
                 raise ValueError(

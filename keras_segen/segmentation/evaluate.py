@@ -209,7 +209,7 @@ def _table_of_classes(found, names, colors, void):
         rows,
         footer=[[Cell("Mean", mark="strong"), None, *means]],
         note="From the counts of all pixels of the split"
-        + ("; void pixels count nowhere" if void else "")
+        + ("; void pixels do not count" if void else "")
         + ". A dash where there is nothing to measure: a class that occurs neither in the truth "
         "nor in the prediction, or has no boundary.",
     )
@@ -232,13 +232,13 @@ def _cards(found, dataset):
 def _charts(counts, found, names):
     return [
         (
-            "What is taken for what",
+            "Confusion matrix",
             "Each row is a class of the truth: the share of its pixels, in percent, that was "
             "predicted as the column's class.",
             plot.confusion_matrix(counts.matrix, names),
         ),
         (
-            "How sure, and how often right",
+            "Calibration",
             "A calibrated model is right for 80 % of the pixels of which it is 80 % sure. Bars "
             "below the diagonal: surer than it should be. Expected calibration error "
             f"{found['expected_calibration_error']:.3f}.",
@@ -278,7 +278,7 @@ def _gallery(worst, described, dataset):
         "the lowest first. Yellow: wrong pixels."
     )
     if void is not None:
-        note += " Stripes: void, which counts nowhere."
+        note += " Stripes: void, which does not count."
     return (f"The worst {len(shown)} of {len(dataset)} images", note, shown) if shown else None
 
 

@@ -496,7 +496,7 @@ def _with_probabilities(model):
     if ending == "sigmoid":
         if scores.shape[-1] > 1:
             raise ValueError(
-                "The model gives each class a probability by itself (sigmoid); expected logits. "
+                "The model gives an independent probability per class (sigmoid); expected logits. "
                 "Build it with activation=None."
             )
         scores = ops.concatenate([1 - scores, scores], axis=-1)

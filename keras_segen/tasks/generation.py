@@ -61,15 +61,13 @@ class GenerationTask(Task):
     )
     batch_size: int = 64
     augment: str = field(
-        "Whether every other picture has left and right swapped, where that is as good.",
+        "Whether every other picture is mirrored, if mirrored ones are as good.",
         default="default",
         choices=("default", "none"),
         common=True,
     )
     latent_dim: int | None = field("Numbers in a code.", default=None, at_least=1, common=True)
-    conditional: bool = field(
-        "Tell the model the class of each picture, so that one can be asked for.", default=False
-    )
+    conditional: bool = field("Condition the model on the class of each picture.", default=False)
     judge: int = field(
         "Generated images that are compared with as many of the validation split after each "
         "epoch; the epoch with the smallest kernel distance is kept. At least 40; 0: none.",

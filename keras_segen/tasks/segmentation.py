@@ -544,7 +544,7 @@ class SegmentationTask(Task):
 
         if not full_size and (tile is not None or overlap is not None):
             raise ValueError(
-                "tile and overlap cut photos at their own size, and these are brought to the size "
+                "tile and overlap cut photos at their own size, but these are resized to the size "
                 "of the training: add full_size (--full-size), or leave both out."
             )
         if full_size and tile is None:

@@ -75,7 +75,7 @@ class Task:
     fold_figures: ClassVar[dict] = {}  # what folds are compared by -> its name; none: no folds
     fold_details: ClassVar[dict] = {}  # dicts of such figures -> the title of their table
 
-    model: str = field("What is trained: a name that `keras-segen models` lists.", common=True)
+    model: str = field("The model: a name that `keras-segen models` lists.", common=True)
     data: str = field(
         "Data set: a name that `keras-segen datasets` lists, such as folder:PATH.",
         default="shapes",
@@ -88,7 +88,7 @@ class Task:
         common=True,
     )
     image_size: tuple[int, int] | None = field(
-        "HEIGHTxWIDTH that images are brought to, such as 176x240. Without it, the data set's own.",
+        "HEIGHTxWIDTH that images are resized to, such as 176x240. Default: the data set's own.",
         default=None,
         at_least=1,
         between="x",
@@ -103,12 +103,12 @@ class Task:
     epochs: int = field("Passes over the training split.", default=5, at_least=1, common=True)
     learning_rate: float = field("Learning rate at the start.", above=0, common=True)
     schedule: str = field(
-        "How the learning rate goes on; the cosine ends at 0 after the last epoch.",
+        "The learning rate schedule; the cosine ends at 0 after the last epoch.",
         default="constant",
         choices=("constant", "cosine"),
     )
     early_stopping: int = field(
-        "Stop after so many epochs without a better figure on the validation split; 0: never.",
+        "Stop after this many epochs without a better figure on the validation split; 0: never.",
         default=0,
         at_least=0,
     )

@@ -41,7 +41,9 @@ class VaeTask(GenerationTask):
     learning_rate: float = 1e-3
     latent_dim: int = 64
     likelihood: str = field(
-        "What the decoder says of a pixel.", default="gaussian", choices=("gaussian", "bernoulli")
+        "The distribution of a pixel, given the code.",
+        default="gaussian",
+        choices=("gaussian", "bernoulli"),
     )
     beta: float = field(
         "Weight of the distance between codes and the standard normal; 1 for the bound.",
