@@ -8,7 +8,14 @@ from PIL import Image
 from keras_segen.data import Shapes
 
 # Minutes each: they begin first, so that no process is left with one of them at the end.
-LONG = ("test_training", "test_compare", "test_notebooks", "test_crossval", "test_costs")
+LONG = (
+    "test_training",
+    "test_compare",
+    "test_notebooks",
+    "test_crossval",
+    "test_costs",
+    "test_readme",
+)
 
 
 def pytest_configure(config):
@@ -26,6 +33,17 @@ def pytest_collection_modifyitems(items):
             if item.get_closest_marker("once"):
                 item.add_marker(skip)
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else 99)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def replacements(request):
+    """Keras made faster, as the commands have it; as it ships where replacing itself is tested."""
+    from keras_segen.backend import faster
+
+    if request.node.path.stem.startswith(("test_faster", "test_native", "test_machine")):
+        faster.remove()
+    else:
+        faster.apply()
 
 
 @pytest.fixture(scope="session")

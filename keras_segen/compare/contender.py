@@ -62,11 +62,15 @@ class Handlers:
     """The answers to `turns.py`."""
 
     def start(self, task, modules, threads):
+        import keras
+
         from keras_segen import backend
         from keras_segen.backend import faster
 
         for module in modules:
             importlib.import_module(module)
+        keras.config.set_max_epochs(None)  # limits of a notebook would cut a round short
+        keras.config.set_max_steps_per_epoch(None)
         backend.limit_threads(threads)
         faster.apply_by_default()
         self.task, self.sides = read(task), {}
