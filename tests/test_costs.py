@@ -15,8 +15,9 @@ import pytest
 import rich.console
 from browser import BROWSER, brightness, browse
 
-from keras_segen.bench import costs, costs_child, costs_report, rounds
+from keras_segen.bench import costs, costs_child, costs_report
 from keras_segen.bench.earlier import find_earlier
+from keras_segen.compare import rounds
 from keras_segen.tasks.gan import GanTask
 from keras_segen.tasks.segmentation import SegmentationTask
 from keras_segen.tasks.vae import VaeTask

@@ -82,6 +82,7 @@ def _make_exact(optimizer):
 @contextlib.contextmanager
 def computing_in(precision):
     """Context with a default precision for Keras, such as that of learning rates and losses."""
+    keras.config.dtype_policy()  # made of floatx when it is first asked for, and kept then
     before = keras.config.floatx()
     keras.config.set_floatx(precision)
     try:
