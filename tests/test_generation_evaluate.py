@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import scipy.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from sklearn.metrics.pairwise import polynomial_kernel
 from sklearn.neighbors import NearestNeighbors
 
@@ -550,8 +552,13 @@ def test_what_cannot_be_judged_is_refused(tiny):
             generation.evaluate(fakes, others, extractor=tiny)
 
 
-def test_data_sets_of_several_sizes_are_refused(tiny, picture_folder):
-    reals = data.load(f"folder:{picture_folder}")
+def test_data_sets_of_several_sizes_are_refused(tiny, picture_folder, tmp_path):
+    other = tmp_path / "val" / "images"
+    shutil.copytree(picture_folder, tmp_path, dirs_exist_ok=True)
+    for path in (other / "scene0.png", tmp_path / "val" / "masks" / "scene0.png"):
+        with Image.open(path) as image:
+            image.crop((0, 0, 32, 20)).save(path)
+    reals = data.load(f"folder:{tmp_path}")
     with pytest.raises(ValueError, match="sizes of their own; expected one size: load them with"):
         generation.evaluate(pictures(0, 50), reals, extractor=tiny)
 

@@ -421,9 +421,8 @@ def test_verdict_is_one_true_sentence():
     assert reports.verdict(complete_report()) == (
         "unet with 482,000 parameters, trained on shapes for 3 epochs on TensorFlow and PyTorch "
         "(CPU, 2 threads): from the same weights and batches both came to the same result, all 5 "
-        "checks passed; a step took 81.2 ms on TensorFlow and 1.32 times as long, 107 ms, on "
-        "PyTorch; memory peaked at 1,204 MiB on TensorFlow and 912 MiB on PyTorch; mean IoU is "
-        "0.5921 on each."
+        "checks passed; memory peaked at 1,204 MiB on TensorFlow and 912 MiB on PyTorch; "
+        "mean IoU is 0.5921 on each."
     )
     assert (
         "1 of 5 checks failed, first “loss of the first 20 steps” "
@@ -439,9 +438,8 @@ def test_a_report_on_a_generator_speaks_of_pictures(tmp_path):
     assert reports.verdict(pictures_report()) == (
         "dcgan with 482,000 parameters, trained on cifar10 for 3 epochs on TensorFlow and PyTorch "
         "(CPU, 2 threads): from the same weights and batches both went the same way, all 5 checks "
-        "passed; a step took 81.2 ms on TensorFlow and 1.32 times as long, 107 ms, on PyTorch; "
-        "memory peaked at 1,204 MiB on TensorFlow and 912 MiB on PyTorch; the kernel distance to "
-        "validation images is 0.0409 on TensorFlow and 0.0412 on PyTorch."
+        "passed; memory peaked at 1,204 MiB on TensorFlow and 912 MiB on PyTorch; "
+        "the kernel distance to validation images is 0.0409 on TensorFlow and 0.0412 on PyTorch."
     )
     page = Reader(reports.page(pictures_report(), tmp_path))
     assert "Loss of the discriminator of every step" in page.text
@@ -458,22 +456,42 @@ def test_verdict_gives_both_scores_when_they_differ():
     assert "mean IoU is 0.5921 on TensorFlow and 0.61 on PyTorch" in reports.verdict(report)
 
 
+def speed(low, high, busy=0.0):
+    cell = {
+        "work": "train",
+        "batch_size": 8,
+        "ms": {"tensorflow": {"median": 80.0}, "torch": {"median": 100.0}},
+        "stock_ms": {"tensorflow": {"median": 90.0}, "torch": {"median": 200.0}},
+        "ratio": {"value": (low * high) ** 0.5, "low": low, "high": high, "rounds": 7},
+        "others_busy": busy,
+    }
+    return {"start": {"tensorflow": 5.0, "torch": 3.0}, "cells": [cell], "errors": {}}
+
+
 def test_verdict_names_the_faster_one_only_if_the_run_can_tell():
     report = complete_report()
-    steps = [part["milliseconds"]["step"] for part in report["backends"].values()]
-    steps[1].update(median=70.0, p10=65.0, p90=75.0)
-    assert "a step took 70 ms on PyTorch and 1.16 times as long, 81.2 ms, on TensorFlow" in (
+    report["speed"] = speed(1.2, 1.3)
+    assert "TensorFlow trains 1.25 times as fast as PyTorch (95 % interval 1.20 to 1.30, " in (
         reports.verdict(report)
     )
-    steps[1].update(median=80.0, p10=70.0, p90=90.0)
-    assert (
-        "a step took about as long on each (80 and 81.2 ms, each within the other's spread)"
-        in reports.verdict(report)
-    )
-    steps[0].update(p10=80.5)  # then 80 ms are faster than nearly all of its steps
-    assert "times as long, 81.2 ms, on TensorFlow" in reports.verdict(report)
-    steps[0].update(median=0.0, p10=0.0, p90=0.0)
-    assert "a step took 0 ms on TensorFlow and 80 ms on PyTorch" in reports.verdict(report)
+    report["speed"] = speed(0.9, 1.3)
+    assert "neither trains faster by more than this machine can tell" in reports.verdict(report)
+    report["speed"] = speed(1.2, 1.3, busy=0.5)
+    assert "which one is faster cannot be told: other programs" in reports.verdict(report)
+
+
+def test_figures_show_images_per_second_with_the_interval_and_stock_keras(tmp_path):
+    report = complete_report()
+    report["speed"] = speed(1.2, 1.3)
+    rows = {row["label"]: row for row in reports.figures(reports.complete(report))}
+    assert rows["Training, batch 8"]["values"] == [100.0, 80.0]
+    assert rows["Training, batch 8"]["ratios"] == ["0.80 (0.77 to 0.83)"]
+    assert rows["Training, batch 8, Keras as it ships"]["values"] == [8000 / 90, 40.0]
+    assert rows["Start to first prediction"]["values"] == [5.0, 3.0]
+    assert "Training, batch 8, images per second" in Reader(reports.page(report, tmp_path)).text
+    report["speed"] = speed(1.2, 1.3, busy=0.5)
+    rows = {row["label"]: row for row in reports.figures(reports.complete(report))}
+    assert rows["Training, batch 8"]["ratios"] == ["–"]
 
 
 def test_verdict_names_a_users_files_without_their_folders():
@@ -509,10 +527,12 @@ def test_page_says_what_each_figure_is_from(tmp_path):
 
 def test_figures_give_ratios_and_leave_out_what_nobody_measured():
     rows = {row["label"]: row for row in reports.figures(reports.complete(three_report()))}
-    assert rows["Time per training step"]["ratios"] == ["–", "–"]  # divided by zero otherwise
+    assert rows["Mean IoU, validation"]["ratios"][0] != "–"
     rows = {row["label"]: row for row in reports.figures(reports.complete(complete_report()))}
-    assert rows["Time per training step"]["ratios"] == ["1.32"]
-    assert rows["Time per training step"]["spreads"] == ["78 to 93.1", "103 to 123"]
+    assert rows["Peak memory, process"]["ratios"] == ["0.76"]
+    step = rows["Training step, in the training"]
+    assert step["spreads"] == ["78 to 93.1", "103 to 123"]
+    assert step["ratios"] == ["–"] and step["factors"] == [None]  # not measured by turns
     assert "Peak memory, device" not in rows
 
 

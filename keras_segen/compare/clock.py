@@ -3,27 +3,9 @@
 import time
 
 import keras
-import numpy as np
 
 from keras_segen import backend
-
-WARM_UP = 3
-
-
-def milliseconds(seconds):
-    """Summarizes durations: dict of median, 10th and 90th percentile in ms, and their count."""
-    low, median, high = np.percentile(np.asarray(seconds) * 1e3, [10, 50, 90])
-    return {
-        "median": round(float(median), 3),
-        "p10": round(float(low), 3),
-        "p90": round(float(high), 3),
-        "count": len(seconds),
-    }
-
-
-def steady(seconds):
-    """Leaves out the first steps, which trace, compile and warm up."""
-    return seconds[WARM_UP:] or seconds
+from keras_segen.compare.rounds import milliseconds, steady  # noqa: F401  (the clock's words)
 
 
 class Recorder(keras.callbacks.Callback):

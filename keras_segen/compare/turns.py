@@ -10,7 +10,7 @@ use the processors, or the interval includes 1, there is no winner.
 import time
 
 from keras_segen import frameworks, machine
-from keras_segen.compare.clock import milliseconds
+from keras_segen.compare.rounds import milliseconds
 from keras_segen.intervals import ratio_interval
 from keras_segen.processes import Worker
 from keras_segen.report.numbers import show

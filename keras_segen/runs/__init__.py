@@ -1,5 +1,7 @@
 """A run folder: trained, resumed, evaluated, put to use."""
 
+from keras_segen import backend  # noqa: F401  (a missing framework is one line, here)
+
 # Some functions hide the modules of their names: `runs.evaluate(...)` evaluates.
 from keras_segen.runs.crossval import cross_validate
 from keras_segen.runs.evaluate import evaluate
