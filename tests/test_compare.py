@@ -17,6 +17,7 @@ from keras_segen.tasks import GanTask, SegmentationTask, VaeTask
 
 MASKS, PICTURES = SegmentationTask(), GanTask()
 SMALL = ("compare", "unet", "--data", "shapes", "--filters", "4,8", "--epochs", "1")
+SMALL += ("--time", "2")
 
 
 def start(*arguments, **environment):
@@ -73,6 +74,7 @@ def test_the_report_tells_what_each_backend_cost(compared):
         assert (folder / backend / "model.keras").exists()
     assert (folder / "predictions.png").exists()
     assert "report.html" in output
+    assert len(result["speed"]["cells"]) == 4 and result["speed"]["errors"] == {}
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "http://" not in page.replace("http://www.w3.org", "")
 
@@ -276,7 +278,7 @@ def test_differing_pictures_fail_a_generators_checks():
 def compared_gans(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compare") / "gans"
     options = ("--filters", "4,8", "--image-size", "8x8", "--batch-size", 8, "--epochs", 1)
-    process = start("compare", "dcgan", *options, "--latent-dim", 4, "--out", folder)
+    process = start("compare", "dcgan", *options, "--latent-dim", 4, "--time", 0, "--out", folder)
     output, errors = process.communicate(timeout=600)
     return folder, process.returncode, output + errors
 

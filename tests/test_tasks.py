@@ -54,7 +54,7 @@ def test_what_a_task_is_not_made_for_is_said(run, tmp_path):
 
 @pytest.mark.once
 def test_a_task_of_ones_own_is_compared(tmp_path):
-    report = compare.run("denoiser", out=tmp_path, threads=1, epochs=1)
+    report = compare.run("denoiser", out=tmp_path, threads=1, seconds=0, epochs=1)
     assert report.status == "passed", report.checks
     assert report.figures.loc["PSNR, validation", "torch"] > 20
     assert "at most" in report.page and "Denoised on each" in report.page
