@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 
 from keras_segen.spelling import did_you_mean
 from keras_segen.tasks.gan import GanTask
@@ -40,7 +41,7 @@ def kind_of(model):
     'GanTask'
     """
     for kind in KINDS:
-        if kind.takes(model):
+        if isinstance(model, str | os.PathLike) and kind.takes(model):
             return kind
     names = [name for kind in KINDS for name in kind.MODELS]
     raise ValueError(
