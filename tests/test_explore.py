@@ -201,7 +201,9 @@ def run_folders(tmp_path_factory):
     images = keras.Input((8, 8, 3))
     (root / "unet").mkdir()
     keras.Model(images, layers.Conv2D(2, 1)(images)).save(root / "unet" / "model.keras")
-    write_json(root / "unet" / "run.json", {"experiment": {"model": "unet"}, "data": {}})
+    write_json(
+        root / "unet" / "run.json", {"experiment": {"model": "unet"}, "data": {}, "starts": []}
+    )
     return root
 
 

@@ -171,7 +171,8 @@ def generate(
 ):
     """Make images with the model of a run: samples, interpolations, nearest real images."""
     run = _find_run(run, last)
-    check_split(split)
+    if split is not None:
+        check_split(split)
     use(backend, stock)
     from keras_segen import runs
 
