@@ -107,7 +107,7 @@ def test_a_gans_run_folder_holds_what_it_promises(gan_run, read_json):
     names = {path.relative_to(gan_run).as_posix() for path in gan_run.rglob("*")}
     assert names == {
         *("run.json", "history.csv", "model.keras", "checkpoint-0003.keras", "curves.png"),
-        *("animation.gif", "previews"),
+        *("animation.gif", "previews", "checkpoint-0003.json"),
         *(f"previews/epoch-000{epoch}.png" for epoch in (1, 2, 3)),
     }
     run = read_json(gan_run / "run.json")
@@ -428,6 +428,7 @@ def test_evaluating_a_run_knows_what_its_model_makes(gan_run, tmp_path):
 
 
 def test_what_is_for_masks_says_so(gan_run, pictures, tmp_path):
+    (tmp_path / "photo.png").touch()
     with pytest.raises(ValueError, match="makes new pictures and predicts no photos"):
         runs.predict(gan_run, tmp_path, tmp_path / "out")
     with pytest.raises(ValueError, match="vae makes new pictures.*unet, plain_unet, fcn"):
