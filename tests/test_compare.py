@@ -17,7 +17,7 @@ from keras_segen.tasks import GanTask, SegmentationTask, VaeTask
 
 MASKS, PICTURES = SegmentationTask(), GanTask()
 SMALL = ("compare", "unet", "--data", "shapes", "--filters", "4,8", "--epochs", "1")
-SMALL += ("--time", "2")
+SMALL += ("--time", "0")
 
 
 def start(*arguments, **environment):
@@ -74,7 +74,7 @@ def test_the_report_tells_what_each_backend_cost(compared):
         assert (folder / backend / "model.keras").exists()
     assert (folder / "predictions.png").exists()
     assert "report.html" in output
-    assert len(result["speed"]["cells"]) == 4 and result["speed"]["errors"] == {}
+    assert result["speed"] is None
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "http://" not in page.replace("http://www.w3.org", "")
 
