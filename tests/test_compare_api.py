@@ -283,7 +283,6 @@ def test_the_processes_read_the_model_and_the_data_that_were_given(own, own_laye
         (network, "own", {"image_size": (8, 8)}, ValueError, "image_size is .* leave it out"),
         ("missing.keras", "own", {}, FileNotFoundError, "missing.keras does not exist"),
         (network, "pictures", {}, ValueError, "has pictures without masks, and .*learns masks"),
-        ("vae", "own", {}, ValueError, "vae makes pictures.*has a name"),
         ("unet", ("shapes", "shapes"), {}, ValueError, "found 'shapes'; expected a data set"),
         ("unet", (1, 2, 3), {}, ValueError, "data holds 3 data sets"),
     ],
