@@ -22,7 +22,7 @@ def test_notebook_runs(path, monkeypatch, tmp_path):
     for cell in notebook.cells:
         cell.source = cell.source.replace('"seconds": 30', '"seconds": 1')
     client = NotebookClient(
-        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+        notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
     )
     client.execute()
     pictures = [
