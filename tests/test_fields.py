@@ -10,7 +10,11 @@ import pytest
 from keras_segen.tasks import GanTask, SegmentationTask, Task, VaeTask, fields, registry
 
 
-@pytest.mark.parametrize("kind", registry.KINDS)
+# Without those that other tests register.
+OURS = [kind for kind in registry.KINDS if kind.__module__.startswith("keras_segen.")]
+
+
+@pytest.mark.parametrize("kind", OURS)
 def test_every_field_says_what_it_means_and_the_docstring_tells_it(kind):
     for each in dataclasses.fields(kind):
         text = fields.meaning(kind, each.name).text
