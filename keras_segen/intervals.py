@@ -52,14 +52,33 @@ def ratio_interval(first, second, confidence=0.95):
     {'value': 1.999, 'low': 1.873, 'high': 2.133, 'rounds': 4}
     """
     logs = np.log(np.asarray(second, "float64") / np.asarray(first, "float64"))
-    mean, rounds = logs.mean(), len(logs)
+    found = mean_interval(logs, confidence)
+    return {**{key: math.exp(value) for key, value in found.items()}, "rounds": len(logs)}
+
+
+def mean_interval(values, confidence=0.95):
+    """The mean of some values, with Student's interval.
+
+    Args:
+        values: numbers, at least 2.
+        confidence: float, the share of such intervals that contain the true mean.
+
+    Returns:
+        Dict: `value`, `low`, `high`.
+
+    Example:
+
+    >>> {k: round(v, 3) for k, v in mean_interval([1, 2, 3]).items()}
+    {'value': 2.0, 'low': -0.484, 'high': 4.484}
+    """
+    values = np.asarray(values, "float64")
     low, high = 0.0, 1e3  # of t: its quantile is between them
     while high - low > 1e-9 * high:
         middle = (low + high) / 2
-        if two_sided_p(middle, rounds - 1) > 1 - confidence:
+        if two_sided_p(middle, len(values) - 1) > 1 - confidence:
             low = middle
         else:
             high = middle
-    half = high * logs.std(ddof=1) / math.sqrt(rounds)
-    value, low, high = (float(np.exp(x)) for x in (mean, mean - half, mean + half))
-    return {"value": value, "low": low, "high": high, "rounds": rounds}
+    mean = float(values.mean())
+    half = high * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return {"value": mean, "low": mean - half, "high": mean + half}

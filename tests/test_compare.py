@@ -41,7 +41,8 @@ def report(folder):
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compare") / "out"
-    process = start(*SMALL, "--parity", "--parity-steps", 3, "--out", folder)
+    options = ("--parity", "--parity-steps", 3, "--seeds", 2)
+    process = start(*SMALL, *options, "--out", folder)
     output, errors = process.communicate(timeout=600)
     return folder, process.returncode, output + errors
 
@@ -77,6 +78,18 @@ def test_the_report_tells_what_each_backend_cost(compared):
     assert result["speed"] is None
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_further_seeds_are_trained_on_each_backend(compared):
+    folder, _, output = compared
+    found = report(folder)["seeds"]
+    assert found["seeds"] == [0, 1] and {row["figure"] for row in found["rows"]} == {
+        *SegmentationTask.figures
+    }
+    other = json.loads((folder / "seeds" / "1" / "torch" / "result.json").read_text())
+    values = found["rows"][0]["values"]["torch"]
+    assert values[1] == other["metrics"]["mean_iou"] != values[0]
+    assert "over 2 seeds" in " ".join(output.split())
 
 
 def test_other_programs_that_were_busy_are_told():

@@ -57,6 +57,14 @@ def compare(
             "--time", help="Seconds to find which is faster, by turns, after the trainings; 0: not."
         ),
     ] = 60,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            help="Train with so many seeds: is the choice of the framework larger than that of "
+            "the seed?",
+            min=1,
+        ),
+    ] = 1,
     stock: Stock = False,
 ):
     """Train on each backend from the same weights and batches, and report what differs."""
@@ -66,7 +74,13 @@ def compare(
 
     steps = parity_steps if parity else 0
     result = run(
-        task, out, tuple(backends.split(",")), threads, parity_steps=steps, seconds=seconds
+        task,
+        out,
+        tuple(backends.split(",")),
+        threads,
+        parity_steps=steps,
+        seconds=seconds,
+        num_seeds=seeds,
     )
     report.print_report(result, console, out)
     raise typer.Exit({"passed": 0, "interrupted": 130}.get(result["status"], 1))

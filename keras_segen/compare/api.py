@@ -32,6 +32,7 @@ def run(
     threads=None,
     parity_steps=0,
     seconds=60.0,
+    num_seeds=1,
     **fields,
 ):
     """Trains a model on each backend, from the same weights and batches, and reports.
@@ -61,6 +62,8 @@ def run(
         parity_steps: int, training steps that are also compared layer by layer; 0 for none.
         seconds: float, how long the backends may take turns to find which is faster; 0 skips
             that.
+        num_seeds: int, trainings on each backend with as many seeds, to tell the frameworks'
+            difference from that of the seeds.
         **fields: fields of the model's task (`keras_segen.tasks`), such as
             `epochs=2, filters=(8, 16), image_size=(64, 64)`.
 
@@ -84,6 +87,7 @@ def run(
         **{} if threads is None else {"threads": threads},
         **{} if parity_steps == 0 else {"parity_steps": parity_steps},
         **{} if seconds == 60 else {"seconds": seconds},
+        **{} if num_seeds == 1 else {"num_seeds": num_seeds},
         **fields,
     )
     out = Path(out).expanduser()
@@ -122,6 +126,7 @@ def run(
         threads,
         parity_steps=parity_steps,
         seconds=seconds,
+        num_seeds=num_seeds,
         command=call,
         modules=modules,
         write_own=write_own if splits or built is not None else None,

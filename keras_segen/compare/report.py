@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from rich.text import Text
 
-from keras_segen.compare import turns
+from keras_segen.compare import seeds, turns
 from keras_segen.compare.layerwise import divergence
 from keras_segen.files import write_json, write_text
 from keras_segen.plot import INK_COLOR, finite
@@ -93,7 +93,7 @@ def print_report(report, console, folder):
         console.print(Text(report["parity"]["sentence"], "bold"))
         for line in parity_lines(report["parity"]):
             console.print(Text(line))
-    for table in (figures_table(report), checks_table(report)):
+    for table in (figures_table(report), seeds_table(report), checks_table(report)):
         if table.rows:
             console.print()
             console.print(table.to_rich())
@@ -161,7 +161,8 @@ def verdict(report):
         if len(backends) > 2:
             result = result.replace("both", "all")
         result += f", all {len(checks)} checks passed" if checks else ""
-    return f"{subject}: {result}{in_figures(kind_of_task(report), backends, report['speed'])}."
+    told = in_figures(kind_of_task(report), backends, report["speed"])
+    return f"{subject}: {result}{told}{of_seeds(report)}."
 
 
 def data_name(data):
@@ -191,6 +192,16 @@ def in_figures(kind, backends, speed):
         else:
             parts.append(f"{figure} is " + listing(f"{s}{on(n, shown)}" for n, s in shown.items()))
     return "; " + "; ".join(parts) if parts else ""
+
+
+def of_seeds(report):
+    """What the verdict says of several seeds: of the first figure."""
+    found = report["seeds"]
+    if not found or not found["rows"]:
+        return ""
+    figure = kind_of_task(report).figures[found["rows"][0]["figure"]]
+    names = [display_name(name) for name in found["backends"]]
+    return "; " + seeds.claim(found["rows"][0], figure, names)
 
 
 def equal_machine(backends):
@@ -364,6 +375,24 @@ def checks_table(report):
     return Table("Checks", ["Check", "Measured", "Tolerance", result], rows, marked=missed)
 
 
+def seeds_table(report):
+    """What the frameworks change and what the seeds, as a `Table`."""
+    found, kind = report["seeds"] or {"rows": []}, kind_of_task(report)
+    rows = [
+        [kind.figures[row["figure"]].label, *seeds.cells(row, kind.figures[row["figure"]].digits)]
+        for row in found["rows"]
+    ]
+    note = ""
+    if rows:
+        note = (
+            f"Trained with the seeds {listing(map(str, found['seeds']))}: mean and standard "
+            "deviation. The difference is that of the backends at the same seed, its mean with "
+            "the 95 % interval; the last column is the deviation from seed to seed on a backend."
+        )
+    first = ["Figure", *backend_columns(report)]
+    return Table("Seeds", [*first, "Difference", "Deviation of the seeds"], rows, note)
+
+
 def hand_over_table(report):
     """The results of handed-over models, as a `Table`."""
     kind = kind_of_task(report)
@@ -462,6 +491,7 @@ def page(report, folder):
             for table in (
                 checks_table(report),
                 figures_table(report),
+                seeds_table(report),
                 *kind.compared_tables(report, backend_columns(report)),
                 hand_over_table(report),
                 settings_table(report),
@@ -679,7 +709,7 @@ def complete(report):
     empty = {"experiment": {}, "machine": {}, "checks": [], "pictures": [], "hand_over": []}
     empty |= {"loss_difference": [], "class_names": [], "palette": [], "notes": []}
     empty |= dict.fromkeys(
-        ("parameters", "disagreement", "loss_tolerance", "command", "parity", "speed")
+        ("parameters", "disagreement", "loss_tolerance", "command", "parity", "speed", "seeds")
     )
     empty |= dict.fromkeys(("version", "created"), "")
     known = {name: value for name, value in plain(report).items() if value is not None}

@@ -4,6 +4,7 @@ Every backend runs in its own process (`child.py`), alone on the machine, with t
 threads. Then each loads the models that the others saved.
 """
 
+import dataclasses
 import datetime
 import json
 import os
@@ -19,7 +20,7 @@ import rich.progress
 
 import keras_segen
 from keras_segen import frameworks, machine
-from keras_segen.compare import checks, report, turns
+from keras_segen.compare import checks, report, seeds, turns
 from keras_segen.compare.layerwise import divergence
 from keras_segen.files import write_json
 from keras_segen.processes import Worker, num_threads
@@ -39,6 +40,7 @@ def run(
     modules=(),
     write_own=None,
     seconds=60.0,
+    num_seeds=1,
 ):
     """Compares backends on one task.
 
@@ -63,6 +65,8 @@ def run(
             files into its subfolder `own`; or None.
         seconds: float, how long the backends may take turns to find which is faster
             (`keras_segen.compare.turns`), after the trainings; 0 skips that.
+        num_seeds: int, how many seeds are trained with, the task's and those after it
+            (`keras_segen.compare.seeds`). All but the first are in the folder `seeds`.
 
     Returns:
         The report, a dict as in `report.json`. `report["status"]` is `"passed"`, `"parted"` (a
@@ -70,8 +74,9 @@ def run(
         there) or `"interrupted"`.
 
     Raises:
-        ValueError: threads is below 1, or seconds below 0; or the task has early stopping, which
-            could end one backend's training before the other's; or, with `parity_steps`, it has
+        ValueError: threads is below 1, or seconds below 0; or several seeds are asked for, but no
+            training on two backends; or the task has early stopping, which could end one
+            backend's training before the other's; or, with `parity_steps`, it has
             dropout or mixed precision, or makes no masks; or, without, its precision is float64.
         ModuleNotFoundError: a backend's framework is not installed.
         FileExistsError: the folder holds something other than a comparison.
@@ -84,6 +89,10 @@ def run(
         raise ValueError(
             f"early_stopping is {task.early_stopping}, but a comparison trains the same "
             "epochs on each backend: use early_stopping=0."
+        )
+    if num_seeds < 1 or num_seeds > 1 and (len(backends) != 2 or task.precision == divergence.HIGH):
+        raise ValueError(
+            f"seeds is {num_seeds}, expected 1, or more for a training on two backends."
         )
     _check_parity(task, parity_steps)
     for backend in backends:
@@ -109,7 +118,7 @@ def run(
         backend: {"status": "running", "losses": {name: [] for name in task.losses}}
         for backend in backends
     }
-    interrupted, speed = False, None
+    interrupted, speed, failures = False, None, []
     modules = [*modules, *_module_of(task)]
     try:
         with _progress(console) as progress:
@@ -128,7 +137,7 @@ def run(
                 for backend in done:
                     _run_child("serve", backend, folder, threads, outcomes[backend], progress, bars)
                 if seconds and all(outcomes[name]["status"] == "ok" for name in done):
-                    bar = progress.add_task("speed", total=None, phase="", loss="")
+                    bar = progress.add_task("speed", total=None, phase="waiting", loss="")
                     speed = turns.take_turns(
                         task,
                         folder,
@@ -139,6 +148,9 @@ def run(
                         tell=lambda text: progress.update(bar, phase=text),
                     )
                     progress.update(bar, phase="done")
+                failures = _train_other_seeds(
+                    task, folder, modules, done, num_seeds, threads, progress
+                )
     except KeyboardInterrupt:
         interrupted = True
         for outcome in outcomes.values():
@@ -149,8 +161,43 @@ def run(
     result["speed"] = speed
     for backend, error in (speed or {"errors": {}})["errors"].items():
         result["notes"].append(f"By turns, {report.display_name(backend)} failed: {error}")
+    result["notes"] += failures
+    result["seeds"] = _of_all_seeds(task, folder, result) if num_seeds > 1 else None
     report.write_report(result, folder)
     return result
+
+
+def _train_other_seeds(task, folder, modules, backends, num_seeds, threads, progress):
+    """Trains with the seeds after the task's; returns sentences about what failed."""
+    failures = []
+    bars = {}
+    for k in range(1, num_seeds):
+        other = dataclasses.replace(task, seed=task.seed + k)
+        there = folder / "seeds" / str(other.seed)
+        for backend in backends if k % 2 == 0 else reversed(backends):
+            (there / backend).mkdir(parents=True, exist_ok=True)
+            write_json(
+                there / "experiment.json", {"experiment": other.to_dict(), "modules": modules}
+            )
+            name = f"seed {other.seed}"
+            bars[backend] = progress.add_task(name, total=None, phase="waiting", loss="")
+            outcome = {"losses": {loss: [] for loss in task.losses}}
+            _run_child("train", backend, there, threads, outcome, progress, bars)
+            if outcome["status"] == "failed":
+                reason = outcome["error"].splitlines()[-1]
+                failures.append(f"With {name}, {report.display_name(backend)} failed: {reason}")
+    return failures
+
+
+def _of_all_seeds(task, folder, result):
+    """What the seeds changed, and what the frameworks: as `seeds.summarize` gives it, or None."""
+    metrics = {}
+    for backend, found in result["backends"].items():
+        metrics[backend] = {task.seed: found["metrics"]} if "metrics" in found else {}
+        for path in folder.glob(f"seeds/*/{backend}/result.json"):
+            other = json.loads(path.read_text(encoding="utf-8"))
+            metrics[backend][int(path.parent.parent.name)] = other["metrics"]
+    return seeds.summarize(task.figures, metrics)
 
 
 def _module_of(task):
@@ -188,8 +235,8 @@ def _prepare(folder, backends):
         raise FileExistsError(
             f"{folder} is not empty and holds no comparison: name a new folder with --out."
         )
-    for backend in frameworks.FRAMEWORKS:
-        shutil.rmtree(folder / backend, ignore_errors=True)
+    for name in (*frameworks.FRAMEWORKS, "seeds"):
+        shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("report.html", "report.json", "predictions.png"):
         (folder / name).unlink(missing_ok=True)
     for backend in backends:
