@@ -371,7 +371,9 @@ def test_a_file_that_is_no_record_is_an_error(tmp_path, content):
 
 # The rule, by itself.
 
-numbers = arrays_of.arrays("float64", 5, elements=st.floats(-1e3, 1e3, width=32))
+# Subnormal ones aside: float32 cannot tell a quarter more of them.
+values = st.floats(-1e3, 1e3, width=32, allow_subnormal=False)
+numbers = arrays_of.arrays("float64", 5, elements=values)
 
 
 @settings(max_examples=200, deadline=None)

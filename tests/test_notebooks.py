@@ -16,7 +16,10 @@ SHORTER = {
     "01": {"filters=(16, 32, 64)": "filters=(4, 8)"},
     "02": {"SIZE, FILTERS = 128, (16, 32, 64, 96, 96, 192)": "SIZE, FILTERS = 64, (4,) * 6"},
     "03": {"filters=(16, 32, 64)": "filters=(4, 8)", 'scenes("train", 320': 'scenes("train", 32'},
-    "07": {'"filters": (8, 16, 32)': '"filters": (2, 4)', '"seconds": 30': '"seconds": 1'},
+    "07": {
+        '"filters": (8, 16, 32)': '"filters": (2, 4)',
+        '"seconds": 30': '"seconds": 1, "batch_size": 1',
+    },
 }
 
 
