@@ -74,7 +74,7 @@ def find_in_photos(detector, paths, out, palette, label_ids, full_size=False, ov
         full_size, overlap: as in `Detector.predict`.
 
     Yields:
-        The path of each plane of objects written, and that of the JSON.
+        The path of each plane of objects written. The JSON is written after the last.
 
     Raises:
         ValueError: a file is not an image, or `overlap` is out of range.
@@ -101,7 +101,6 @@ def find_in_photos(detector, paths, out, palette, label_ids, full_size=False, ov
                 image.save(temporary)
         yield out / "instances" / f"{path.stem}.png"
     write_json(out / "detections.json", document(names, sizes, found, detector.class_names))
-    yield out / "detections.json"
 
 
 def _overlay(photo, result, output, palette):

@@ -39,6 +39,7 @@ class InstanceTask(Task):
     own_sizes: ClassVar[dict] = {"shapes": 96}
     does: ClassVar[str] = "finds the objects in photos"
     used_by: ClassVar[str] = "predict"
+    predicts: ClassVar[str] = "planes of objects (and detections.json)"
 
     section: ClassVar[str] = "Objects"
     outputs_are: ClassVar[str] = "scores and moves of the anchors"
