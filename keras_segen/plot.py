@@ -330,8 +330,8 @@ def draw_instances(image, instances, palette, marked=None):
         ]
         pixels = each.pixels.repeat(factor, axis=0).repeat(factor, axis=1)
         color = palette[each.class_id - 1]
-        part[pixels] = _blend(part[pixels], color, 0.35)
-        part[pixels & ~_inner(pixels, max(1, factor // 2))] = color
+        part[pixels] = _blend(part[pixels], color, 0.45)
+        part[pixels & ~_inner(pixels, max(1, factor // 2))] = 255
     drawn = Image.fromarray(picture)
     draw = ImageDraw.Draw(drawn)
     size = max(10, min(drawn.size) // 40)

@@ -65,7 +65,8 @@ class Detector:
                 tile's shorter side.
 
         Returns:
-            List of `Instance` at the photo's size, the surest first.
+            List of `Instance` at the photo's size, the surest first; those with a box but no
+            pixel are left out.
 
         Raises:
             ValueError: the photo has another shape or type, or `overlap` is out of range.
@@ -78,7 +79,8 @@ class Detector:
         ratio = np.array(photo.shape[1::-1]) / self.image_size[::-1]  # x, y
         (found,) = self._detect(resize_image(photo, self.image_size)[None])
         found["boxes"] = (found["boxes"] * np.tile(ratio, 2)).astype("float32")
-        return self._instances(found, photo.shape[:2])
+        instances = self._instances(found, photo.shape[:2])
+        return [each for each in instances if each.pixels.any()]
 
     def _check(self, photo):
         photo = np.asarray(photo)
