@@ -315,8 +315,8 @@ def draw_instances(image, instances, palette, marked=None):
     """
     image, palette = _image(image, "image"), _palette(palette)
     height, width = image.shape[:2]
-    factor = max(1, math.ceil(288 / max(height, width)))
-    picture = image.repeat(factor, axis=0).repeat(factor, axis=1)
+    picture = _enlarged(image)
+    factor = len(picture) // height
     for each in instances:
         if tuple(each.image_size) != (height, width) or not 1 <= each.class_id <= len(palette):
             raise ValueError(
@@ -337,14 +337,9 @@ def draw_instances(image, instances, palette, marked=None):
     size = max(10, min(drawn.size) // 40)
     font, line = ImageFont.load_default(size), max(1, size // 10)
 
-    def frame(box, color, line):
-        left, top, right, bottom = (factor * float(side) for side in box)
-        if right > left + 1 and bottom > top + 1:
-            draw.rectangle((left, top, right - 1, bottom - 1), outline=color, width=line)
-
     for each in reversed(instances):
         color = tuple(palette[each.class_id - 1].tolist())
-        frame(each.box, color, line)
+        _frame(draw, each.box, factor, color, line)
         text = each.name if each.score is None else f"{each.name} {100 * each.score:.0f}"
         left, top = factor * float(each.box[0]), factor * float(each.box[1])
         over = draw.textbbox((0, 0), text, font=font)
@@ -354,7 +349,26 @@ def draw_instances(image, instances, palette, marked=None):
         bright = np.dot(color, (0.299, 0.587, 0.114)) > 140
         draw.text((left + 1, top), text, font=font, fill="black" if bright else "white")
     if marked is not None:
-        frame(marked.box, SIGNAL_COLOR, 3 * line)
+        _frame(draw, marked.box, factor, SIGNAL_COLOR, 3 * line)
+    return np.asarray(drawn)
+
+
+def draw_boxes(image, boxes, color=SIGNAL_COLOR):
+    """Draws the frames of boxes over an image.
+
+    Args:
+        image: array `(height, width, channels)`, 1 or 3 channels, float in [0, 1] or uint8.
+        boxes: array `(n, 4)`, `(x1, y1, x2, y2)` in pixels of the image; a later one covers an
+            earlier one.
+        color: RGB in 0..255.
+
+    Returns:
+        RGB image, uint8, enlarged as that of `draw_instances`.
+    """
+    drawn = Image.fromarray(_enlarged(_image(image, "image")))
+    factor = drawn.width / np.shape(image)[1]
+    for box in boxes:
+        _frame(ImageDraw.Draw(drawn), box, factor, tuple(color), 1)
     return np.asarray(drawn)
 
 
@@ -896,6 +910,18 @@ def _legend(ids, palette, class_names, ignore_class, signal):
     if signal:
         legend.append((Patch(facecolor=np.array(SIGNAL_COLOR) / 255, **border), signal))
     return legend
+
+
+def _enlarged(image):
+    """A small image, uint8, enlarged by a whole factor; a copy."""
+    factor = max(1, math.ceil(288 / max(image.shape[:2])))
+    return image.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def _frame(draw, box, factor, color, line):
+    left, top, right, bottom = (factor * float(side) for side in box)
+    if right > left + 1 and bottom > top + 1:
+        draw.rectangle((left, top, right - 1, bottom - 1), outline=color, width=line)
 
 
 def _inner(pixels, width):

@@ -129,7 +129,7 @@ def test_cityscapes_has_objects_of_eight_classes(tmp_path):
     save(truth.with_name(f"{truth.name}_labelIds.png"), ids)
     save(truth.with_name(f"{truth.name}_instanceIds.png"), objects)
     dataset = data.as_instances(data.load(f"cityscapes:{root}", "val"))
-    names = "person rider car truck bus train motorcycle bicycle".split()
+    names = ["person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"]
     assert dataset.class_names == tuple(names)
     assert dataset.label_ids == (24, 25, 26, 27, 28, 31, 32, 33)
     _, found, void = dataset.objects(0)  # the other car has 4 pixels: a sliver
