@@ -505,7 +505,7 @@ def curves(history):
         if not any(np.isfinite(line.get_ydata()).any() for line in axes.lines):
             axes.text(0.5, 0.5, "no finite value", ha="center", transform=axes.transAxes)
             axes.set_yticks([])
-        title = quantity.replace("_", " ").replace("iou", "IoU")
+        title = quantity.replace("_", " ").replace("iou", "IoU").replace(" ap", " AP")
         axes.set_title(title, loc="left", fontsize=11, parse_math=False)
         axes.set_xlabel("epoch", fontsize=9)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, nbins=7))

@@ -95,6 +95,25 @@ def test_options_that_do_not_fit_are_refused(options, message):
         tasks.InstanceTask(**options)
 
 
+def test_a_pretrained_encoder_is_kept_and_frozen():
+    options = {"encoder": "efficientnet_lite0", "freeze_epochs": 1, "epochs": 2}
+    task = tasks.InstanceTask(image_size=(64, 64), **options)
+    objects = data.as_instances(data.Shapes("val", size=64, length=2))
+    model = task.build_model(objects)
+    encoder = model.pyramid.get_layer("efficientnet_lite0")
+    original = {weight.path: weight for weight in ks.segmentation.efficientnet_lite0().weights}
+    for weight in encoder.weights:
+        theirs = original[weight.path]
+        assert np.array_equal(*map(keras.ops.convert_to_numpy, (weight, theirs))), weight.path
+    number = len(model.trainable_weights)
+    task.compile(model, objects, 4)
+    assert not encoder.trainable_weights and len(model.trainable_weights) < number
+    task.compile(model, objects, 4, task.phases()[1])
+    assert len(model.trainable_weights) == number
+    rate = model.optimizer.learning_rate
+    assert float(keras.ops.convert_to_numpy(rate)) == pytest.approx(2e-4)  # a tenth
+
+
 def test_data_without_objects_is_refused(picture_folder):
     with pytest.raises(ValueError, match="does not tell one object from the next"):
         tasks.InstanceTask(data=f"folder:{picture_folder}").load_data("train")

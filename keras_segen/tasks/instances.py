@@ -298,7 +298,11 @@ class InstanceTask(Task):
 
         found = average_precisions(model, val_data, self.batch_size)
         # AP is not known where nothing is to be found: 0, so that epochs can be compared.
-        return {f"val_{name}": float(np.nan_to_num(value)) for name, value in found.items()}
+        return {
+            f"val_{name}": float(np.nan_to_num(value))
+            for name, value in found.items()
+            if isinstance(value, float)
+        }
 
     def draw(self, model, val_data):
         """Draws the objects found in some validation images, the same ones each time."""
@@ -390,16 +394,11 @@ class InstanceTask(Task):
         return {**arrays, "first_masks": masks}, seconds
 
     def compared_figures(self, model, dataset, history):
-        from keras_segen.segmentation.evaluate_instances import Judge, detect
+        from keras_segen.segmentation.evaluate_instances import average_precisions
 
-        judge = Judge(dataset.class_names)
-        for found, true, void in detect(model, dataset, self.batch_size):
-            judge.add(found, true, void)
-        figures = judge.evaluation(model.name, dataset).figures
-        return {
-            **{name: figures[name] for name in self.figures},
-            "class_mask_ap": list(figures["class_mask_ap"].values()),
-        }
+        found = average_precisions(model, dataset, self.batch_size)
+        by_class = list(found["class_mask_ap"].values())
+        return {**{name: found[name] for name in self.figures}, "class_mask_ap": by_class}
 
     def hand_over(self, own, served):
         """Compares the share of objects that are not found again with a tolerance."""
