@@ -15,7 +15,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from keras_segen.files import write_atomically
 
@@ -248,6 +248,130 @@ def masks(
     return _grid(rows, names, notes, _legend(ids, palette, class_names, ignore_class, signal))
 
 
+def instances(images, instances, *, palette, class_names, titles=None, columns=None):
+    """Draws the objects of images: outlines, boxes, names and scores.
+
+    Args:
+        images: array `(batch, height, width, channels)` or a list of arrays that keep their own
+            sizes; 1 or 3 channels (or none), float in [0, 1] or uint8.
+        instances: for each image a list of `keras_segen.data.Instance`; or a dict from a title to
+            such lists, a column of pictures for each: `{"truth": …, "found": …}`.
+        palette: array `(num_classes, 3)`, RGB in 0..255, of the classes 1 to `num_classes`.
+        class_names: names of these classes.
+        titles: one str per image, written under it, or None.
+        columns: int, pictures in a row, if `instances` is a list; None for up to 4.
+
+    Returns:
+        A `Picture` with a legend of the classes that occur.
+
+    Raises:
+        ValueError: if lengths or sizes don't fit together, a class is outside the palette, or
+            there are more than 32 images.
+
+    Example:
+
+    >>> figure = instances(
+    ...     np.zeros((2, 8, 8, 3)), [[], []], palette=np.array([[255, 0, 0]]), class_names=("disc",)
+    ... )
+    >>> len(figure.axes)
+    2
+    """
+    palette, images = _palette(palette, class_names), _items(images)
+    groups = instances if isinstance(instances, dict) else {"": instances}
+    given = {f"instances[{key!r}]": some for key, some in groups.items()}
+    _check_rows(images, {**given, "titles": titles})
+    cells = [
+        [draw_instances(image, some[i], palette) for some in groups.values()]
+        for i, image in enumerate(images)
+    ]
+    notes = [[titles[i] if titles else ""] + [""] * (len(groups) - 1) for i in range(len(images))]
+    if not isinstance(instances, dict):  # one after the other
+        columns = min(columns or 4, len(cells))
+        blank = np.full_like(cells[0][0], 255)
+        missing = -len(cells) % columns
+        flat, texts = [row[0] for row in cells] + [blank] * missing, sum(notes, []) + [""] * missing
+        cells = [flat[i : i + columns] for i in range(0, len(flat), columns)]
+        notes = [texts[i : i + columns] for i in range(0, len(texts), columns)]
+    ids = {each.class_id - 1 for some in groups.values() for row in some for each in row}
+    names = list(groups) if isinstance(instances, dict) else [""] * len(cells[0])
+    return _grid(cells, names, notes, _legend(ids, palette, class_names, None, None))
+
+
+def draw_instances(image, instances, palette, marked=None):
+    """Draws objects over an image: their pixels tinted and outlined, boxes, names, scores.
+
+    Args:
+        image: array `(height, width, channels)`, 1 or 3 channels, float in [0, 1] or uint8.
+        instances: list of `keras_segen.data.Instance`, drawn in this order from last to first.
+        palette: array `(num_classes, 3)`, RGB in 0..255, of the classes 1 to `num_classes`.
+        marked: an `Instance` that gets a yellow frame, or None.
+
+    Returns:
+        RGB image, uint8 `(height, width, 3)`; small images are enlarged by a whole factor, so
+        that names can be read.
+
+    Raises:
+        ValueError: if an object is of another image size, or its class outside the palette.
+    """
+    image, palette = _image(image, "image"), _palette(palette)
+    height, width = image.shape[:2]
+    picture = _enlarged(image)
+    factor = len(picture) // height
+    for each in instances:
+        if tuple(each.image_size) != (height, width) or not 1 <= each.class_id <= len(palette):
+            raise ValueError(
+                f"{each!r} is of class {each.class_id} in an image of {tuple(each.image_size)}; "
+                f"expected a class of 1 to {len(palette)} and the image's {(height, width)}."
+            )
+    for each in reversed(instances):
+        (top, left), (rows, columns) = each.corner, each.pixels.shape
+        part = picture[
+            top * factor : (top + rows) * factor, left * factor : (left + columns) * factor
+        ]
+        pixels = each.pixels.repeat(factor, axis=0).repeat(factor, axis=1)
+        color = palette[each.class_id - 1]
+        part[pixels] = _blend(part[pixels], color, 0.45)
+        part[pixels & ~_inner(pixels, max(1, factor // 2))] = 255
+    drawn = Image.fromarray(picture)
+    draw = ImageDraw.Draw(drawn)
+    size = max(10, min(drawn.size) // 40)
+    font, line = ImageFont.load_default(size), max(1, size // 10)
+
+    for each in reversed(instances):
+        color = tuple(palette[each.class_id - 1].tolist())
+        _frame(draw, each.box, factor, color, line)
+        text = each.name if each.score is None else f"{each.name} {100 * each.score:.0f}"
+        left, top = factor * float(each.box[0]), factor * float(each.box[1])
+        over = draw.textbbox((0, 0), text, font=font)
+        left = min(max(left, 0), max(drawn.width - over[2] - 2, 0))
+        top = min(max(top - over[3] - 1, 0), max(drawn.height - over[3] - 1, 0))
+        draw.rectangle((left, top, left + over[2] + 2, top + over[3] + 1), fill=color)
+        bright = np.dot(color, (0.299, 0.587, 0.114)) > 140
+        draw.text((left + 1, top), text, font=font, fill="black" if bright else "white")
+    if marked is not None:
+        _frame(draw, marked.box, factor, SIGNAL_COLOR, 3 * line)
+    return np.asarray(drawn)
+
+
+def draw_boxes(image, boxes, color=SIGNAL_COLOR):
+    """Draws the frames of boxes over an image.
+
+    Args:
+        image: array `(height, width, channels)`, 1 or 3 channels, float in [0, 1] or uint8.
+        boxes: array `(n, 4)`, `(x1, y1, x2, y2)` in pixels of the image; a later one covers an
+            earlier one.
+        color: RGB in 0..255.
+
+    Returns:
+        RGB image, uint8, enlarged as that of `draw_instances`.
+    """
+    drawn = Image.fromarray(_enlarged(_image(image, "image")))
+    factor = drawn.width / np.shape(image)[1]
+    for box in boxes:
+        _frame(ImageDraw.Draw(drawn), box, factor, tuple(color), 1)
+    return np.asarray(drawn)
+
+
 def comparison(images, truth, predictions, *, palette, class_names, ignore_class=None):
     """Draws the same images as predicted on several backends, and where the backends disagree.
 
@@ -381,7 +505,7 @@ def curves(history):
         if not any(np.isfinite(line.get_ydata()).any() for line in axes.lines):
             axes.text(0.5, 0.5, "no finite value", ha="center", transform=axes.transAxes)
             axes.set_yticks([])
-        title = quantity.replace("_", " ").replace("iou", "IoU")
+        title = quantity.replace("_", " ").replace("iou", "IoU").replace(" ap", " AP")
         axes.set_title(title, loc="left", fontsize=11, parse_math=False)
         axes.set_xlabel("epoch", fontsize=9)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, nbins=7))
@@ -450,12 +574,16 @@ def confusion_matrix(matrix, class_names):
     return figure
 
 
-def reliability(bins):
+def reliability(
+    bins, counted="pixels", confidence="confidence: probability of the predicted class"
+):
     """Draws a reliability diagram: accuracy against confidence.
 
     Args:
         bins: array `(num_bins, 3)`, as `metrics.calibration_bins` counts them: pixels, those
             predicted right, and the sum of their confidences.
+        counted: str, what they count.
+        confidence: str, what the confidence is.
 
     Returns:
         A `Picture`: above, the accuracy of each bin of confidence and its mean confidence, with
@@ -478,14 +606,64 @@ def reliability(bins):
     above.plot(left + width / 2, sure / pixels, label="mean confidence", **dots)
     below.bar(left, 100 * pixels / max(pixels.sum(), 1), 0.92 * width, **bars)
     above.set(xlim=(0, 1), ylim=(0, 1))
-    above.set_ylabel("share of pixels right", color=INK_COLOR, fontsize=9.5)
-    below.set_ylabel("% of pixels", color=INK_COLOR, fontsize=9.5)
-    below.set_xlabel(
-        "confidence: probability of the predicted class", color=INK_COLOR, fontsize=9.5
-    )
+    above.set_ylabel(f"share of {counted} right", color=INK_COLOR, fontsize=9.5)
+    below.set_ylabel(f"% of {counted}", color=INK_COLOR, fontsize=9.5)
+    below.set_xlabel(confidence, color=INK_COLOR, fontsize=9.5)
     above.legend(loc="upper left", frameon=False, labelcolor=INK_COLOR, fontsize=9)
     for axes in (above, below):
         _plain_axes(axes)
+    return figure
+
+
+def precision_recall(recalls, curves, palette=None):
+    """Draws curves of precision by recall.
+
+    Args:
+        recalls: array `(n,)`, 0 to 1.
+        curves: dict from a name to the precision at each recall, `(n,)`.
+        palette: array `(len(curves), 3)`, RGB in 0..255, or None for shades of blue.
+
+    Returns:
+        A `Picture`; behind each name is the mean of its precision, the area under the curve.
+
+    Raises:
+        ValueError: if there is no curve, or one has another length.
+
+    Example:
+
+    >>> figure = precision_recall([0.0, 0.5, 1.0], {"disc": [1.0, 0.8, 0.0]})
+    >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    ['disc 0.600']
+    """
+    recalls = np.asarray(recalls, "float64")
+    if not curves or any(np.shape(curve) != recalls.shape for curve in curves.values()):
+        raise ValueError(
+            f"`curves` must hold {len(recalls)} numbers for each name, one at each recall. Found: "
+            f"{ {name: np.shape(curve) for name, curve in curves.items()} }."
+        )
+    if palette is None:
+        shades = np.linspace(0.35, 1.0, len(curves))
+        colors = [(*to_rgb(BLUE), shade) for shade in shades[::-1]]
+    else:
+        colors = np.asarray(palette) / 255
+    figure = Picture(figsize=(4.7, 3.6), layout="constrained", facecolor="white")
+    axes = figure.subplots()
+    lines = [
+        axes.plot(recalls, curve, color=color, linewidth=1.7)[0]
+        for (_, curve), color in zip(curves.items(), colors, strict=True)
+    ]
+    axes.set(xlim=(0, 1), ylim=(0, 1.02))
+    axes.set_xlabel("recall: share of the true objects found", color=INK_COLOR, fontsize=9.5)
+    axes.set_ylabel("precision: share of finds right", color=INK_COLOR, fontsize=9.5)
+    _plain_axes(axes)
+    names = [f"{_short(name)} {np.mean(curve):.3f}" for name, curve in curves.items()]
+    # The texts are set afterward: a legend leaves out a label that starts with "_".
+    drawn = axes.legend(
+        lines, ["-"] * len(lines), loc="lower left", frameon=False, labelcolor=INK_COLOR, fontsize=8
+    )
+    for text, name in zip(drawn.get_texts(), names, strict=True):
+        text.set_parse_math(False)
+        text.set_text(name)
     return figure
 
 
@@ -732,6 +910,27 @@ def _legend(ids, palette, class_names, ignore_class, signal):
     if signal:
         legend.append((Patch(facecolor=np.array(SIGNAL_COLOR) / 255, **border), signal))
     return legend
+
+
+def _enlarged(image):
+    """A small image, uint8, enlarged by a whole factor; a copy."""
+    factor = max(1, math.ceil(288 / max(image.shape[:2])))
+    return image.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def _frame(draw, box, factor, color, line):
+    left, top, right, bottom = (factor * float(side) for side in box)
+    if right > left + 1 and bottom > top + 1:
+        draw.rectangle((left, top, right - 1, bottom - 1), outline=color, width=line)
+
+
+def _inner(pixels, width):
+    """The pixels of a mask that are further inside than `width`: bool."""
+    for _ in range(width):
+        padded = np.pad(pixels, 1)
+        pixels = pixels & padded[2:, 1:-1] & padded[:-2, 1:-1]
+        pixels &= padded[1:-1, 2:] & padded[1:-1, :-2]
+    return pixels
 
 
 def _marked(image, pixels):

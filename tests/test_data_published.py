@@ -121,6 +121,28 @@ def test_cityscapes_tells_objects_apart(tmp_path):
         data.load(f"cityscapes:{root}").instances(0)
 
 
+def test_cityscapes_has_objects_of_eight_classes(tmp_path):
+    root, _ = make_cityscapes(tmp_path)
+    ids = np.full((6, 8), 7, np.uint8)  # road
+    ids[:2], ids[3], ids[4] = 26, 26, 24
+    objects = ids.astype(np.uint16)
+    objects[:2], objects[3, :4], objects[3, 4:] = 26001, 26000, 26  # two cars, and a group of them
+    truth = root / "gtFine" / "val" / "aachen" / "aachen_000000_000019_gtFine"
+    save(truth.with_name(f"{truth.name}_labelIds.png"), ids)
+    save(truth.with_name(f"{truth.name}_instanceIds.png"), objects)
+    dataset = data.as_instances(data.load(f"cityscapes:{root}", "val"))
+    names = ["person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"]
+    assert dataset.class_names == tuple(names)
+    assert dataset.label_ids == (24, 25, 26, 27, 28, 31, 32, 33)
+    _, found, void = dataset.objects(0)  # the other car has 4 pixels: a sliver
+    assert [(each.name, each.crowd, each.area) for each in found] == [
+        ("person", True, 8),
+        ("car", True, 4),
+        ("car", False, 16),
+    ]
+    assert void[3, :4].all() and void.sum() == 4
+
+
 def test_cityscapes_says_which_files_are_missing_and_where_they_are(tmp_path):
     where = "fetched by hand.*cityscapes-dataset.com.*leftImg8bit_trainvaltest.zip.*gtFine_trainv"
     with pytest.raises(FileNotFoundError, match=f"leftImg8bit.train: no such folder. .*{where}"):

@@ -54,8 +54,8 @@ def evaluate(
 ):
     """Evaluate the model of a run on a split; writes evaluation-SPLIT.json, .csv and .html.
 
-    Masks: figures of every class. Pictures of a GAN or VAE: distances to real ones, and a VAE's
-    bounds.
+    Masks: figures of every class. Objects: average precision, and results in COCO's JSON. Pictures
+    of a GAN or VAE: distances to real ones, and a VAE's bounds.
     """
     run = _find_run(run, last)
     check_split(split)
@@ -99,11 +99,15 @@ def predict(
         bool | None,
         typer.Option("--fold", help="Fold batch normalization into the convolutions: faster."),
     ] = None,
+    min_score: Annotated[
+        float | None,
+        typer.Option(help="For objects: those of lower scores are left out; default 0.5."),
+    ] = None,
     last: Last = False,
     stock: Stock = False,
     backend: Backend = None,
 ):
-    """Write masks and overlays for photos.
+    """Write masks and overlays for photos; for models of objects also detections.json.
 
     A photo is resized to the size of the training images, and the result back to its own; with
     --full-size it is predicted at its own size.
@@ -123,6 +127,7 @@ def predict(
         "flips": flips,
         "scales": scales and decimals("--scales", scales),
         "fold": fold,
+        "min_score": min_score,
     }
     use(backend, stock)
     from keras_segen import runs
@@ -130,7 +135,8 @@ def predict(
     with rich.progress.Progress(console=errors) as progress:
         bar = progress.add_task("predicting", total=None)
         written = runs.predict(run, source, out, tell=lambda path: progress.advance(bar), **options)
-    what = "masks" if output in (None, "classes") else f"arrays of {output}"
+    task = registry.read(load_run(run)["experiment"])
+    what = task.predicts if output in (None, "classes") else f"arrays of {output}"
     console.print(f"{len(written)} {what} in {out}, overlays in {out / 'overlays'}")
 
 

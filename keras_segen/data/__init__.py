@@ -17,6 +17,7 @@ from keras_segen.data.imbalance import (
     item_weights,
     median_frequency_weights,
 )
+from keras_segen.data.instances import Instance, Instances, as_instances
 from keras_segen.data.pictures import (
     Cifar10,
     FashionMnist,
@@ -44,6 +45,8 @@ __all__ = [
     "FashionMnist",
     "Folder",
     "ImageFolder",
+    "Instance",
+    "Instances",
     "Mnist",
     "Pets",
     "Pictures",
@@ -52,6 +55,7 @@ __all__ = [
     "Subset",
     "VOC2012",
     "arrays",
+    "as_instances",
     "as_pictures",
     "assign_folds",
     "class_frequencies",

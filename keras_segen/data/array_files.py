@@ -1,6 +1,7 @@
 """Arrays on disk: a folder of .npy files, an .npz archive, or the IDX files of MNIST."""
 
 import csv
+import functools
 import gzip
 import math
 import zipfile
@@ -26,6 +27,7 @@ from keras_segen.data.folder import (
     classes_of_table,
     read_classes,
 )
+from keras_segen.data.instances import check_numbers
 from keras_segen.data.pairs import VOID, labels_of_ids, resolved, stamp
 from keras_segen.files import write_atomically
 
@@ -61,6 +63,10 @@ class ArrayFiles(Dataset):
     - floats in [0, 1] that are not all whole, such as resized masks, are the share of foreground
       in a pixel: 0.5 and more is foreground, less is background.
 
+    `instances_train`, `instances_val` and `instances_test`, `(number, height, width)`, are
+    optional: whole numbers that tell the objects of an image apart, as in the folder `instances`
+    of `keras_segen.data.Folder`.
+
     All arrays are read and checked once; `keras_segen.data.cache.cache_folder()` keeps the result.
     Nothing is ever unpickled.
 
@@ -81,7 +87,7 @@ class ArrayFiles(Dataset):
         size = None if size is None else check_size(size)
         carved = split in ("train", "val") and "x_val" not in self._store
         self._source = "train" if carved else split
-        self._opened = None
+        self._opened = self._opened_numbers = None
         self._soft, names, palette, label_ids, self._void_ids = self._classes()
         images_of_split, _ = self._arrays()
         length, height, width = images_of_split.shape[:3]
@@ -95,7 +101,8 @@ class ArrayFiles(Dataset):
         return len(self._indices)
 
     def __getstate__(self):
-        return self.__dict__ | {"_opened": None}  # each worker process opens the files itself
+        # Each worker process opens the files itself.
+        return self.__dict__ | {"_opened": None, "_opened_numbers": None}
 
     def read(self, index):
         image = self._arrays()[0][self._indices[index]]
@@ -114,6 +121,37 @@ class ArrayFiles(Dataset):
         where = f"{self._store.where('y_' + self._source)}, item {self._indices[index]}"
         mask = labels_of_ids(where, ids, self.label_ids, self._void_ids)
         return images.resize_mask(mask, self.image_shape[:2]).astype(np.int32)
+
+    @functools.cached_property
+    def object_classes(self):
+        splits = [s for s in ("train", "val", "test") if f"instances_{s}" in self._store]
+
+        def compute():
+            found = set()
+            for split in splits:
+                masks, numbers = open_pair(self._store, split)[1], open_numbers(self._store, split)
+                for start in range(0, len(masks), PIECE):
+                    here = slice(start, start + PIECE)
+                    part = np.asarray(masks[here]).reshape(-1, *masks.shape[1:3])
+                    ids = (part >= 0.5 if self._soft else part)[np.asarray(numbers[here]) > 0]
+                    found.update(np.unique(ids).astype(int).tolist())
+            return sorted(found)
+
+        stamps = self._store.stamps(("x", "y", "instances"))
+        ids = caches.remember(("objects of arrays", stamps), compute)
+        return tuple(k for k, label_id in enumerate(self.label_ids) if label_id in ids)
+
+    def instances(self, index):
+        if self._opened_numbers is None:
+            self._opened_numbers = open_numbers(self._store, self._source)
+        place = self._indices[self._index(index)]
+        numbers = np.asarray(self._opened_numbers[place])
+        numbers = images.resize_mask(numbers, self.image_shape[:2]).astype(np.int32)
+        where = f"{self._store.where('instances_' + self._source)}, item {place}"
+        mask = self.read_mask(self._index(index))
+        classes = np.where(mask == self.ignore_class, -1, mask)
+        check_numbers(where, classes, numbers, self.class_names)
+        return numbers
 
     def _arrays(self):
         """Returns the stored images and masks that the split is part of."""
@@ -278,9 +316,9 @@ class Store:
             return self.path
         return next(path for path in self._candidates(name) if path.is_file())
 
-    def stamps(self):
+    def stamps(self, kinds=("x", "y")):
         """Returns sizes and times that change with the files."""
-        names = [f"{kind}_{split}" for kind in "xy" for split in ("train", "val", "test")]
+        names = [f"{kind}_{split}" for kind in kinds for split in ("train", "val", "test")]
         paths = sorted({self.where(name) for name in names if name in self})
         return [(str(path), *stamp(path)) for path in paths]
 
@@ -388,6 +426,17 @@ def open_pair(store, split):
     if masks.dtype.kind not in "iubf":
         raise ValueError(f"{store.path}: y_{split} is {masks.dtype}; expected numbers")
     return pictures, masks
+
+
+def open_numbers(store, split):
+    """Returns the array that tells the objects of a split apart, with its shape checked."""
+    numbers, masks = store[f"instances_{split}"], open_pair(store, split)[1]
+    if numbers.shape != masks.shape[:3] or numbers.dtype.kind not in "iu":
+        raise ValueError(
+            f"{store.path}: instances_{split} is {numbers.dtype} {numbers.shape}; expected whole "
+            f"numbers {masks.shape[:3]}, one per pixel of x_{split}"
+        )
+    return numbers
 
 
 def check_arrays(store, splits):

@@ -1,12 +1,15 @@
 """Arrays in memory as a data set."""
 
+import functools
+
 import numpy as np
 
 from keras_segen.data import images as image_files
 from keras_segen.data.dataset import Dataset
+from keras_segen.data.instances import check_numbers
 
 
-def arrays(images, masks, class_names=None, ignore_class=None, palette=None):
+def arrays(images, masks, class_names=None, ignore_class=None, palette=None, instances=None):
     """Makes a data set of arrays that are in memory already; they are not copied.
 
     Args:
@@ -18,6 +21,9 @@ def arrays(images, masks, class_names=None, ignore_class=None, palette=None):
             label asks for.
         ignore_class: int or None, the label that losses and metrics leave out.
         palette: array-like `(num_classes, 3)`, RGB, 0 to 255, or None for distinct colors.
+        instances: `(number, height, width)`, whole numbers that tell the objects of an image
+            apart, 0 where there is none, or None. The classes under a number are those of
+            objects; a pixel of such a class without a number belongs to a crowd.
 
     Returns:
         A `Dataset` named `"arrays"`.
@@ -31,13 +37,13 @@ def arrays(images, masks, class_names=None, ignore_class=None, palette=None):
     >>> len(data), data.class_names, data.image_shape
     (2, ('class 0', 'class 1'), (8, 8, 1))
     """
-    return Arrays(images, masks, class_names, ignore_class, palette)
+    return Arrays(images, masks, class_names, ignore_class, palette, instances)
 
 
 class Arrays(Dataset):
     """What `arrays` returns."""
 
-    def __init__(self, images, masks, class_names, ignore_class, palette):
+    def __init__(self, images, masks, class_names, ignore_class, palette, instances=None):
         self.images = check_images(np.asarray(images))
         masks = check_masks(np.asarray(masks))
         if masks.shape != self.images.shape[:3]:
@@ -72,6 +78,7 @@ class Arrays(Dataset):
             ignore_class,
             image_shape=self.images.shape[1:],
         )
+        self.numbers = self._check_instances(instances)
 
     def __len__(self):
         return len(self.images)
@@ -86,6 +93,30 @@ class Arrays(Dataset):
 
     def read_mask(self, index):
         return np.ascontiguousarray(self.masks[index]).astype(np.int32)
+
+    @functools.cached_property
+    def object_classes(self):
+        if self.numbers is None:
+            return ()
+        under = np.unique(self.masks[self.numbers > 0])
+        return tuple(int(k) for k in under if k != self.ignore_class)
+
+    def instances(self, index):
+        return np.ascontiguousarray(self.numbers[self._index(index)]).astype(np.int32)
+
+    def _check_instances(self, instances):
+        if instances is None:
+            return None
+        instances = np.asarray(instances)
+        if instances.shape != self.masks.shape or instances.dtype.kind not in "iu":
+            raise ValueError(
+                f"instances are {instances.dtype} {instances.shape}; expected whole numbers "
+                f"{self.masks.shape}, as the masks"
+            )
+        for index, (mask, numbers) in enumerate(zip(self.masks, instances, strict=True)):
+            classes = np.where(mask == self.ignore_class, -1, mask)
+            check_numbers(f"instances[{index}]", classes, numbers, self.class_names)
+        return instances
 
 
 def check_images(images):

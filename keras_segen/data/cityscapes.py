@@ -29,6 +29,7 @@ CLASSES = (
     (33, "bicycle", (119, 11, 32)),
 )
 ALL_IDS = range(34)
+FIRST_OBJECT = 11  # person: from here on objects are told apart
 SOURCE = (
     "Cityscapes is fetched by hand, after registration, from https://www.cityscapes-dataset.com: "
     "unpack leftImg8bit_trainvaltest.zip (11 GB) and gtFine_trainvaltest.zip (241 MB) into one "
@@ -44,7 +45,8 @@ class Cityscapes(Pairs):
 
     - `PATH/leftImg8bit/SPLIT/CITY/NAME_leftImg8bit.png`,
     - `PATH/gtFine/SPLIT/CITY/NAME_gtFine_labelIds.png`, label ids 0 to 33,
-    - `PATH/gtFine/SPLIT/CITY/NAME_gtFine_instanceIds.png`, only for `instances`.
+    - `PATH/gtFine/SPLIT/CITY/NAME_gtFine_instanceIds.png`, only for `instances`: class * 1000 +
+      number of an object of the eight classes from person to bicycle.
 
     19 of the ids are classes, in the order of the official train ids; the others become 255,
     which losses and metrics leave out. The labels of the test split are not public, so there is
@@ -105,6 +107,11 @@ class Cityscapes(Pairs):
     def item_name(self, index):
         return super().item_name(index).removesuffix("_leftImg8bit")
 
+    @property
+    def object_classes(self):
+        """The eight classes from person to bicycle."""
+        return tuple(range(FIRST_OBJECT, len(CLASSES)))
+
     def instances(self, index):
         """Returns the instance mask of item `index`.
 
@@ -115,15 +122,18 @@ class Cityscapes(Pairs):
         Raises:
             FileNotFoundError: if the file of instance ids is missing.
         """
-        image = self.pairs[self._index(index)][0]
-        path = truth_of(self.path, image, "instanceIds")
+        numbers = super().instances(index)
+        return np.searchsorted(np.union1d(0, numbers), numbers).astype(np.int32)
+
+    def _numbers_path(self, index):
+        path = truth_of(self.path, self.pairs[index][0], "instanceIds")
         require_files([path], "instance masks", SOURCE)
+        return path
+
+    def _to_numbers(self, path, index):
         pixels, _ = images.read_mask(path)
         # 24 is "persons", 24000 the first of the persons.
-        numbers = np.where(pixels < 1000, 0, pixels.astype(np.int32))
-        if self.size is not None:
-            numbers = images.resize_mask(numbers, self.size)
-        return np.searchsorted(np.union1d(0, numbers), numbers).astype(np.int32)
+        return np.where(pixels < 1000, 0, pixels).astype(np.uint16)
 
 
 def truth_of(root, image, kind):

@@ -219,6 +219,25 @@ class Dataset(Items):
         """Returns the mask of item `index`, int32 `(height, width)`."""
         return self.read(index)[1]
 
+    @property
+    def object_classes(self):
+        """The classes whose objects are told apart by `instances`: tuple of int; () for none."""
+        return ()
+
+    def instances(self, index):
+        """Returns the instance mask of item `index`, where objects are told apart.
+
+        Returns:
+            int32 `(height, width)`: 1 to n are the objects, each of one class of
+            `object_classes`; 0 is the rest. A pixel of such a class without a number belongs to
+            a crowd.
+        """
+        raise NotImplementedError
+
+    def read_instances(self, index):
+        """Returns `(image, mask, numbers)` of item `index`: `read` and `instances` at once."""
+        return *self.read(index), self.instances(index)
+
     def pixel_counts(self):
         """Counts the pixels of each class over the split, once.
 

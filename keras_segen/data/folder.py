@@ -1,6 +1,7 @@
 """A folder of images and masks as a data set."""
 
 import csv
+import functools
 import os
 
 import numpy as np
@@ -8,11 +9,13 @@ import numpy as np
 from keras_segen.data import cache as caches
 from keras_segen.data import images
 from keras_segen.data.dataset import SPLITS, check_split
+from keras_segen.data.instances import check_numbers
 from keras_segen.data.pairs import (
     VOID,
     Pairs,
     check_ids,
     count_sizes,
+    in_words,
     inside,
     list_files,
     pair_files,
@@ -42,6 +45,12 @@ class Folder(Pairs):
     are 0 and 255, the classes are background and foreground; else 255 is ignored if there is
     a lower id than 255 beside 0 and none above; each other id is a class. `label_ids` holds
     the ids.
+
+    `PATH/SPLIT/instances/NAME.*`, if a split has such a folder, tells objects apart, for models
+    that find objects: whole numbers in one channel of 8 or 16 bits, 0 where there is no object, the
+    same number for all pixels of an object, which has one class in the mask. The classes that
+    occur under a number are those of objects, `object_classes`; a pixel of such a class without a
+    number belongs to a crowd, which is neither learned nor counted.
 
     `PATH/groups.csv` with the columns name (of the image, without suffix) and group names
     images that belong together, such as all slices of a patient; see `groups`.
@@ -99,6 +108,31 @@ class Folder(Pairs):
     @property
     def groups(self):
         return None if self._groups is None else list(self._groups)
+
+    @functools.cached_property
+    def object_classes(self):
+        ids = count_object_ids(self)
+        return tuple(k for k, label_id in enumerate(self.label_ids) if label_id in ids)
+
+    @functools.cached_property
+    def _numbers_paths(self):
+        folder = self.path / self.split / "instances"
+        paths = list_files(self.path, folder)
+        for image, _ in self.pairs:
+            if image.stem not in paths:
+                raise FileNotFoundError(
+                    f"{image}: no instances for this image; expected {folder / image.stem}.png, "
+                    "16 bits, with a number for each object"
+                )
+        return paths
+
+    def _numbers_path(self, index):
+        return self._numbers_paths[self.pairs[index][0].stem]
+
+    def _to_numbers(self, path, index):
+        mask_path, content = self._file(index, 1)
+        pixels, one_bit = images.read_mask(mask_path, content)
+        return read_numbers(path, self._to_labels(mask_path, pixels, one_bit), self)
 
     def _sizes(self):  # of all splits, which share one `image_shape`
         folders = [self.path / split / "images" for split in SPLITS]
@@ -184,6 +218,59 @@ def count_label_ids(root):
 
     masks = [(str(path), *stamp(path)) for path in paths]
     return caches.remember(("label ids", masks), compute)
+
+
+def count_object_ids(folder):
+    """Returns the label ids that objects of a `Folder` have in all splits; kept in the cache."""
+    parts = []
+    for split in SPLITS:
+        if (folder.path / split / "instances").is_dir():
+            parts.append(folder if split == folder.split else Folder(folder.path, split))
+    files = [
+        (str(path), *stamp(path))
+        for part in parts
+        for i in range(len(part))
+        for path in (part.pairs[i][1], part._numbers_path(i))
+    ]
+
+    def compute():
+        found = set()
+        for part in parts:
+            for i in range(len(part)):
+                mask_path, content = part._file(i, 1)
+                labels = part._to_labels(mask_path, *images.read_mask(mask_path, content))
+                numbers = read_numbers(part._numbers_path(i), labels, part)
+                found.update(np.unique(labels[numbers > 0]).tolist())
+        return sorted(part.label_ids[k] for k in found if k < len(part.label_ids))
+
+    return caches.remember(("object ids", files, folder._translation()), compute)
+
+
+def read_numbers(path, labels, folder):
+    """Reads the numbers of the objects of an image, uint16 `(height, width)`, and checks them.
+
+    Args:
+        path: the file.
+        labels: uint8 `(height, width)`, the classes of the pixels, or 255.
+        folder: the `Folder`, for the names of the classes.
+
+    Raises:
+        ValueError: if the file has colors, another size than the mask, or an object of two classes.
+    """
+    pixels, _ = images.read_mask(path)
+    if pixels.ndim != 2:
+        raise ValueError(
+            f"{path}: instances in colors; expected whole numbers in one channel of 8 or 16 bits, "
+            "one for each object, 0 where there is none"
+        )
+    if pixels.shape != labels.shape:
+        raise ValueError(
+            f"{path}: the instances have {in_words(pixels.shape)} pixels, but their mask has "
+            f"{in_words(labels.shape)}; expected the same"
+        )
+    classes = np.where(labels == VOID, -1, labels.astype(np.int32))
+    check_numbers(path, classes, pixels, folder.class_names)
+    return pixels.astype(np.uint16)
 
 
 def classes_of(ids):

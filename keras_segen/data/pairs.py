@@ -83,6 +83,33 @@ class Pairs(Dataset):
     def read_mask(self, index):
         return self._decode_mask(index).astype(np.int32)
 
+    def instances(self, index):
+        index = self._index(index)
+        (numbers,) = self._cache.take(
+            ("numbers", index),
+            ("numbers",),
+            lambda: (*self._key(index), self._stamp_of_numbers(index)),
+            lambda: [self._decode_numbers(index)],
+        )
+        return numbers.astype(np.int32)
+
+    def _numbers_path(self, index):
+        """Returns the path of the file that tells the objects of item `index` apart."""
+        raise NotImplementedError
+
+    def _stamp_of_numbers(self, index):
+        path = self._numbers_path(index)
+        return str(path), *stamp(path)
+
+    def _decode_numbers(self, index):
+        """Returns the numbers of the objects, uint16 at the size of the items."""
+        numbers = self._to_numbers(self._numbers_path(index), index)
+        return numbers if self.size is None else images.resize_mask(numbers, self.size)
+
+    def _to_numbers(self, path, index):
+        """Returns the numbers of the objects as in a file, uint16 `(height, width)`, 0 for none."""
+        raise NotImplementedError
+
     def _key(self, index):
         """Returns everything that item `index` depends on."""
         return self._stamps(index), self.size, self.channels, self._translation()

@@ -64,6 +64,10 @@ class Shapes(Dataset):
         image, mask, _ = self._draw(index)
         return image, mask
 
+    @property
+    def object_classes(self):
+        return tuple(range(1, len(CLASSES)))
+
     def instances(self, index):
         """Returns the instance mask of item `index`.
 
@@ -71,9 +75,12 @@ class Shapes(Dataset):
             int32 `(height, width)`: 0 is background, 1 to n are the visible shapes in the
             order in which they were drawn; a later one hides an earlier one.
         """
-        numbers = self._draw(self._index(index))[2]
+        return self.read_instances(self._index(index))[2]
+
+    def read_instances(self, index):
+        image, mask, numbers = self._draw(index)
         visible = np.union1d(0, numbers)
-        return np.searchsorted(visible, numbers).astype(np.int32)
+        return image, mask, np.searchsorted(visible, numbers).astype(np.int32)
 
     def _draw(self, index):
         rng = determinism.rng("shapes", self.seed, self.split, int(index))

@@ -72,6 +72,16 @@ class Subset(Dataset):
         return self.dataset.item_name(int(self.indices[self._index(index)]))
 
     @property
+    def object_classes(self):
+        return self.dataset.object_classes
+
+    def instances(self, index):
+        return self.dataset.instances(int(self.indices[self._index(index)]))
+
+    def read_instances(self, index):
+        return self.dataset.read_instances(int(self.indices[index]))
+
+    @property
     def groups(self):
         groups = self.dataset.groups
         return None if groups is None else [groups[index] for index in self.indices]

@@ -45,6 +45,8 @@ class Evaluation:
         gallery: `(title, note, list of Shown)`, or None.
         legend: list of `(name, CSS color)`, for the gallery.
         settings: dict of plain values, those of the training and the evaluation.
+        files: dict from a name to plain values, written as JSON beside the page: too long for
+            `figures`.
     """
 
     subject: str
@@ -59,15 +61,20 @@ class Evaluation:
     gallery: tuple | None = None
     legend: list = dataclasses.field(default_factory=list)
     settings: dict = dataclasses.field(default_factory=dict)
+    files: dict = dataclasses.field(default_factory=dict)
 
     def write(self, folder, name):
         """Writes `NAME.json`, `NAME.csv` and `NAME.html` into a folder, each whole or not at all.
+
+        And `NAME-FILE.json` for each of `files`.
 
         Returns:
             `pathlib.Path` of the page.
         """
         folder = Path(folder)
         write_json(folder / f"{name}.json", plain(self.figures))
+        for file, values in self.files.items():
+            write_json(folder / f"{name}-{file}.json", plain(values))
         self.tables[0].write_csv(folder / f"{name}.csv")
         write_text(folder / f"{name}.html", self.page(name))
         return folder / f"{name}.html"

@@ -50,7 +50,9 @@ class Run:
 
         Returns:
             For a segmentation model the class of each pixel, `(height, width)`, uint8: draw it
-            with `keras_segen.plot.masks`, or use `class_names` and `palette`.
+            with `keras_segen.plot.masks`, or use `class_names` and `palette`. For one that finds
+            objects a list of `keras_segen.data.Instance`: draw it with
+            `keras_segen.plot.instances`.
 
         Raises:
             ValueError: the model does not predict images, or not this one.

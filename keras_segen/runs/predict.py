@@ -19,6 +19,7 @@ def predict(
     flips=None,
     scales=None,
     fold=None,
+    min_score=None,
 ):
     """Predicts photos with the model of a run.
 
@@ -27,8 +28,8 @@ def predict(
         source: an image file or a folder of them; hidden files are left out.
         out: the folder to write to.
         tell: called with the path of each file written, except overlays.
-        output, full_size, tile, overlap, flips, scales, fold: as in the task's `predict`; None for
-            its default.
+        output, full_size, tile, overlap, flips, scales, fold, min_score: as in the task's
+            `predict`; None for its default.
 
     Returns:
         List of the paths written, except overlays.
@@ -46,6 +47,7 @@ def predict(
         "flips": flips,
         "scales": scales,
         "fold": fold,
+        "min_score": min_score,
     }
     options = {name: value for name, value in options.items() if value is not None}
     task, run = open_run(folder)

@@ -2,7 +2,8 @@
 
     run.json                 every setting, versions, seed; a line for each start
     history.csv              one row per epoch
-    model.keras              the best epoch's model (validation mean IoU, ELBO or kernel distance);
+    model.keras              the best epoch's model (validation mean IoU, mask AP, ELBO or kernel
+                             distance);
                              of a fold, and where none is best, the last's: run.json says which
     checkpoint-0005.keras    the last finished epoch, with the optimizer's state
     checkpoint-0005.json     what belongs to it: digests of settings, history and the file itself

@@ -9,6 +9,7 @@ from keras_segen import backend  # noqa: F401  (a missing framework is one line,
 
 # Each function hides the module of its name: `segmentation.unet(...)` builds.
 from keras_segen.segmentation.average_precision import AveragePrecision
+from keras_segen.segmentation.detector import Detector
 from keras_segen.segmentation.efficientnet_lite0 import efficientnet_lite0
 from keras_segen.segmentation.encoders import (
     ENCODERS,
@@ -18,14 +19,15 @@ from keras_segen.segmentation.encoders import (
     vgg16,
 )
 from keras_segen.segmentation.evaluate import confusion_matrix, evaluate
+from keras_segen.segmentation.evaluate_instances import evaluate_instances
 from keras_segen.segmentation.fcn import fcn
 from keras_segen.segmentation.fold import fold_batch_normalization
 from keras_segen.segmentation.keras_file import check_network, load_network
 from keras_segen.segmentation.mask_rcnn import SMALL, MaskRCNN, Stages, mask_rcnn
-from keras_segen.segmentation.photos import label_photos
+from keras_segen.segmentation.photos import find_in_photos, label_photos
 from keras_segen.segmentation.plain_unet import plain_unet
 from keras_segen.segmentation.predict import Predictor
-from keras_segen.segmentation.transfer import take_weights
+from keras_segen.segmentation.transfer import take_weights, take_weights_of_run
 from keras_segen.segmentation.unet import unet
 
 MODELS = {"unet": unet, "plain_unet": plain_unet, "fcn": fcn}
@@ -35,6 +37,7 @@ __all__ = [
     "MODELS",
     "SMALL",
     "AveragePrecision",
+    "Detector",
     "MaskRCNN",
     "Predictor",
     "Stages",
@@ -43,7 +46,9 @@ __all__ = [
     "efficientnet_lite0",
     "efficientnet_v2_b0",
     "evaluate",
+    "evaluate_instances",
     "fcn",
+    "find_in_photos",
     "fold_batch_normalization",
     "label_photos",
     "load_network",
@@ -52,6 +57,7 @@ __all__ = [
     "plain_unet",
     "resnet50",
     "take_weights",
+    "take_weights_of_run",
     "unet",
     "vgg16",
 ]

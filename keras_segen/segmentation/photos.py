@@ -1,4 +1,4 @@
-"""Masks of photos, as files: label ids with their colors, probabilities, overlays."""
+"""Masks and objects of photos, as files: label ids with their colors, overlays, COCO's JSON."""
 
 import math
 from pathlib import Path
@@ -8,7 +8,8 @@ from PIL import Image
 
 from keras_segen import plot
 from keras_segen.data.images import read_image, to_float
-from keras_segen.files import write_atomically
+from keras_segen.files import write_atomically, write_json
+from keras_segen.segmentation.coco import document
 
 
 def label_photos(predictor, paths, out, palette, label_ids, output="classes", size=None):
@@ -53,6 +54,53 @@ def label_photos(predictor, paths, out, palette, label_ids, output="classes", si
         with write_atomically(out / "overlays" / f"{path.stem}.png") as temporary:
             overlay.save(temporary)
         yield target
+
+
+def find_in_photos(detector, paths, out, palette, label_ids, full_size=False, overlap=None):
+    """Writes the objects that a network finds in photos, one photo after the other.
+
+    `OUT/instances/NAME.png` says which object each pixel belongs to, 16 bits: 1 is the surest, 0
+    the background. `OUT/masks/NAME.png` holds the label id of its class, as the training masks do.
+    With the photos in `images/` these are a split of a `folder:PATH`. `OUT/overlays/NAME.png`
+    shows outlines, boxes, names and scores over the photo. `OUT/detections.json` has all objects
+    of all photos in COCO's format, with their scores.
+
+    Args:
+        detector: a `keras_segen.segmentation.Detector`.
+        paths: list of image files, no two with one stem.
+        out: the folder to write to.
+        palette: uint8 `(num_classes, 3)`, RGB, of the classes 1 to `num_classes`.
+        label_ids: int `(num_classes,)`, what the mask files hold for each class.
+        full_size, overlap: as in `Detector.predict`.
+
+    Yields:
+        The path of each plane of objects written. The JSON is written after the last.
+
+    Raises:
+        ValueError: a file is not an image, or `overlap` is out of range.
+    """
+    out, names, sizes, found = Path(out), [], [], []
+    for path in paths:
+        photo = read_image(path, detector.channels)
+        instances = detector.predict(photo, full_size, overlap)
+        names.append(path.name)
+        sizes.append(photo.shape[:2])
+        found.append(instances)
+        numbers = np.zeros(photo.shape[:2], "uint16")
+        classes = np.zeros(photo.shape[:2], "int64")
+        for number, each in reversed(list(enumerate(instances, 1))):  # the surest last, on top
+            (top, left), (rows, columns) = each.corner, each.pixels.shape
+            here = slice(top, top + rows), slice(left, left + columns)
+            numbers[here][each.pixels] = number
+            classes[here][each.pixels] = each.class_id
+        ids = np.concatenate([[0], label_ids])
+        _write_mask(out / "masks" / f"{path.stem}.png", classes, [(0, 0, 0), *palette], ids)
+        overlay = Image.fromarray(plot.draw_instances(to_float(photo), instances, palette))
+        for image, folder in ((overlay, "overlays"), (Image.fromarray(numbers), "instances")):
+            with write_atomically(out / folder / f"{path.stem}.png") as temporary:
+                image.save(temporary)
+        yield out / "instances" / f"{path.stem}.png"
+    write_json(out / "detections.json", document(names, sizes, found, detector.class_names))
 
 
 def _overlay(photo, result, output, palette):

@@ -1,5 +1,9 @@
 """Copies weights between networks: FCN-16s from FCN-32s, new classes on trained layers."""
 
+from pathlib import Path
+
+import keras
+
 
 def take_weights(model, source):
     """Copies the weights of all layers that a network shares with a trained one.
@@ -43,6 +47,29 @@ def take_weights(model, source):
             f"{model.name!r} has {_list(new)}. Use the same model, filters and encoder."
         )
     return taken, new, [name for name in theirs if name not in taken]
+
+
+def take_weights_of_run(model, folder):
+    """Copies the best weights of a run, as `take_weights` does; returns a line about them.
+
+    Raises:
+        FileNotFoundError: the folder holds no finished epoch.
+        ValueError: the run's network has no layer in common with this one.
+    """
+    path = Path(folder) / "model.keras"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: start_from names no finished run.")
+    trained = keras.models.load_model(path, compile=False, safe_mode=True)
+    try:
+        taken, new, unused = take_weights(model, trained)
+    except ValueError as error:
+        raise ValueError(f"{path} holds another network. {error}") from None
+    line = f"{len(taken)} layers start from {path}"
+    if new:
+        line += f"; new: {', '.join(new)}"
+    if unused:
+        line += f"; left there: {', '.join(unused)}"
+    return line
 
 
 def _layers_with_weights(model, prefix=""):

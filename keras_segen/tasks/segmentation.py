@@ -395,29 +395,8 @@ class SegmentationTask(Task):
             )
         initialize(model, self.seed, keep=encoder if pretrained else None)
         if self.start_from is not None:
-            tell(self._take_weights(model))
+            tell(segmentation.take_weights_of_run(model, self.start_from))
         return model
-
-    def _take_weights(self, model):
-        """Copies the best weights of the run `start_from`; returns a line about them."""
-        import keras
-
-        from keras_segen import segmentation
-
-        path = Path(self.start_from) / "model.keras"
-        if not path.exists():
-            raise FileNotFoundError(f"{path} does not exist: start_from names no finished run.")
-        trained = keras.models.load_model(path, compile=False, safe_mode=True)
-        try:
-            taken, new, unused = segmentation.take_weights(model, trained)
-        except ValueError as error:
-            raise ValueError(f"{path} holds another network. {error}") from None
-        line = f"{len(taken)} layers start from {path}"
-        if new:
-            line += f"; new: {', '.join(new)}"
-        if unused:
-            line += f"; left there: {', '.join(unused)}"
-        return line
 
     def compile(self, model, dataset, steps_per_epoch, phase=None):
         """Compiles the model with the optimizer, loss and metrics of the task.

@@ -59,6 +59,7 @@ class Task:
     own_sizes: ClassVar[dict] = {}  # sizes of data sets that can be drawn at any
     does: ClassVar[str] = ""  # what its models do, in words: "labels the pixels of photos"
     used_by: ClassVar[str] = ""  # the command that puts them to use: "predict"
+    predicts: ClassVar[str] = "masks"  # what `predict` writes for each photo, in the plural
 
     # What a comparison of backends calls things, and how far their losses may differ at least.
     result: ClassVar[str] = "both came to the same result"

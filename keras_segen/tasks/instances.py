@@ -1,0 +1,518 @@
+"""The task of finding objects, each with its box, its class and its mask."""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from keras_segen import data, frameworks
+from keras_segen.report.numbers import percent, show
+from keras_segen.report.tables import Cell, Column, Table
+from keras_segen.tasks import fields
+from keras_segen.tasks.fields import field
+from keras_segen.tasks.task import Figure, Phase, Task
+
+NUM_PREVIEWS = 8
+NUM_PROBES = 4  # images whose proposals a comparison looks at
+NUM_PICTURES = 4  # images that it draws
+COMPARED_SCORE = 0.5  # of the objects that a comparison counts
+SAME_BOX = 0.9  # IoU from which on two found boxes are the same
+EQUAL_OBJECTS = 0.99  # that are found again when a model is handed over
+CLIP_NORM = 5.0
+LOSSES = ("rpn_class_loss", "rpn_box_loss", "class_loss", "box_loss", "mask_loss")
+
+
+@fields.document
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InstanceTask(Task):
+    """One training of a model that finds objects, completely described.
+
+    `filters` are the channels of the small encoder at strides 2, 4, 8, …; a pretrained one has
+    its own. The best epoch is that of the largest mask AP on the validation split. Epochs with a
+    frozen encoder do not count for `early_stopping`; the cosine of `schedule` also ends at 0 after
+    them.
+    """
+
+    MODELS: ClassVar[tuple] = ("mask_rcnn",)
+    own_sizes: ClassVar[dict] = {"shapes": 96}
+    does: ClassVar[str] = "finds the objects in photos"
+    used_by: ClassVar[str] = "predict"
+    predicts: ClassVar[str] = "planes of objects (and detections.json)"
+
+    section: ClassVar[str] = "Objects"
+    outputs_are: ClassVar[str] = "scores and moves of the anchors"
+    inputs_are: ClassVar[str] = "images"
+    figures: ClassVar[dict] = {
+        "mask_ap": Figure("Mask AP, validation", "0 to 1", 4, "mask AP"),
+        "mask_ap50": Figure("Mask AP50, validation", "0 to 1", 4),
+        "box_ap": Figure("Box AP, validation", "0 to 1", 4),
+    }
+    quantities: ClassVar[dict] = {"val_loss": "validation loss"}
+    handed_over: ClassVar[tuple] = (
+        ("largest_difference", Column("Largest difference of the scores and moves")),
+        ("found_again", Column("Objects found again", percent)),
+    )
+
+    model: str = "mask_rcnn"
+    channels: int = 3
+    batch_size: int = 8
+    epochs: int = 20
+    learning_rate: float = 2e-3
+    schedule: str = "cosine"
+    augment: str = field(
+        "default, none, or steps such as 'flip=0.5 brightness=0.5,-0.2,0.2', as "
+        "`keras_segen.data.Augment.parse` takes them. Boxes are computed afterwards.",
+        default="flip=0.5",
+        common=True,
+    )
+    stages: str = field(
+        "The numbers of the network: small, for images of about 100 pixels on a laptop, or paper, "
+        "for about 1000 pixels.",
+        default="small",
+        choices=("small", "paper"),
+    )
+    max_instances: int = field(
+        "Objects of an image that are learned from at most; the largest ones.",
+        default=20,
+        at_least=1,
+        below=255,
+    )
+    encoder: str = field(
+        "A pretrained encoder.",
+        default="none",
+        choices=(
+            "none",
+            "vgg16",
+            "resnet50",
+            "mobilenet_v2",
+            "efficientnet_v2_b0",
+            "efficientnet_lite0",
+        ),
+        common=True,
+    )
+    encoder_weights: str = field(
+        "What the encoder starts from.", default="imagenet", choices=("imagenet", "none")
+    )
+    optimizer: str = field(
+        "What makes steps of gradients.", default="adamw", choices=("adam", "adamw", "sgd")
+    )
+    weight_decay: float = field(
+        "Of adamw and sgd: each step takes learning rate times this of a weight away. Biases and "
+        "the scales and offsets of normalization do not decay.",
+        default=0.01,
+        at_least=0,
+    )
+    warm_up: int = field(
+        "Steps at the start in which the learning rate rises from 0.", default=100, at_least=0
+    )
+    freeze_epochs: int = field(
+        "Epochs at the start in which the encoder is frozen; then all of the network is trained, "
+        "by a new optimizer.",
+        default=0,
+    )
+    fine_tune_rate: float | None = field(
+        "Learning rate after those. Without it, a tenth of the other.", default=None, above=0
+    )
+    start_from: str | None = field(
+        "A run folder whose best model gives the first weights of all layers that it has in "
+        "common with this network. Without it, they are from the seed.",
+        default=None,
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        data.Augment.parse(self.augment)
+        self._check_encoder()
+        if self.start_from is not None:
+            object.__setattr__(self, "start_from", str(Path(self.start_from).resolve()))
+
+    def _check_encoder(self):
+        if self.encoder != "none" and self.filters is not None:
+            raise ValueError(
+                f"filters is {self.filters}, the channels of the small encoder, but encoder is "
+                f"{self.encoder!r}, which has its own: leave one of them out."
+            )
+        if self.encoder != "none" and self.channels != 3:
+            raise ValueError(
+                f"Encoder {self.encoder!r} takes RGB: use channels=3, also for gray images."
+            )
+        if not 0 <= self.freeze_epochs <= self.epochs:
+            raise ValueError(
+                f"freeze_epochs is {self.freeze_epochs}, expected 0 to {self.epochs}, the epochs."
+            )
+        if self.freeze_epochs and self.encoder == "none":
+            raise ValueError(
+                f"freeze_epochs is {self.freeze_epochs}, but there is no encoder to freeze."
+            )
+        if self.freeze_epochs and self.encoder_weights == "none" and self.start_from is None:
+            raise ValueError(
+                f"freeze_epochs is {self.freeze_epochs}, but the encoder's weights are random: use "
+                "encoder_weights='imagenet' or start_from."
+            )
+        if self.fine_tune_rate is not None and not self.freeze_epochs:
+            raise ValueError(
+                f"fine_tune_rate is {self.fine_tune_rate}, the learning rate after the epochs "
+                "with a frozen encoder, but freeze_epochs is 0."
+            )
+
+    def phases(self):
+        rate = self.fine_tune_rate or self.learning_rate / 10
+        phases = [
+            Phase(0, self.freeze_epochs, True, self.learning_rate),
+            Phase(
+                self.freeze_epochs,
+                self.epochs,
+                False,
+                rate if self.freeze_epochs else self.learning_rate,
+            ),
+        ]
+        return [phase for phase in phases if phase.first < phase.end]
+
+    @classmethod
+    def describe_models(cls):
+        return {"mask_rcnn": "Finds objects: a box, a class and a mask for each (He et al., 2017)."}
+
+    # --- what is trained
+
+    def load_data(self, split):
+        """Loads a split of the data set: a `keras_segen.data.Instances`."""
+        dataset = super().load_data(split)
+        if not isinstance(dataset, data.Dataset):
+            raise ValueError(
+                f"{dataset.name} has pictures without masks, and {self.model} learns objects: use "
+                "a data set with instances."
+            )
+        return data.as_instances(dataset, self.max_instances)
+
+    def batch_options(self, dataset):
+        return {"augment": data.Augment.parse(self.augment)}
+
+    def describe_data(self, train_data, val_data):
+        return {
+            **super().describe_data(train_data, val_data),
+            "palette": np.asarray(train_data.palette).tolist(),
+            "label_ids": [int(i) for i in train_data.label_ids],
+        }
+
+    def build_model(self, dataset, tell=lambda line: None):
+        """Builds the network for a data set and fills it from the seed, or from another run.
+
+        Args:
+            dataset: a `keras_segen.data.Instances`.
+            tell: called with a line that says which weights `start_from` gave.
+
+        Returns:
+            A `keras_segen.segmentation.MaskRCNN`, not compiled.
+
+        Raises:
+            ValueError: the images have no common size, the precision is float64, or `start_from`
+                holds a network of another kind.
+            OSError: the weights of an encoder are not here and could not be downloaded.
+        """
+        from keras_segen import segmentation
+        from keras_segen.determinism import initialize
+        from keras_segen.segmentation.mask_rcnn import small_encoder
+
+        self.check_images(dataset)
+        pretrained = self.encoder != "none" and self.encoder_weights != "none"
+        with self.dtype_policy():
+            encoder = None
+            if self.encoder != "none":
+                weights = self.encoder_weights if pretrained else None
+                encoder = segmentation.ENCODERS[self.encoder](weights)
+            elif self.filters is not None:
+                encoder = small_encoder(dataset.image_shape, self.filters)
+            model = segmentation.mask_rcnn(
+                dataset.image_shape,
+                dataset.num_classes,
+                self.max_instances,
+                encoder,
+                segmentation.SMALL if self.stages == "small" else segmentation.Stages(),
+                self.seed,
+            )
+        initialize(model, self.seed, keep=self._encoder_of(model) if pretrained else None)
+        if self.start_from is not None:
+            tell(segmentation.take_weights_of_run(model, self.start_from))
+        return model
+
+    def _encoder_of(self, model):
+        return model.pyramid.get_layer(self.encoder)
+
+    def compile(self, model, dataset, steps_per_epoch, phase=None):
+        """Compiles the model with the optimizer; the losses are its own.
+
+        Args:
+            model: what `build_model` returned.
+            dataset: the training split.
+            steps_per_epoch: int, for the length of the cosine schedule.
+            phase: one of `phases()`; None for the first.
+        """
+        import keras
+
+        phase = phase or self.phases()[0]
+        if self.encoder != "none":
+            self._encoder_of(model).trainable = not phase.frozen
+        rate = self.rate(phase.learning_rate, (phase.end - phase.first) * steps_per_epoch)
+        options = {"global_clipnorm": CLIP_NORM}
+        if self.optimizer == "adam":
+            optimizer = keras.optimizers.Adam(rate, **options)
+        elif self.optimizer == "adamw":
+            optimizer = keras.optimizers.AdamW(rate, self.weight_decay, **options)
+        else:
+            decay = self.weight_decay or None
+            optimizer = keras.optimizers.SGD(rate, momentum=0.9, weight_decay=decay, **options)
+        # Decay is for kernels, which have 2 axes or more: not for scales and shifts of channels.
+        optimizer.exclude_from_weight_decay([v for v in model.trainable_variables if v.ndim < 2])
+        if self.precision == "mixed_float16":
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        model.compile(optimizer, auto_scale_loss=False)
+
+    def rate(self, start, steps):
+        """As `Task.rate`, from 0 in the first `warm_up` steps, at most a tenth of all."""
+        import keras
+
+        warm_up = min(self.warm_up, steps // 10)
+        if not warm_up:
+            return super().rate(start, steps)
+        if self.schedule == "cosine":
+            return keras.optimizers.schedules.CosineDecay(
+                0.0, steps - warm_up, warmup_target=start, warmup_steps=warm_up
+            )
+        return keras.optimizers.schedules.PolynomialDecay(0.0, warm_up, start)
+
+    # --- what is watched
+
+    @property
+    def losses(self):
+        return ("loss", *LOSSES)
+
+    @property
+    def monitor(self):
+        return ("val_mask_ap", 1)
+
+    def measure(self, model, val_data):
+        """The average precisions on the validation split."""
+        from keras_segen.segmentation.evaluate_instances import average_precisions
+
+        found = average_precisions(model, val_data, self.batch_size)
+        # AP is not known where nothing is to be found: 0, so that epochs can be compared.
+        return {
+            f"val_{name}": float(np.nan_to_num(value))
+            for name, value in found.items()
+            if isinstance(value, float)
+        }
+
+    def draw(self, model, val_data):
+        """Draws the objects found in some validation images, the same ones each time."""
+        from keras_segen import plot
+        from keras_segen.segmentation.detector import Detector
+
+        chosen = np.linspace(0, len(val_data) - 1, min(NUM_PREVIEWS, len(val_data))).astype(int)
+        images = np.stack([val_data.objects(int(i))[0] for i in chosen])
+        figure = plot.instances(
+            images,
+            Detector(model, val_data.class_names).find(images),
+            palette=val_data.palette,
+            class_names=val_data.class_names,
+        )
+        return {"epoch": figure}
+
+    def outcome(self, history):
+        return f"Best validation mask AP {max(history['val_mask_ap']):.4f}"
+
+    # --- how it is judged and used
+
+    def evaluate(self, model, dataset, *, batch_size=None):
+        """As `keras_segen.segmentation.evaluate_instances`; `batch_size` None: the training's."""
+        from keras_segen.segmentation.evaluate_instances import evaluate_instances
+
+        return evaluate_instances(model, dataset, batch_size or self.batch_size)
+
+    def predict(self, model, about, paths, out, *, full_size=False, overlap=None, min_score=None):
+        """Finds the objects of photos, see `keras_segen.segmentation.find_in_photos`.
+
+        Args:
+            full_size: bool, whether photos are looked at in tiles at their own size: for photos
+                whose objects are as large, in pixels, as in the training images. Tiles have the
+                size of the training images.
+            overlap: int, with `full_size`: pixels that tiles share; None means a quarter of the
+                shorter side of the tile.
+            min_score: float, objects of lower scores are left out; None means 0.5.
+
+        Raises:
+            ValueError: an option is out of range.
+        """
+        from keras_segen import segmentation
+
+        detector = self._detector(model, about, min_score)
+        palette, label_ids = np.array(about["palette"], "uint8"), np.array(about["label_ids"])
+        return segmentation.find_in_photos(
+            detector, paths, out, palette, label_ids, full_size, overlap
+        )
+
+    def predict_one(self, model, about, image):
+        """A list of `keras_segen.data.Instance`, the surest first; at the photo's own size."""
+        from keras_segen.data.images import read_image
+
+        if isinstance(image, str | Path):
+            image = read_image(Path(image), about["image_shape"][2])
+        return self._detector(model, about).predict(image)
+
+    def _detector(self, model, about, min_score=None):
+        from keras_segen.segmentation.detector import MIN_SCORE, Detector
+
+        return Detector(model, about["class_names"], MIN_SCORE if min_score is None else min_score)
+
+    # --- what a comparison looks at
+
+    def outputs(self, model, dataset):
+        """What the RPN says about every anchor of some images: `(images, anchors, 5)`."""
+        from keras_segen import backend
+
+        images = [dataset[i][0] for i in range(min(NUM_PROBES, len(dataset)))]
+        found = backend.infer(model, np.stack(images))
+        return np.concatenate([found["scores"][..., None], found["deltas"]], axis=-1)
+
+    def apply(self, model, dataset):
+        """Finds the objects of every image: arrays with a row for each image."""
+        from keras_segen import backend
+
+        seconds, found = [], []
+        for start in range(0, len(dataset), self.batch_size):
+            indices = range(start, min(start + self.batch_size, len(dataset)))
+            images = np.stack([dataset[i][0] for i in indices])
+            begin = time.perf_counter()
+            found.append(backend.infer(model, images, "detect"))
+            seconds.append(time.perf_counter() - begin)
+        arrays = {
+            name: np.concatenate([each[name] for each in found])
+            for name in ("boxes", "classes", "scores")
+        }
+        masks = np.concatenate([each["masks"][:NUM_PICTURES] for each in found])[:NUM_PICTURES]
+        return {**arrays, "first_masks": masks}, seconds
+
+    def compared_figures(self, model, dataset, history):
+        from keras_segen.segmentation.evaluate_instances import average_precisions
+
+        found = average_precisions(model, dataset, self.batch_size)
+        by_class = list(found["class_mask_ap"].values())
+        return {**{name: found[name] for name in self.figures}, "class_mask_ap": by_class}
+
+    def hand_over(self, own, served):
+        """Compares the share of objects that are not found again with a tolerance."""
+        a, b = (each["last_outputs"].astype("float64") for each in (own, served))
+        apart, largest = float(np.abs(a - b).max()), float(np.abs(a).max())
+        lost, total = not_found_again(own, served)
+        return {
+            "largest_difference": apart,
+            "found_again": 1.0 - lost / max(total, 1),
+            "measured": lost / max(total, 1),
+            "tolerance": 1.0 - EQUAL_OBJECTS,
+            "unit": "share of objects that are not found again",
+            "note": f"{total:,} objects; scores and moves of the anchors differ by at most "
+            f"{show(apart, 2)} (the largest is {show(largest, 2)})",
+        }
+
+    def conclude(self, dataset, arrays, folder):
+        """Draws what each backend finds, and counts the objects that the other does not find."""
+        from keras_segen import plot
+        from keras_segen.segmentation.detector import as_instances
+
+        disagreement, pictures = None, []
+        if len(arrays) == 2:
+            a, b = arrays.values()
+            (lost, found), (lost_too, found_too) = not_found_again(a, b), not_found_again(b, a)
+            disagreement = {"objects": lost + lost_too, "of": found + found_too}
+        if arrays:
+            items = [dataset.objects(i) for i in range(min(NUM_PICTURES, len(dataset)))]
+            groups = {"truth": [true for _, true, _ in items]}
+            for backend, saved in arrays.items():
+                groups[frameworks.FRAMEWORKS[backend]] = [
+                    as_instances(
+                        *(saved[name][i] for name in ("boxes", "classes", "scores")),
+                        saved["first_masks"][i],
+                        dataset.image_shape[:2],
+                        dataset.class_names,
+                        COMPARED_SCORE,
+                    )
+                    for i in range(len(items))
+                ]
+            figure = plot.instances(
+                [image for image, _, _ in items],
+                groups,
+                palette=dataset.palette,
+                class_names=dataset.class_names,
+            )
+            plot.save(figure, folder / "predictions.png")
+            pictures.append(
+                {
+                    "title": "The same validation images on both backends",
+                    "file": "predictions.png",
+                    "note": "The truth, and what each backend's own training finds.",
+                }
+            )
+        return {
+            "class_names": list(dataset.class_names),
+            "palette": np.asarray(dataset.palette).tolist(),
+            "disagreement": disagreement,
+            "pictures": pictures,
+        }
+
+    @classmethod
+    def describe_disagreement(cls, disagreement):
+        objects, total = show(disagreement["objects"]), show(disagreement["of"])
+        if not disagreement["objects"]:
+            return f"Each of the {total} objects that one backend finds, the other finds too."
+        return (
+            f"{objects} of the {total} objects that the two backends find (score from "
+            f"{COMPARED_SCORE}) are found by one of them only."
+        )
+
+    @classmethod
+    def compared_tables(cls, report, columns):
+        """The mask AP of every class."""
+        found = [
+            (backend.get("metrics") or {}).get("class_mask_ap") or []
+            for backend in report["backends"].values()
+        ]
+        if not any(found):
+            return []
+        palette = report.get("palette") or []
+        rows = []
+        for number, name in enumerate(report.get("class_names") or []):
+            color = f"rgb{tuple(palette[number])}" if number < len(palette) else None
+            values = [each[number] if number < len(each) else None for each in found]
+            rows.append([Cell(name, swatch=color), *values])
+        columns = [dataclasses.replace(c, show=lambda value: show(value, 4)) for c in columns]
+        note = "Average precision of masks, 0 to 1; a dash for a class without objects."
+        return [Table("Mask AP of every class, validation", ["Class", *columns], rows, note=note)]
+
+    def check_layerwise(self):
+        raise ValueError(
+            "mask_rcnn chooses boxes by their scores between its layers, so it has no graph to "
+            "compare layer by layer: compare it without --parity, which checks its weights, its "
+            "batches, what it says about every anchor, and its losses step by step."
+        )
+
+
+def not_found_again(first, second):
+    """Counts the objects of one prediction that another lacks: `(lacking, all)`.
+
+    Args:
+        first, second: dicts of `boxes` `(images, n, 4)`, `classes` and `scores` `(images, n)`.
+            An object is found again if there is one of its class whose box has an IoU of at
+            least 0.9 with its own; objects of scores below 0.5 do not count.
+    """
+    from keras_segen.segmentation.average_precision import overlaps
+
+    lost = total = 0
+    for i in range(len(first["scores"])):
+        sure = (first["classes"][i] > 0) & (first["scores"][i] >= COMPARED_SCORE)
+        boxes, classes = first["boxes"][i][sure], first["classes"][i][sure]
+        others = second["classes"][i]
+        overlap = overlaps(boxes, second["boxes"][i], np.zeros(len(others), bool))
+        again = ((overlap >= SAME_BOX) & (classes[:, None] == others)).any(axis=1)
+        lost, total = lost + int((~again).sum()), total + len(again)
+    return lost, total
