@@ -17,6 +17,7 @@ from keras_segen.data.imbalance import (
     item_weights,
     median_frequency_weights,
 )
+from keras_segen.data.inspection import describe
 from keras_segen.data.pictures import (
     Cifar10,
     FashionMnist,
@@ -55,6 +56,7 @@ __all__ = [
     "as_pictures",
     "assign_folds",
     "class_frequencies",
+    "describe",
     "download",
     "effective_number_weights",
     "inverse_frequency_weights",
