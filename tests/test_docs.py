@@ -15,7 +15,8 @@ pytestmark = pytest.mark.once  # the same on every framework
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "docs"))
 
-import reference  # noqa: E402  (docs/reference.py)
+import first_hour  # noqa: E402  (docs/first_hour.py)
+import reference  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +100,29 @@ More of it."""
         "- `second`: see {py:obj}`keras_segen.data.load` and `keras_segen.data.nothing`.",
         *("", "", "", "```python", ">>> f(1)", "2", "```", "", "More of it."),
     ]
+
+
+def test_the_first_hour_has_every_command_of_the_readme():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    steps = first_hour.with_preparations(first_hour.steps(text))
+    commands = [first_hour.fill_in(code) for _, kind, code, _ in steps if kind == "console"]
+    for line in re.findall(r"^(?:keras-segen|make|pip) .*$", text, re.MULTILINE):
+        assert first_hour.fill_in(line) in commands
+    for command in commands:  # nothing is left that stands for something of the reader's
+        assert not re.search(r"\b[A-Z]{3,}", command.partition("#")[0]), command
+
+
+def test_the_first_hour_is_written_without_the_paths_of_the_machine(monkeypatch, tmp_path):
+    monkeypatch.setattr(first_hour, "PAGE", tmp_path / "page.md")
+    output = "\n".join(f"/somewhere/clone/{i}" for i in range(100))
+    record = {"heading": "Install", "language": "console", "code": "keras-segen x", "purpose": ""}
+    record |= {
+        "status": 3,
+        "seconds": 61,
+        "output": first_hour.shorten(output, Path("/somewhere/clone")),
+    }
+    first_hour.write_page([record, record | {"status": None, "output": "no time"}], "abc")
+    page = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert "2 min 02 s in all, 1 failed" in page and "$ keras-segen x\n~/keras-segen/0\n" in page
+    assert "… 76 lines …" in page and "/somewhere" not in page
+    assert "1 min 01 s. It failed, with status 3." in page and "Not run: no time." in page
