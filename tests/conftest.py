@@ -21,14 +21,14 @@ LONG = (
 def pytest_configure(config):
     config.addinivalue_line(
         "markers",
-        "once: starts the backends that it needs itself; runs in the first of the suite's two "
-        "runs, that on TensorFlow",
+        "once: what it tests needs no backend, or is the same on each, or starts the backends "
+        "itself; runs with KERAS_BACKEND=torch alone, which starts sooner and traces no graphs",
     )
 
 
 def pytest_collection_modifyitems(items):
-    if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
-        skip = pytest.mark.skip(reason="once is enough: it runs with KERAS_BACKEND=tensorflow")
+    if os.environ.get("KERAS_BACKEND") != "torch":
+        skip = pytest.mark.skip(reason="once is enough: it runs with KERAS_BACKEND=torch")
         for item in items:
             if item.get_closest_marker("once"):
                 item.add_marker(skip)

@@ -9,6 +9,8 @@ import pytest
 
 from keras_segen.tasks.registry import KINDS
 
+pytestmark = pytest.mark.once
+
 pytestmark = pytest.mark.once  # no framework is asked
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,6 +12,8 @@ from pycocotools.cocoeval import COCOeval
 from keras_segen.data import Shapes
 from keras_segen.segmentation.average_precision import AREAS, AveragePrecision, match, overlaps
 
+pytestmark = pytest.mark.once
+
 SIZE, NUM_CLASSES = 300, 6
 CROWD, NEVER = 5, 6  # a class with crowds, and one that is nowhere
 

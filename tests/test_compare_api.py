@@ -25,6 +25,8 @@ from keras_segen.files import write_json
 from keras_segen.report.numbers import plain
 from keras_segen.segmentation.keras_file import registered_modules
 
+pytestmark = pytest.mark.once
+
 ONCE = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="starts both backends itself, once is enough"
 )

@@ -24,6 +24,8 @@ from keras_segen.intervals import two_sided_p
 from keras_segen.runs import crossval, training
 from keras_segen.tasks.segmentation import SegmentationTask
 
+pytestmark = pytest.mark.once
+
 # --- the folds
 
 

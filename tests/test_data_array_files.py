@@ -8,6 +8,8 @@ import pytest
 from keras_segen import data
 from keras_segen.data.dataset import carve
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):

@@ -5,6 +5,8 @@ import pytest
 
 from keras_segen import data
 
+pytestmark = pytest.mark.once
+
 
 def test_every_type_becomes_float_images_and_int_masks():
     values = np.random.default_rng(0).integers(0, 256, (3, 6, 8), np.uint8)

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from keras_segen.data import Augment
 from keras_segen.data.augment import LIMITS, STEPS, hue_matrix, saturation_matrix
 
+pytestmark = pytest.mark.once
+
 GEOMETRY = ("flip", "vertical_flip", "scale", "rotation", "shift", "shear", "crop")
 COLOUR = ("brightness", "contrast", "saturation", "hue", "noise", "blur")
 

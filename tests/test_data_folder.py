@@ -14,6 +14,8 @@ from keras_segen.data import cache, images
 from keras_segen.data.dataset import distinct_palette
 from keras_segen.data.loader import Batches
 
+pytestmark = pytest.mark.once
+
 CSV = "name,red,green,blue,ignore\nsky,10,20,30,\nroad,40,50,60,\nvoid,0,0,0,yes\ncar,70,80,90,\n"
 
 

@@ -16,6 +16,8 @@ from keras_segen.data.dataset import carve
 from keras_segen.data.loader import Batches
 from keras_segen.tasks.segmentation import SegmentationTask
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(autouse=True)
 def own_folders(tmp_path, monkeypatch):

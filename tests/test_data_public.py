@@ -13,6 +13,8 @@ from keras_segen import data
 from keras_segen.data import public
 from keras_segen.data.dataset import carve
 
+pytestmark = pytest.mark.once
+
 tfds = pytest.importorskip("tensorflow_datasets")
 
 

@@ -6,6 +6,8 @@ from PIL import Image
 
 from keras_segen import data
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):

@@ -10,6 +10,8 @@ import pytest
 from keras_segen import data
 from keras_segen.data.shapes import CLASSES
 
+pytestmark = pytest.mark.once
+
 
 def digest(item):
     return hashlib.sha256(b"".join(array.tobytes() for array in item)).hexdigest()

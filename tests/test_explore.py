@@ -16,6 +16,8 @@ from keras_segen.files import write_json
 from keras_segen.generation import GAN, VAE, dcgan_discriminator, dcgan_generator, explore
 from keras_segen.runs import load_model
 
+pytestmark = pytest.mark.once
+
 SHAPE, NAMES = (8, 8, 1), ("disc", "box", "star")
 
 

@@ -9,6 +9,8 @@ import pytest
 
 from keras_segen.tasks import GanTask, SegmentationTask, Task, VaeTask, fields, registry
 
+pytestmark = pytest.mark.once
+
 
 # Without those that other tests register.
 OURS = [kind for kind in registry.KINDS if kind.__module__.startswith("keras_segen.")]

@@ -7,6 +7,8 @@ import pytest
 
 from keras_segen.files import remove_leftovers, write_atomically, write_json, write_text
 
+pytestmark = pytest.mark.once
+
 
 def test_write_atomically_replaces_the_file(tmp_path):
     path = tmp_path / "deep" / "a.txt"

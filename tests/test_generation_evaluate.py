@@ -8,11 +8,10 @@ import keras
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.spatial
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from sklearn.metrics.pairwise import polynomial_kernel
-from sklearn.neighbors import NearestNeighbors
 
 from keras_segen import backend, data, generation, initialize
 from keras_segen.data.images import resize_image
@@ -124,11 +123,12 @@ def test_frechet_distance_is_symmetric_and_not_changed_by_turning(seed, n, m, di
 # --- kernel
 
 
-def test_mmd_is_that_of_scikit_learns_kernel():
+def test_mmd_is_that_of_the_kernel():
     a, b = draw(0, 30, 6), draw(1, 20, 6, shift=0.5)
+    x, y = a.astype("float64"), b.astype("float64")
     kernels = [
-        polynomial_kernel(x.astype("float64"), y.astype("float64"), degree=3, gamma=1 / 6, coef0=1)
-        for x, y in ((a, a), (b, b), (a, b))
+        np.array([[(np.dot(row, other) / 6 + 1) ** 3 for other in others] for row in rows])
+        for rows, others in ((x, x), (y, y), (x, y))
     ]
     within_a, within_b = (k[~np.eye(len(k), dtype=bool)].mean() for k in kernels[:2])
     expected = within_a + within_b - 2 * kernels[2].mean()
@@ -184,13 +184,13 @@ def test_kernel_distance_uses_every_row_and_repeats():
 # --- neighbours
 
 
-def of_scikit_learn(reals, fakes, k_balls, k_density):
-    """The four scores by scikit-learn's neighbours."""
+def of_a_tree(reals, fakes, k_balls, k_density):
+    """The four scores by the neighbors of SciPy's tree."""
     reals, fakes = reals.astype("float64"), fakes.astype("float64")
 
     def radii(rows, k):
-        search = NearestNeighbors(n_neighbors=k + 1, algorithm="brute").fit(rows)
-        return search.kneighbors(rows)[0][:, -1]  # the first is the row itself
+        found, _ = scipy.spatial.cKDTree(rows).query(rows, k + 1)
+        return found[:, -1]  # the first is the row itself
 
     apart = np.linalg.norm(reals[:, None] - fakes[None], axis=-1)
     within = apart < radii(reals, k_density)[:, None]
@@ -203,10 +203,10 @@ def of_scikit_learn(reals, fakes, k_balls, k_density):
 
 
 @pytest.mark.parametrize("k_balls, k_density", [(1, 1), (3, 5), (5, 9)])
-def test_neighbour_scores_are_those_of_scikit_learn(small_tiles, k_balls, k_density):
+def test_neighbour_scores_are_those_of_a_tree(small_tiles, k_balls, k_density):
     reals, fakes = draw(0, 40, 3), draw(1, 25, 3, shift=0.7)
     found = precision_recall(reals, fakes, k_balls) + density_coverage(reals, fakes, k_density)
-    expected = of_scikit_learn(reals, fakes, k_balls, k_density)
+    expected = of_a_tree(reals, fakes, k_balls, k_density)
     assert found == pytest.approx(expected, abs=1e-12)
     assert all(0.1 < value < 1.5 and value != 1 for value in found)
 

@@ -194,6 +194,7 @@ np.savez(sys.argv[3], *loaded, g=gan.generate(4), logs=[float(v) for v in logs[-
 """
 
 
+@pytest.mark.once
 @pytest.mark.skipif(OTHER not in frameworks.installed(), reason=f"{OTHER} is not installed")
 def test_a_gan_goes_on_on_the_other_backend(tmp_path):
     gan = point_gan(r1=0.5)

@@ -267,6 +267,7 @@ def rare_batches(**options):
     return shapes.batches(4, seed=7, sampling="rare_classes", augment=data.Augment(), **options)
 
 
+@pytest.mark.once
 def test_workers_resuming_and_the_backend_change_no_sampled_batch():
     here = checksums(rare_batches())
     assert checksums(rare_batches(workers=1)) == here

@@ -101,6 +101,7 @@ def test_first_epoch_continues_the_sequence():
     assert whole[3:] == rest
 
 
+@pytest.mark.once
 def test_batches_equal_those_of_the_other_backend():
     code = (
         "import json, keras_segen as ks, numpy as np, zlib\n"

@@ -9,6 +9,8 @@ import pytest
 
 from keras_segen.machine import OtherPrograms
 
+pytestmark = pytest.mark.once
+
 # Page faults while 8 MiB are allocated, filled and freed thirty times: 2,048 pages each time
 # if the system fetches them anew.
 COUNT_FAULTS = """

@@ -100,6 +100,7 @@ class OtherMomentum(contests.SegmentationContest):
         return trainer
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "network, kind, message",
     [
@@ -138,6 +139,7 @@ def test_the_first_and_the_last_step_are_not_timed():
         held.per_step()
 
 
+@pytest.mark.once
 def test_the_clock_runs_while_a_side_works():
     """A slow step is seen; a slow start and what comes after the last batch are not."""
     held = Held(data.Shapes("train", size=8, length=6), 2, count=5, seed=0)
@@ -147,6 +149,7 @@ def test_the_clock_runs_while_a_side_works():
         assert (held.per_step()[0] >= pause) == (slow_steps == (1, 2, 3))
 
 
+@pytest.mark.once
 def test_a_result_is_written_and_compared_with_the_one_before(tmp_path, read_json):
     contest = tiny("vae")
     before = {"time": "2026-11-22T00:00:00+00:00", "versions": {}}

@@ -14,6 +14,8 @@ import pytest
 import keras_segen
 from keras_segen import frameworks
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parent.parent
 HERE = keras.backend.backend()
 OTHER = {"tensorflow": "torch", "torch": "tensorflow"}[HERE]
@@ -146,7 +148,6 @@ def test_the_version_is_the_same_everywhere():
     assert f"\n## {keras_segen.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.once
 def test_what_is_built_has_all_files_and_runs(tmp_path):
     """The wheel that is built from the sdist, unpacked where there is no checkout."""
     source, unpacked, installed = (tmp_path / name for name in ("source", "unpacked", "installed"))

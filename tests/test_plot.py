@@ -11,6 +11,8 @@ from PIL import Image
 
 from keras_segen import plot
 
+pytestmark = pytest.mark.once
+
 NAMES = ("ground", "disc", "_$box$")
 PALETTE = np.array([[10, 20, 30], [255, 0, 0], [0, 128, 255]], "uint8")
 VOID = 255

@@ -10,6 +10,8 @@ import pytest
 
 from keras_segen import processes
 
+pytestmark = pytest.mark.once
+
 CHILD = """
 import os, subprocess, sys, time
 from keras_segen import processes
@@ -101,7 +103,6 @@ def test_a_process_ends_when_nobody_listens_any_more(tmp_path):
     assert not psutil.wait_procs([child], timeout=10)[1]
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("backend", ["tensorflow", "torch"])
 def test_a_process_has_the_threads_that_it_is_given(backend):
     """Where the variables alone do not do it, the seam does; other limits are overwritten."""

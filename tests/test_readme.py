@@ -34,7 +34,14 @@ def blocks(text, language=""):
 PYTHON = {name: blocks(text, "python") for name, text in TEXTS.items() if name != "architecture.md"}
 
 
-@pytest.mark.parametrize("name", [name for name, found in PYTHON.items() if found])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name == "README.md" else pytest.mark.once)
+        for name, found in PYTHON.items()
+        if found
+    ],
+)
 def test_the_examples_run(name, tmp_path):
     """One after the other, as scripts in a folder of their own, with one epoch of two steps."""
     code = "\n".join(PYTHON[name])
@@ -88,6 +95,7 @@ def make_task(model, values, folder):
     return registry.read({**fields.read_file(folder / "task.json"), "model": model})
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("line", LINES)
 def test_every_command_exists_with_its_options(line, tmp_path):
     values = parse(shlex.split(line))
@@ -95,6 +103,7 @@ def test_every_command_exists_with_its_options(line, tmp_path):
         make_task(values["model"] or "unet", values, tmp_path)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "line, message",
     [
@@ -111,6 +120,7 @@ def test_a_command_that_does_not_work_is_found(line, message, tmp_path):
         make_task("unet", parse(line.split()), tmp_path)
 
 
+@pytest.mark.once
 def test_the_commands_of_a_page_are_found():
     text = "```python\nx\n```\nkeras-segen is text\n```\n"
     text += 'A="--seed 1\n  --epochs 2"\nkeras-segen train $A --run x   # more\n```\n'
@@ -118,6 +128,7 @@ def test_the_commands_of_a_page_are_found():
     assert len(LINES) > 60
 
 
+@pytest.mark.once
 def test_every_model_and_data_set_is_in_the_tables():
     from keras_segen.data import DATASETS
 
@@ -127,6 +138,7 @@ def test_every_model_and_data_set_is_in_the_tables():
         assert f"| `{name}` |" in everything
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("path", PAGES + OTHERS, ids=lambda path: path.name)
 def test_links_and_pictures_lead_somewhere(path):
     text = FENCED.sub("", path.read_text(encoding="utf-8"))
@@ -135,5 +147,6 @@ def test_links_and_pictures_lead_somewhere(path):
             assert (path.parent / target).exists(), target
 
 
+@pytest.mark.once
 def test_the_readme_is_short():
     assert len(TEXTS["README.md"].split()) <= 1500

@@ -16,6 +16,8 @@ from keras_segen import plot
 from keras_segen.compare import report as reports
 from keras_segen.compare.layerwise import divergence
 
+pytestmark = pytest.mark.once
+
 NAMES = ("background", "disc", "box", "triangle", "star", "ring")
 PALETTE = (
     (38, 42, 51),

@@ -16,6 +16,8 @@ from keras_segen import run_folder
 from keras_segen.runs import training
 from keras_segen.tasks import GanTask, SegmentationTask
 
+pytestmark = pytest.mark.once
+
 PLAN = {"image_size": (16, 16), "filters": (2, 4), "batch_size": 128, "seed": 1}
 
 

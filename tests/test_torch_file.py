@@ -10,6 +10,8 @@ import pytest
 
 from keras_segen.torch_file import read_state_dict
 
+pytestmark = pytest.mark.once
+
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 HEAD = b"".join(
     pickle.dumps(value, protocol=2) for value in (MAGIC, PROTOCOL, {"little_endian": True})

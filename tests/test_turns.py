@@ -10,6 +10,8 @@ from keras_segen.compare import turns
 from keras_segen.intervals import ratio_interval
 from keras_segen.tasks import SegmentationTask
 
+pytestmark = pytest.mark.once
+
 
 @given(st.lists(st.floats(0.5, 2.0), min_size=3, max_size=12), st.floats(0.8, 0.99))
 def test_an_interval_is_students(ratios, confidence):
@@ -62,7 +64,6 @@ def test_the_largest_batch_speaks():
     assert turns.claims({"cells": []}) == []
 
 
-@pytest.mark.once
 def test_backends_take_turns(tmp_path):
     for backend in ("tensorflow", "torch"):
         (tmp_path / backend).mkdir()
@@ -80,7 +81,6 @@ def test_backends_take_turns(tmp_path):
         assert images[fast] >= images[slow]
 
 
-@pytest.mark.once
 def test_a_backend_that_fails_is_named(tmp_path):
     (tmp_path / "torch").mkdir()
     task = SegmentationTask(filters=(2, 4), image_size=(8, 8), data="folder:nowhere")
