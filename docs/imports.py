@@ -23,7 +23,8 @@ STAIRS = (
     ("generation",),
     ("segmentation",),
     ("metrics",),
-    ("losses", "report", "data"),
+    ("data",),
+    ("losses", "report"),
     ("backend", "plot"),
 )
 STEP = {room: step for step, rooms in enumerate(STAIRS) for room in rooms}

@@ -12,7 +12,7 @@ from rich.text import Text
 
 # Each adds commands, in the order in which --help lists them.
 # isort: off
-from keras_segen.cli import train, use, compare, bench, about  # noqa: F401
+from keras_segen.cli import train, use, compare, data, bench, about  # noqa: F401
 
 # isort: on
 from keras_segen.cli.common import app, errors

@@ -3,6 +3,7 @@
 import functools
 import inspect
 
+from keras_segen.data.annotations import import_annotations
 from keras_segen.data.array_files import ArrayFiles, write_arrays
 from keras_segen.data.arrays import arrays
 from keras_segen.data.augment import Augment
@@ -17,6 +18,7 @@ from keras_segen.data.imbalance import (
     item_weights,
     median_frequency_weights,
 )
+from keras_segen.data.inspection import describe
 from keras_segen.data.instances import Instance, Instances, as_instances
 from keras_segen.data.pictures import (
     Cifar10,
@@ -28,6 +30,7 @@ from keras_segen.data.pictures import (
 )
 from keras_segen.data.public import Pets
 from keras_segen.data.shapes import Shapes
+from keras_segen.data.splitting import split_folder
 from keras_segen.data.subset import Subset, assign_folds
 from keras_segen.data.tree import Spec
 from keras_segen.data.voc import VOC2012
@@ -59,13 +62,16 @@ __all__ = [
     "as_pictures",
     "assign_folds",
     "class_frequencies",
+    "describe",
     "download",
     "effective_number_weights",
+    "import_annotations",
     "inverse_frequency_weights",
     "item_weights",
     "load",
     "median_frequency_weights",
     "mirror",
+    "split_folder",
     "write_arrays",
 ]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
 GRAY_MODES = ("L", "I", "I;16", "I;16B", "I;16L", "F")
@@ -92,9 +92,12 @@ def decode(path, content=None, turn=True, mask=False):
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path}: the image is too large to be read safely: {error}") from error
     except Exception as error:  # Pillow's errors for damaged files have no common type
+        # Pillow's own words name an object in memory.
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "it begins as no image does" if unknown else error
         raise ValueError(
             f"{path}: cannot be read as an image, it is damaged, cut short or of another type "
-            f"({error}); expected PNG, JPEG, TIFF, BMP, WebP or GIF"
+            f"({reason}); expected PNG, JPEG, TIFF, BMP, WebP or GIF"
         ) from error
     if mask and file_format in ("JPEG", "MPO"):
         raise ValueError(f"{path}: the mask is a JPEG, which alters label ids; save it as PNG")

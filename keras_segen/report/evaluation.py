@@ -9,8 +9,6 @@ from keras_segen.report import html
 from keras_segen.report.numbers import plain, setting
 from keras_segen.report.tables import Cell, Table
 
-MAX_SIDE = 320  # of the pictures on a page, pixels
-
 
 @dataclasses.dataclass
 class Shown:
@@ -83,7 +81,7 @@ class Evaluation:
         """The HTML page as a str; `name` is that of the files beside it."""
         return html.render(
             "evaluation.html.j2",
-            {"source": lambda picture: html.image_source(picture, MAX_SIDE)},
+            {},
             evaluation=self,
             charts=[(title, note, html.svg(each, title)) for title, note, each in self.charts],
             settings=settings_table(self.settings),

@@ -17,6 +17,7 @@ from keras_segen.plot import INK_COLOR, RULE_COLOR
 from keras_segen.report.numbers import percent, setting, show
 
 QUALITY = 80  # of pictures, 0 to 100
+MAX_SIDE = 320  # of pictures, pixels
 
 
 def render(template, filters, **values):
@@ -24,7 +25,8 @@ def render(template, filters, **values):
 
     Args:
         template: str, the file's name.
-        filters: dict from a name to a function, beside `show`, `percent` and `setting`.
+        filters: dict from a name to a function, beside `show`, `percent`, `setting` and
+            `source`, the `image_source` of a picture.
         **values: the variables of the template.
     """
     return environment(filters).get_template(template).render(**values)
@@ -39,7 +41,8 @@ def environment(filters=()):
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    found.filters.update(show=show, percent=percent, setting=setting, **dict(filters))
+    found.filters.update(show=show, percent=percent, setting=setting, source=image_source)
+    found.filters.update(filters)
     return found
 
 
@@ -77,7 +80,7 @@ def _font(match):
     return f"font-size: {match[2].strip()}" if match[2] else "font-family: inherit"
 
 
-def image_source(image, max_side):
+def image_source(image, max_side=MAX_SIDE):
     """An image as a data URI, WebP, shrunk if a side is longer than `max_side` pixels.
 
     Args:
