@@ -11,8 +11,8 @@ from PIL import ExifTags, Image
 
 from keras_segen import data
 from keras_segen.data import cache, images
-from keras_segen.data.dataset import distinct_palette
 from keras_segen.data.loader import Batches
+from keras_segen.palette import distinct_palette
 
 CSV = "name,red,green,blue,ignore\nsky,10,20,30,\nroad,40,50,60,\nvoid,0,0,0,yes\ncar,70,80,90,\n"
 

@@ -9,7 +9,6 @@ import pytest
 
 from keras_segen.tasks import GanTask, SegmentationTask, Task, VaeTask, fields, registry
 
-
 # Without those that other tests register.
 OURS = [kind for kind in registry.KINDS if kind.__module__.startswith("keras_segen.")]
 

@@ -34,6 +34,7 @@ from keras_segen.backend import faster
 from keras_segen.data.loader import Batches
 from keras_segen.determinism import seed_random_layers
 from keras_segen.files import remove_leftovers, write_atomically, write_json
+from keras_segen.networks import raise_own_errors
 from keras_segen.run_folder import (
     check_new,
     check_seal,
@@ -235,21 +236,18 @@ def _fit(task, folder, model, train_data, val_data, first_epoch, tensorboard, ca
         if 0 < phase.first >= first_epoch:  # not one that is resumed
             task.compile(model, train_data, len(batches), phase)
         val_batches = Batches(val_data, task.batch_size)
-        try:
-            model.fit(
-                backend.make_loader(batches),
-                validation_data=backend.make_loader(val_batches),
-                epochs=phase.end,
-                initial_epoch=max(first_epoch, phase.first),
-                shuffle=False,  # the loader has shuffled already
-                callbacks=callbacks,
-                verbose=verbose,
-            )
-        except Exception:
-            error = batches.error or val_batches.error
-            if error is not None:  # the loader's own error, without the framework's around it
-                raise error from None
-            raise
+        loaders = backend.make_loader(batches), backend.make_loader(val_batches)
+        raise_own_errors(
+            model.fit,
+            loaders,
+            loaders[0],
+            validation_data=loaders[1],
+            epochs=phase.end,
+            initial_epoch=max(first_epoch, phase.first),
+            shuffle=False,  # the loader has shuffled already
+            callbacks=callbacks,
+            verbose=verbose,
+        )
     task.finish(folder)
     return read_history(folder)
 
