@@ -1,7 +1,15 @@
-"""Models that say in one sentence what is wrong with what `fit` and `predict` get."""
+"""Models that say in one sentence what is wrong with their file, or with what `fit` gets."""
+
+import contextlib
+import functools
+import math
+from pathlib import Path
 
 import keras
 import numpy as np
+
+# The most bytes of weights that a `.keras` file may declare, beside times its own size.
+WEIGHTS, TIMES = 2**26, 8
 
 
 class ClearErrors:
@@ -11,21 +19,21 @@ class ClearErrors:
     in an error of its own with pages about its graph.
     """
 
+    @functools.wraps(keras.Model.fit)
     def fit(self, x=None, y=None, *args, **kwargs):
-        """As `keras.Model.fit`."""
         validation = kwargs.get("validation_data")
         self.check_fit(x, kwargs)
         if isinstance(validation, tuple | list) and validation:
             self.check_arrays(validation[0])
         return raise_own_errors(super().fit, (x, validation), x, y, *args, **kwargs)
 
+    @functools.wraps(keras.Model.evaluate)
     def evaluate(self, x=None, y=None, *args, **kwargs):
-        """As `keras.Model.evaluate`."""
         self.check_arrays(x)
         return raise_own_errors(super().evaluate, (x,), x, y, *args, **kwargs)
 
+    @functools.wraps(keras.Model.predict)
     def predict(self, x, *args, **kwargs):
-        """As `keras.Model.predict`."""
         self.check_arrays(x)
         return raise_own_errors(super().predict, (x,), x, *args, **kwargs)
 
@@ -115,3 +123,58 @@ def raise_own_errors(run, loaders, *args, **kwargs):
             if error is not None:
                 raise error from None
         raise
+
+
+def load_keras_file(path):
+    """Loads a model from a `.keras` file, without its optimizer.
+
+    Args:
+        path: the file. Nothing in it is executed (`safe_mode=True`); classes of its own must be
+            registered (`keras.saving.register_keras_serializable`) and imported before.
+
+    Returns:
+        A `keras.Model`, not compiled.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, holds no model or an unknown layer, would execute code, or
+            declares far more weights than it holds: they are not allocated.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; expected a model, saved as .keras.")
+    size, declared = path.stat().st_size, []
+    try:
+        with _declared_weights(declared, WEIGHTS + TIMES * size):
+            return keras.models.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # those for damaged files have no common type
+        if sum(declared) > WEIGHTS + TIMES * size:
+            raise ValueError(
+                f"{path} declares weights of {sum(declared) / 2**30:,.1f} GiB, and the file has "
+                f"{size / 2**20:,.1f} MiB: it is damaged, or not to be trusted. Save the model "
+                "again."
+            ) from None
+        found = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
+        raise ValueError(
+            f"{path} cannot be loaded. Found: {found} Expected a model saved by Keras 3; layers "
+            "of your own are registered (keras.saving.register_keras_serializable) and imported "
+            "before, Lambda layers not allowed."
+        ) from error
+
+
+@contextlib.contextmanager
+def _declared_weights(declared, limit):
+    """Notes the bytes of each weight that a layer is about to make; beyond the limit it fails."""
+    way_of_keras = keras.Layer.add_weight
+
+    def add_weight(layer, shape=None, *args, **kwargs):
+        declared.append(4 * math.prod(side or 1 for side in shape or ()))
+        if sum(declared) > limit:
+            raise MemoryError
+        return way_of_keras(layer, shape, *args, **kwargs)
+
+    keras.Layer.add_weight = add_weight
+    try:
+        yield
+    finally:
+        keras.Layer.add_weight = way_of_keras

@@ -400,14 +400,13 @@ class SegmentationTask(Task):
 
     def _take_weights(self, model):
         """Copies the best weights of the run `start_from`; returns a line about them."""
-        import keras
-
         from keras_segen import segmentation
+        from keras_segen.networks import load_keras_file
 
         path = Path(self.start_from) / "model.keras"
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist: start_from names no finished run.")
-        trained = keras.models.load_model(path, compile=False, safe_mode=True)
+        trained = load_keras_file(path)
         try:
             taken, new, unused = segmentation.take_weights(model, trained)
         except ValueError as error:
