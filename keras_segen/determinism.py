@@ -11,6 +11,8 @@ import operator
 
 import numpy as np
 
+from keras_segen.arguments import whole_number
+
 
 def rng(*key):
     """Returns the random generator that belongs to a key.
@@ -139,6 +141,9 @@ def initialize(model, seed, keep=None):
     array([[-1.271],
            [ 0.426]], dtype=float32)
     """
+    if not hasattr(model, "_flatten_layers"):
+        raise ValueError(f"model is {model!r}, expected a keras.Model.")
+    whole_number("seed", seed, -math.inf, "")
     if not model.built:
         raise ValueError(
             f"Model {model.name!r} is not built, so it has no weights yet. Start it with a "

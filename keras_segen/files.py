@@ -1,12 +1,15 @@
 """Writing files so that nothing is lost: to a temporary name first, then moved into place."""
 
 import contextlib
+import csv
 import json
 import os
 import re
 import shutil
 import uuid
 from pathlib import Path
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a formula begins
 
 
 @contextlib.contextmanager
@@ -69,6 +72,34 @@ def write_text(path, text):
     """Writes `text` to `path` as UTF-8, atomically."""
     with write_atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_csv(path, rows):
+    """Writes rows of values to `path` as CSV in UTF-8, atomically.
+
+    Text that a spreadsheet would compute, since it begins as a formula does, gets an apostrophe
+    before it: `'=1+1`. `from_csv` takes it away.
+    """
+    with (
+        write_atomically(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as file,
+    ):
+        csv.writer(file).writerows([_to_csv(value) for value in row] for row in rows)
+
+
+def from_csv(text):
+    """Returns the text that `write_csv` was given for a cell."""
+    return text[1:] if text[:1] == "'" and text[1:].startswith(FORMULA) else text
+
+
+def _to_csv(value):
+    if not isinstance(value, str) or not value.startswith(FORMULA):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
 
 
 def write_json(path, value):

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 FRAMEWORKS = {"tensorflow": "TensorFlow", "torch": "PyTorch"}
+_only = None  # the framework that `choose` took because no other is installed
 
 
 def installed():
@@ -25,11 +26,14 @@ def choose():
     TensorFlow logs errors only, unless `TF_CPP_MIN_LOG_LEVEL` is set.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if os.environ.get("KERAS_BACKEND") or "keras" in sys.modules:
+    if not os.environ.get("KERAS_BACKEND"):  # an empty one, such as a shell's, counts as not set
+        os.environ.pop("KERAS_BACKEND", None)
+    if "KERAS_BACKEND" in os.environ or "keras" in sys.modules:
         return
+    global _only
     found = installed()
     if len(found) == 1:
-        os.environ["KERAS_BACKEND"] = found[0]
+        os.environ["KERAS_BACKEND"] = _only = found[0]
 
 
 def chosen():
@@ -40,6 +44,16 @@ def chosen():
     except (OSError, ValueError):
         settings = {}
     return os.environ.get("KERAS_BACKEND") or settings.get("backend", "tensorflow")
+
+
+def reason():
+    """Returns why `chosen()` is the framework, in words."""
+    if _only is not None and os.environ.get("KERAS_BACKEND") == _only:
+        return "the only framework that is installed"
+    if os.environ.get("KERAS_BACKEND"):
+        return "by KERAS_BACKEND"
+    folder = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
+    return f"by {folder / 'keras.json'}" if (folder / "keras.json").exists() else "Keras' default"
 
 
 def stock_is_chosen():

@@ -4,6 +4,8 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from keras_segen.arguments import as_int, as_ints, as_number
+
 
 @keras.saving.register_keras_serializable(package="keras_segen")
 class CropLike(layers.Layer):
@@ -67,10 +69,11 @@ def check_dropout(dropout):
     """Checks a share of values to drop.
 
     Raises:
-        ValueError: when it is not at least 0 and below 1.
+        ValueError: when it is not a number of at least 0 and below 1.
     """
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout is {dropout}, expected a share of at least 0 and below 1.")
+    share = as_number(dropout)
+    if share is None or not 0 <= share < 1:
+        raise ValueError(f"dropout is {dropout!r}, expected a share of at least 0 and below 1.")
 
 
 def drop(x, dropout, name):
@@ -90,8 +93,14 @@ def check_encoder(encoder, input_shape, num_features):
         num_features: int, how many features the network takes.
 
     Raises:
-        ValueError: when the encoder takes other channels, or gives another number of features.
+        ValueError: when it is no encoder, takes other channels, or gives another number of
+            features.
     """
+    if not isinstance(encoder, keras.Model):
+        raise ValueError(
+            f"encoder is {encoder!r}, expected None or a keras.Model such as "
+            "keras_segen.segmentation.encoders.efficientnet_lite0()."
+        )
     if len(encoder.outputs) != num_features:
         raise ValueError(
             f"Encoder {encoder.name!r} gives {len(encoder.outputs)} features, one for each halving "
@@ -117,54 +126,74 @@ def check_arguments(input_shape, num_classes, filters, any_size=False):
             one level is enough.
 
     Raises:
-        ValueError: when there are fewer than two levels, when a number is not positive, or when
-            height or width cannot be halved often enough, or Keras is set to channels first.
+        ValueError: when there are fewer than two levels, when a number is not a positive integer,
+            or when height or width cannot be halved often enough, or Keras is set to channels
+            first.
 
     Example:
 
     >>> check_arguments((64, None, 3), num_classes=2, filters=(16, 32, 64))
     """
+    check_channels_last()
+    check_positive("num_classes", num_classes)
+    levels = 1 if any_size else 2
+    numbers = as_ints(filters)
+    if numbers is None or len(numbers) < levels or not all(n and n > 0 for n in numbers):
+        raise ValueError(
+            f"filters gives the channels of each level: at least {('one', 'two')[levels - 1]} "
+            f"positive integers, such as (64, 128, 256); found {filters!r}."
+        )
+    shape = as_ints(input_shape)
+    if (
+        shape is None
+        or len(shape) != 3
+        or shape[2] is None
+        or not all(side is None or side > 0 for side in shape)
+    ):
+        raise ValueError(
+            "input_shape is (height, width, channels), positive integers without the batch, such "
+            f"as (64, 64, 3); height and width may be None; found {input_shape!r}."
+        )
+    if any_size:
+        return
+    multiple = 2 ** (len(numbers) - 1)
+    padded = tuple(side and -(-side // multiple) * multiple for side in shape[:2])
+    if padded != shape[:2]:
+        raise ValueError(
+            f"A network of {len(numbers)} levels halves its images {len(numbers) - 1} times, so "
+            f"height and width must be multiples of {multiple}; found input_shape="
+            f"{shape}. Pad the images to {(*padded, shape[2])}, or use fewer filters."
+        )
+
+
+def check_channels_last():
+    """Raises a ValueError if Keras is set to channels first."""
     if keras.config.image_data_format() != "channels_last":
         raise ValueError(
             "Keras is set to 'channels_first', and images here are (height, width, channels): call "
             "keras.config.set_image_data_format('channels_last'), or change ~/.keras/keras.json."
         )
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be a positive integer; found {num_classes}.")
-    levels = 1 if any_size else 2
-    if len(filters) < levels or not all(isinstance(f, int) and f > 0 for f in filters):
-        raise ValueError(
-            f"filters gives the channels of each level: at least {('one', 'two')[levels - 1]} "
-            f"positive integers, such as (64, 128, 256); found {filters}."
-        )
-    too_small = any(size is not None and size < 1 for size in input_shape)
-    if len(input_shape) != 3 or input_shape[2] is None or too_small:
-        raise ValueError(
-            "input_shape is (height, width, channels), positive integers without the batch; "
-            f"height and width may be None; found {tuple(input_shape)}."
-        )
-    if any_size:
-        return
-    multiple = 2 ** (len(filters) - 1)
-    padded = [size and -(-size // multiple) * multiple for size in input_shape[:2]]
-    if padded != list(input_shape[:2]):
-        raise ValueError(
-            f"A network of {len(filters)} levels halves its images {len(filters) - 1} times, so "
-            f"height and width must be multiples of {multiple}; found input_shape="
-            f"{tuple(input_shape)}. Pad the images to {(*padded, input_shape[2])}, or use fewer "
-            "filters."
-        )
 
 
-def check_image_shape(image_shape, filters):
+def check_positive(name, value):
+    """Raises a ValueError if an argument is not a positive integer."""
+    number = as_int(value)
+    if number is None or number < 1:
+        raise ValueError(f"{name} must be a positive integer; found {value!r}.")
+
+
+def check_image_shape(image_shape, filters, latent_dim=1, num_classes=None, halvings=None):
     """Checks the arguments of a network between images and a small feature map.
 
     Args:
         image_shape: tuple `(height, width, channels)` of ints.
         filters: tuple of ints, channels at half the size, a quarter of it, ….
+        latent_dim: int, numbers in a code.
+        num_classes: int or None.
+        halvings: int, how often the images are halved; None means once for each of `filters`.
 
     Returns:
-        `(height, width)` of the feature map: those of the image over `2 ** len(filters)`.
+        `(height, width)` of the feature map: those of the image over `2 ** halvings`.
 
     Raises:
         ValueError: when a number is not a positive integer, or height or width cannot be halved
@@ -175,24 +204,30 @@ def check_image_shape(image_shape, filters):
     >>> check_image_shape((32, 48, 3), filters=(64, 128, 256))
     (4, 6)
     """
-    if keras.config.image_data_format() != "channels_last":
+    check_channels_last()
+    check_positive("latent_dim", latent_dim)
+    if num_classes is not None:
+        check_positive("num_classes", num_classes)
+    shape = as_ints(image_shape)
+    for name, given, numbers in (
+        ("image_shape", image_shape, shape),
+        ("filters", filters, as_ints(filters)),
+    ):
+        if not numbers or not all(n and n > 0 for n in numbers):
+            raise ValueError(f"{name} is a tuple of positive integers; found {given!r}.")
+    if len(shape) != 3:
         raise ValueError(
-            "Keras is set to 'channels_first', and images here are (height, width, channels): call "
-            "keras.config.set_image_data_format('channels_last'), or change ~/.keras/keras.json."
+            f"image_shape is (height, width, channels), such as (32, 32, 3); found {image_shape!r}."
         )
-    for name, numbers in (("image_shape", image_shape), ("filters", filters)):
-        if not numbers or not all(isinstance(n, int) and n > 0 for n in numbers):
-            raise ValueError(f"{name} is a tuple of positive integers; found {numbers}.")
-    if len(image_shape) != 3:
-        raise ValueError(f"image_shape is (height, width, channels); found {image_shape}.")
-    multiple = 2 ** len(filters)
-    if image_shape[0] % multiple or image_shape[1] % multiple:
+    halvings = len(filters) if halvings is None else halvings
+    multiple = 2**halvings
+    if shape[0] % multiple or shape[1] % multiple:
         raise ValueError(
-            f"A network with filters={tuple(filters)} halves its images {len(filters)} times, so "
+            f"A network with filters={tuple(filters)} halves its images {halvings} times, so "
             f"height and width must be multiples of {multiple}; found image_shape="
-            f"{tuple(image_shape)}. Use fewer filters, or images of another size."
+            f"{shape}. Use fewer filters, or images of another size."
         )
-    return image_shape[0] // multiple, image_shape[1] // multiple
+    return shape[0] // multiple, shape[1] // multiple
 
 
 @keras.saving.register_keras_serializable(package="keras_segen")

@@ -16,6 +16,7 @@ import numpy as np
 from keras import ops
 
 from keras_segen import backend
+from keras_segen.arguments import as_int
 from keras_segen.losses import labels_and_valid, pixel_weights
 
 # Counts are stored in units of 1/65536 of a pixel, so that sample weights too are summed as
@@ -56,8 +57,10 @@ class ConfusionMatrix(keras.metrics.Metric):
 
     def __init__(self, num_classes, ignore_class=None, name="confusion_matrix", dtype=None):
         super().__init__(name=name, dtype=dtype)
-        if num_classes < 2:
-            raise ValueError(f"num_classes must be at least 2; found {num_classes}.")
+        if (as_int(num_classes) or 0) < 2:
+            raise ValueError(
+                f"num_classes must be an integer of at least 2; found {num_classes!r}."
+            )
         self.num_classes = num_classes
         self.ignore_class = ignore_class
         self.counts = self.add_variable(
@@ -99,7 +102,7 @@ class ConfusionMatrix(keras.metrics.Metric):
         if sample_weight is None:
             counts = backend.bincount(bins, num_bins + 1) * UNITS
         else:
-            weights = pixel_weights(sample_weight)
+            weights = pixel_weights(sample_weight, labels.shape)
             backend.check(ops.all(weights >= 0), "sample_weight holds a negative number or NaN.")
             weights = ops.cast(ops.round(weights * UNITS), "int64")
             weights = ops.reshape(ops.broadcast_to(weights, ops.shape(labels)), (-1,))
@@ -356,8 +359,16 @@ def class_ids(logits):
 
     Returns:
         int32 `(...)`.
+
+    Raises:
+        ValueError: when a logit is NaN.
     """
     logits = np.asarray(logits)
+    if np.isnan(logits).any():
+        raise ValueError(
+            "The logits hold NaN, which is no class: the network's weights or its images are not "
+            "finite. keras-segen train --check-numerics names the layer that makes them."
+        )
     if logits.shape[-1] == 1:
         return (logits[..., 0] > 0).astype("int32")
     return logits.argmax(axis=-1).astype("int32")

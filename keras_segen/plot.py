@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
 from keras_segen.files import write_atomically
+from keras_segen.palette import distinct_palette
 
 VOID_COLORS = ((226, 226, 226), (178, 178, 178))  # diagonal stripes: no palette has them
 SIGNAL_COLOR = (255, 221, 0)  # wrong pixels: bright on a dimmed image, for color-blind eyes too
@@ -181,7 +182,14 @@ def animation(frames, path, seconds=0.25, hold=2.0):
 
 
 def masks(
-    images, truth=None, predictions=None, *, palette, class_names, ignore_class=None, titles=None
+    images,
+    truth=None,
+    predictions=None,
+    *,
+    palette=None,
+    class_names=None,
+    ignore_class=None,
+    titles=None,
 ):
     """Draws one row per item: image, truth, prediction and the pixels that are wrong.
 
@@ -191,8 +199,9 @@ def masks(
         truth: integer class ids `(batch, height, width)`, or None.
         predictions: integer class ids `(batch, height, width)`, or logits
             `(batch, height, width, num_classes)`, or None.
-        palette: array `(num_classes, 3)`, RGB in 0..255, one color per class.
-        class_names: names of the classes, in the order of the palette.
+        palette: array `(num_classes, 3)`, RGB in 0..255, one color per class; None for distinct
+            colors.
+        class_names: names of the classes, in the order of the palette; None for their numbers.
         ignore_class: int, the label in `truth` that is ignored (drawn striped), or None.
         titles: one str per item, written under its image, or None.
 
@@ -214,9 +223,17 @@ def masks(
     >>> len(figure.axes)  # 2 rows of image and truth
     4
     """
-    palette = _palette(palette, class_names)
     images, truth, predictions = _items(images), _items(truth), _items(predictions)
     _check_rows(images, {"truth": truth, "predictions": predictions, "titles": titles})
+    if palette is None:
+        palette = distinct_palette(
+            len(class_names)
+            if class_names
+            else _number_of_classes(truth, predictions, ignore_class)
+        )
+    if class_names is None:
+        class_names = [f"class {number}" for number in range(len(palette))]
+    palette = _palette(palette, class_names)
     names = ["image"]
     names += ["truth"] if truth is not None else []
     names += ["prediction"] if predictions is not None else []
@@ -974,6 +991,20 @@ def _check_rows(images, others):
             raise ValueError(
                 f"`{name}` has {len(values)} items, `images` has {len(images)}; expected as many."
             )
+
+
+def _number_of_classes(truth, predictions, ignore_class):
+    """As many as the logits have channels, or up to the highest id that occurs."""
+    highest = 0
+    for array in map(
+        np.asarray,
+        [*([] if truth is None else truth), *([] if predictions is None else predictions)],
+    ):
+        if array.ndim == 3:
+            return array.shape[-1]
+        counted = array[array != ignore_class] if array.dtype.kind in "iu" else array[:0]
+        highest = max(highest, int(counted.max(initial=0)))
+    return highest + 1
 
 
 def _palette(palette, class_names=None):

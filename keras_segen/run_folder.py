@@ -32,7 +32,63 @@ def load_run(folder):
             raise ValueError(
                 f"{path} has no {name} as a training writes it: restore it, or train anew."
             )
+    _check_classes(path, run["data"])
+    _check_described(folder, run["data"])
     return run
+
+
+def _check_classes(path, described):
+    """Raises a ValueError if names, colors and label ids of classes are none, or do not fit."""
+    names = described.get("class_names", [])
+    ids, palette = described.get("label_ids"), described.get("palette")
+    wrong = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        wrong, expected = "class_names", "a list of texts"
+    elif ids is not None and not _are_bytes(ids, len(names), 65535):
+        wrong, expected = "label_ids", f"{len(names)} whole numbers from 0 to 65535"
+    elif palette is not None and not (
+        isinstance(palette, list)
+        and len(palette) == len(names)
+        and all(_are_bytes(color, 3, 255) for color in palette)
+    ):
+        wrong, expected = "palette", f"{len(names)} colors of three numbers from 0 to 255"
+    if wrong:
+        raise ValueError(
+            f"{path}: {wrong} in data is {str(described.get(wrong))[:80]}; expected {expected}, "
+            "as a training writes it: restore it, or train anew."
+        )
+
+
+def _are_bytes(values, count, highest):
+    return (
+        isinstance(values, list)
+        and len(values) == count
+        and all(type(value) is int and 0 <= value <= highest for value in values)
+    )
+
+
+def _check_described(folder, described):
+    """Raises a ValueError if the last checkpoint was trained on other data than is described.
+
+    A checkpoint of an earlier version of keras_segen does not say.
+    """
+    checkpoint, _ = find_checkpoint(folder)
+    if checkpoint is None or not checkpoint.with_suffix(".json").exists():
+        return
+    try:
+        kept = json.loads(checkpoint.with_suffix(".json").read_text(encoding="utf-8"))
+        before = kept.get("data", described)
+        names = [
+            name for name in {**before, **described} if before.get(name) != described.get(name)
+        ]
+    except (ValueError, AttributeError, TypeError):
+        return  # damaged: `check_seal` says so when it is resumed
+    if names:
+        raise ValueError(
+            f"run.json of {folder} was changed: {names[0]} in data is "
+            f"{str(described.get(names[0]))[:80]}, and {checkpoint.name} was trained with "
+            f"{str(before.get(names[0]))[:80]}. Restore it, or train anew."
+        )
 
 
 def find_model(folder):
@@ -89,7 +145,7 @@ def find_checkpoint(folder):
     return (found[-1], int(found[-1].stem.split("-")[1])) if found else (None, 0)
 
 
-def seal(checkpoint, contents, settings, rows):
+def seal(checkpoint, contents, settings, rows, described):
     """Writes digests of what belongs to a checkpoint beside it, for `check_seal`.
 
     Args:
@@ -97,10 +153,16 @@ def seal(checkpoint, contents, settings, rows):
         contents: its path now.
         settings: dict, the task as in `run.json`.
         rows: the rows of the history until here.
+        described: dict, the data set as in `run.json`.
     """
     write_json(
         checkpoint.with_suffix(".json"),
-        {"sha256": digest(contents), "experiment": settings, "history": _digest_rows(rows)},
+        {
+            "sha256": digest(contents),
+            "experiment": settings,
+            "data": described,
+            "history": _digest_rows(rows),
+        },
     )
 
 

@@ -56,7 +56,22 @@ def trained(picture_folder, tmp_path_factory):
         *("train", "unet", "--data", f"folder:{picture_folder}", "--image-size", "16x16"),
         *("--filters", "4,8", "--batch-size", 4, "--epochs", 1, "--run", folder, "--tensorboard"),
     )
-    assert f"the run is in {folder}" in done.stdout.replace("\n", " ")
+    lines = done.stdout.splitlines()
+    assert lines[0] == f"unet on folder:{picture_folder}, into {folder}"
+    begins = [
+        "Backend: ",
+        "Device: ",
+        "Replaced in Keras: ",
+        "Model: unet, ",
+        "Images: 8 to train, ",
+    ]
+    assert [line[: len(text)] for line, text in zip(lines[1:], begins, strict=False)] == begins
+    assert ", by KERAS_BACKEND" in lines[1] and lines[5].endswith("4 to validate, 16x16x3")
+    assert lines[-3:] == [
+        lines[-3].partition(";")[0] + f"; the run is in {folder}",
+        f"Next: keras-segen evaluate {folder}",
+        f"      keras-segen predict {folder} …",
+    ]
     return folder
 
 
@@ -73,6 +88,19 @@ def test_doctor_exits_with_1_if_nothing_can_run(tmp_path):
         (tmp_path / name / "__init__.py").write_text("raise ImportError('broken on purpose')")
     done = run("doctor", code=1, PYTHONPATH=str(tmp_path))
     assert "torch: fails: ImportError: broken on purpose" in done.stdout
+
+
+def test_an_empty_variable_counts_as_not_set(tmp_path):
+    """Keras' own setting is then PyTorch, which is said."""
+    (tmp_path / "keras.json").write_text('{"backend": "torch"}')
+    command = "from keras_segen import frameworks as f; print(f.chosen(), f.reason()); f.require()"
+    done = subprocess.run(
+        [sys.executable, "-c", command],
+        env={**os.environ, "KERAS_BACKEND": "", "KERAS_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout, done.stderr) == (f"torch by {tmp_path / 'keras.json'}\n", "")
 
 
 def test_lists():
@@ -226,6 +254,7 @@ def test_what_needs_no_keras_is_said_without_it(tmp_path):
         "train --data coco": "no data set is named 'coco'",
         "train --run begun": "begun holds a run already",
         "train --resume nowhere": "nowhere is no run folder",
+        "evaluate negative": "label_ids in data is [-1]; expected 1 whole numbers",
     }
     settings = {"experiment": {"model": "unet"}, "data": {}, "starts": []}
     for name, text in {
@@ -234,6 +263,7 @@ def test_what_needs_no_keras_is_said_without_it(tmp_path):
         "other": json.dumps({**settings, "experiment": {"model": "unet", "epochs": "many"}}),
         "begun": json.dumps(settings),
         "finished": json.dumps(settings),
+        "negative": json.dumps({**settings, "data": {"class_names": ["a"], "label_ids": [-1]}}),
     }.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "run.json").write_text(text)

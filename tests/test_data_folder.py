@@ -11,8 +11,8 @@ from PIL import ExifTags, Image
 
 from keras_segen import data
 from keras_segen.data import cache, images
-from keras_segen.data.dataset import distinct_palette
 from keras_segen.data.loader import Batches
+from keras_segen.palette import distinct_palette
 
 pytestmark = pytest.mark.once
 

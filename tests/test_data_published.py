@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from keras_segen import data
+from keras_segen.palette import distinct_palette
 
 pytestmark = pytest.mark.once
 
@@ -173,7 +174,7 @@ def make_voc(root):
     for name in ("2007_000032", "2007_000039", "2008_000001"):
         save(root / "JPEGImages" / f"{name}.jpg", photo())
         palette = Image.fromarray(ids).convert("P")
-        palette.putpalette(data.dataset.distinct_palette(256).tobytes())
+        palette.putpalette(distinct_palette(256).tobytes())
         (root / "SegmentationClass").mkdir(exist_ok=True)
         palette.save(root / "SegmentationClass" / f"{name}.png")
     lists = root / "ImageSets" / "Segmentation"

@@ -1,3 +1,4 @@
+import csv
 import os
 import signal
 import subprocess
@@ -5,6 +6,7 @@ import sys
 
 import pytest
 
+from keras_segen import files
 from keras_segen.files import remove_leftovers, write_atomically, write_json, write_text
 
 pytestmark = pytest.mark.once
@@ -37,6 +39,7 @@ def test_json_takes_no_nan(tmp_path):
 def test_what_killed_writes_left_is_removed_and_nothing_else(tmp_path):
     code = """
 import os, signal, sys
+from keras_segen import files
 from keras_segen.files import write_atomically
 with write_atomically(sys.argv[1]) as temporary:
     temporary.write_text("half of the n")
@@ -53,3 +56,13 @@ with write_atomically(sys.argv[1]) as temporary:
     remove_leftovers(tmp_path)
     assert sorted(os.listdir(tmp_path)) == sorted(kept)
     remove_leftovers(tmp_path / "nowhere")
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("name", ["=1+1", "+a", "-a", "@SUM(A1)", "\tx", "\r=x"])
+def test_no_text_in_a_csv_file_is_a_formula(tmp_path, name):
+    files.write_csv(tmp_path / "table.csv", [["name", "value"], [name, -0.5], ["'a", "-0.5"]])
+    with open(tmp_path / "table.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    assert rows == [["name", "value"], [f"'{name}", "-0.5"], ["'a", "-0.5"]]
+    assert [files.from_csv(row[0]) for row in rows[1:]] == [name, "'a"]

@@ -1,11 +1,14 @@
 """A user's own network from a `.keras` file: loaded, looked at, trained like the others."""
 
+import zipfile
+
 import keras
 import numpy as np
 import pytest
 
 import keras_segen as ks
 from keras_segen.data import ArrayFiles, write_arrays
+from keras_segen.networks import load_keras_file
 from keras_segen.segmentation import check_network, load_network
 from keras_segen.tasks.registry import kind_of, read
 from keras_segen.tasks.segmentation import SegmentationTask
@@ -131,3 +134,38 @@ def test_splits_that_do_not_fit_together_are_not_written(tmp_path):
     with pytest.raises(ValueError, match="found 3; expected a data set"):
         write_arrays(tmp_path / "new", 3)
     assert not (tmp_path / "new").exists()
+
+
+def rewritten(path, out, old, new):
+    """A copy of a `.keras` file with another text in its `config.json`."""
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(out, "w") as copy:
+        for name in archive.namelist():
+            content = archive.read(name)
+            if name == "config.json":
+                assert old.encode() in content
+                content = content.replace(old.encode(), new.encode())
+            copy.writestr(name, content)
+    return out
+
+
+def test_a_file_that_declares_more_weights_than_it_holds_is_refused(saved, tmp_path):
+    path = rewritten(saved[0], tmp_path / "huge.keras", '"filters": 3,', '"filters": 9000000000,')
+    with pytest.raises(ValueError, match=r"huge.keras declares weights of 905.\d GiB, .* 0.0 MiB"):
+        load_network(path, shapes(), 6)
+    assert keras.layers.Dense(2).add_weight(shape=(2,)).shape == (2,)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "damaged.keras cannot be loaded. Found: .*Expected a model saved by Keras 3"),
+        (b"PK\5\6" + bytes(18), "damaged.keras cannot be loaded. Found: "),
+        (b"text", "damaged.keras cannot be loaded. Found: "),
+    ],
+)
+def test_a_file_that_is_no_model_is_named(tmp_path, content, message):
+    path = tmp_path / "damaged.keras"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_keras_file(path)
+    assert "\n" not in str(caught.value)

@@ -109,6 +109,35 @@ def test_a_checkpoint_of_another_optimizer_is_refused(run, finished):
         training.resume(run, epochs=3)
 
 
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("label_ids", [0, 1, 2, 3, 4, -1], "label_ids .*expected 6 whole numbers from 0 to 65535"),
+        ("label_ids", [0, 1], "label_ids .*expected 6 whole numbers"),
+        ("label_ids", [0, 1, 2, 3, 4, 9], "label_ids in data is .*9., and checkpoint-0002.keras"),
+        ("palette", [[0, 0, 256]] * 6, "palette .*expected 6 colors of three numbers"),
+        ("palette", [[0, 0, 1]] * 6, "run.json of .* was changed: palette in data"),
+        ("class_names", [1] * 6, "class_names .*expected a list of texts"),
+        ("class_names", list("abcdef"), "was changed: class_names in data .*'background'"),
+    ],
+)
+def test_classes_of_another_run_are_refused(run, name, value, message):
+    content = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    content["data"][name] = value
+    (run / "run.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        ks.load(run)
+
+
+def test_a_data_set_of_other_classes_is_not_evaluated(picture_folder, tmp_path):
+    root, folder = shutil.copytree(picture_folder, tmp_path / "data"), tmp_path / "run"
+    training.train(SegmentationTask(data=f"folder:{root}", epochs=1, **PLAN), folder, verbose=0)
+    table = (root / "classes.csv").read_text(encoding="utf-8")
+    (root / "classes.csv").write_text(table.replace("disc", "moon"), encoding="utf-8")
+    with pytest.raises(ValueError, match="has the classes .*moon.* was trained on .*disc"):
+        ks.runs.evaluate(folder, "val")
+
+
 def test_a_damaged_checkpoint_is_refused(run):
     checkpoint = run / "checkpoint-0002.keras"
     content = bytearray(checkpoint.read_bytes())

@@ -201,7 +201,8 @@ def make_loader(batches):
 
     Each pass over it is one epoch. An epoch is done when its last batch has been taken: an
     iterator that is opened, peeked into and dropped does not change the next epoch. That needs a
-    pipeline that does not read ahead (`Batches` does, in its own thread or processes).
+    pipeline that does not read ahead (`Batches` does, in its own thread or processes). `Batches` is
+    the loader's attribute `batches`.
     """
     rest = len(batches.dataset) % batches.batch_size
     rows = batches.batch_size if rest == 0 or batches.drop_last else None
@@ -222,7 +223,9 @@ def make_loader(batches):
     options = tf.data.Options()
     options.autotune.enabled = False
     options.experimental_optimization.inject_prefetch = False
-    return loader.with_options(options)
+    loader = loader.with_options(options)
+    loader.batches = batches
+    return loader
 
 
 _graphs = weakref.WeakKeyDictionary()  # model -> its methods' predictions as graphs, by name

@@ -184,12 +184,15 @@ def make_loader(batches):
     """Makes a `torch.utils.data.DataLoader` of a `keras_segen.data.loader.Batches`.
 
     Each pass over it is one epoch; an iterator that is opened, peeked into and dropped does not
-    change the next epoch. `Batches` reads ahead itself, in its own thread or processes.
+    change the next epoch. `Batches` reads ahead itself, in its own thread or processes; it is the
+    loader's attribute `batches`.
     """
     # Its own generator, since opening an iterator draws a number from it.
-    return torch.utils.data.DataLoader(
+    loader = torch.utils.data.DataLoader(
         _Epochs(batches), batch_size=None, generator=torch.Generator()
     )
+    loader.batches = batches
+    return loader
 
 
 def infer(model, images, method="__call__"):

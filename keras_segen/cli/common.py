@@ -75,6 +75,22 @@ def leave_stock(stock):
         os.environ["KERAS_SEGEN_STOCK"] = "1"
 
 
+def print_backend(option):
+    """Prints a line each: the framework and why it was chosen, the device, the replacements.
+
+    Args:
+        option: str or None, what `--backend` said.
+    """
+    from keras_segen.backend import settings
+
+    found = settings()
+    name = frameworks.FRAMEWORKS[frameworks.chosen()]
+    why = "by --backend" if option else frameworks.reason()
+    console.print(f"Backend: {name} {found['framework']}, {why}")
+    console.print(f"Device: {found['device']}, {found['threads']} threads")
+    print_replacements()
+
+
 def print_replacements():
     from keras_segen.backend import faster
 

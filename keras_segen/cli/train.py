@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from keras_segen.cli.common import Backend, Stock, app, console, errors, use
+from keras_segen.cli.common import Backend, Stock, app, console, errors, print_backend, use
 from keras_segen.cli.fields import takes_task
 from keras_segen.run_folder import check_new, load_run, next_folder
 from keras_segen.tasks import registry
 
-WITH_RESUME = ("resume", "epochs", "tensorboard", "stock", "backend")
+WITH_RESUME = ("resume", "epochs", "tensorboard", "check_numerics", "stock", "backend")
 
 
 @app.command()
@@ -30,6 +30,13 @@ def train(
         ),
     ] = None,
     tensorboard: Annotated[bool, typer.Option(help="Also log scalars for TensorBoard.")] = False,
+    check_numerics: Annotated[
+        bool,
+        typer.Option(
+            "--check-numerics",
+            help="End at the first NaN or infinity, and name the step and the layer; slower.",
+        ),
+    ] = False,
     stock: Stock = False,
     backend: Backend = None,
 ):
@@ -46,6 +53,7 @@ def train(
     folder = resume or run
     console.print(f"{Path(task.model).name} on {task.data}, into {folder}")
     use(backend, stock)
+    print_backend(backend)
     from keras_segen.runs import training
 
     if resume:
@@ -53,7 +61,13 @@ def train(
     else:
         begin = functools.partial(training.train, task)
     try:
-        history = begin(folder, tensorboard=tensorboard, **_progress(task))
+        history = begin(
+            folder,
+            tensorboard=tensorboard,
+            check_numerics=check_numerics,
+            tell=console.print,
+            **_progress(task),
+        )
     except KeyboardInterrupt:
         errors.print(f"Interrupted. Go on with: keras-segen train --resume {folder}")
         raise typer.Exit(130) from None

@@ -1,6 +1,5 @@
 """Arrays on disk: a folder of .npy files, an .npz archive, or the IDX files of MNIST."""
 
-import csv
 import functools
 import gzip
 import math
@@ -29,7 +28,7 @@ from keras_segen.data.folder import (
 )
 from keras_segen.data.instances import check_numbers
 from keras_segen.data.pairs import VOID, labels_of_ids, resolved, stamp
-from keras_segen.files import write_atomically
+from keras_segen.files import write_atomically, write_csv
 
 IDX_NAMES = {
     "x_train": "train-images-idx3-ubyte",
@@ -193,16 +192,11 @@ def write_arrays(folder, train, val=None):
     folder = Path(folder)
     check_pair(train, val)
     void = train.num_classes  # the row after those of the classes
-    with (
-        write_atomically(folder / "classes.csv") as path,
-        open(path, "w", newline="", encoding="utf-8") as file,
-    ):
-        table = csv.writer(file)
-        table.writerow(COLUMNS)
-        for name, color in zip(train.class_names, train.palette.tolist(), strict=True):
-            table.writerow([name, *color, ""])
-        if train.ignore_class is not None:
-            table.writerow(["(ignored)", 0, 0, 0, "yes"])
+    classes = zip(train.class_names, train.palette.tolist(), strict=True)
+    table = [COLUMNS, *([name, *color, ""] for name, color in classes)]
+    if train.ignore_class is not None:
+        table.append(["(ignored)", 0, 0, 0, "yes"])
+    write_csv(folder / "classes.csv", table)
     for split, dataset in (("train", train), ("val", val)):
         names = [f"{kind}_{split}.npy" for kind in "xy"]
         if dataset is None:

@@ -6,6 +6,7 @@ import numpy as np
 
 from keras_segen import determinism
 from keras_segen.data.tree import Spec
+from keras_segen.palette import distinct_palette
 
 SPLITS = ("train", "val", "test")
 
@@ -327,19 +328,6 @@ def carve(length, split, splits=("train", "val")):
     if place == 0:
         return np.sort(shuffled[part * (len(splits) - 1) :])
     return np.sort(shuffled[part * (place - 1) : part * place])
-
-
-def distinct_palette(num_classes):
-    """Returns the first colors of the PASCAL VOC palette, uint8 `(num_classes, 3)`, RGB.
-
-    The bits of the class's number are dealt to red, green and blue, the highest first, so that
-    no two of 256 colors are equal.
-    """
-    palette = np.zeros((num_classes, 3), np.uint8)
-    for index in range(num_classes):
-        for bit in range(8):
-            palette[index, bit % 3] |= (index >> bit & 1) << (7 - bit // 3)
-    return palette
 
 
 def check_split(split):

@@ -22,6 +22,7 @@ from keras_segen.data.pairs import (
     resolved,
     stamp,
 )
+from keras_segen.files import from_csv
 
 MOST_CLASSES = 254
 COLUMNS = ("name", "red", "green", "blue", "ignore")
@@ -382,4 +383,9 @@ def read_row(path, line, row):
         raise ValueError(
             f"{path}, line {line}: ignore is {row['ignore']!r}; expected yes or nothing"
         )
-    return {"name": row["name"], "color": tuple(color), "ignore": ignore in YES, "line": line}
+    return {
+        "name": from_csv(row["name"]),
+        "color": tuple(color),
+        "ignore": ignore in YES,
+        "line": line,
+    }

@@ -10,7 +10,6 @@ import collections
 import concurrent.futures
 import math
 import multiprocessing
-import operator
 import os
 import pickle
 import threading
@@ -22,7 +21,9 @@ from concurrent.futures.process import BrokenProcessPool
 import cv2
 import numpy as np
 
+from keras_segen.arguments import whole_number
 from keras_segen.data.augment import Augment
+from keras_segen.data.foreign import adapted
 from keras_segen.data.imbalance import item_weights
 from keras_segen.data.tree import Spec, conform, map_tree
 from keras_segen.determinism import order, rng, sample
@@ -67,8 +68,11 @@ class Batches:
         dataset: a `keras_segen.data.Dataset` or `Pictures` whose items have one size.
         batch_size: int, items per batch.
         seed: int; None keeps the order of the data set and allows no augmentation.
-        augment: `callable(image, mask, rng)`, or a `keras_segen.data.Augment`; None for none.
-            It changes what `dataset.read` returns, before `dataset.make_target`.
+        augment: a `keras_segen.data.Augment`; a function `(image, mask, rng)`, with `rng` a
+            `numpy.random.Generator`; a function `(image, mask)`, for whose call `numpy.random`
+            and `random` are seeded; or a `Compose` of Albumentations, which gets and returns the
+            image as uint8 0 to 255. None for none. It changes what `dataset.read` returns, before
+            `dataset.make_target`; whatever it draws is a function of (seed, epoch, index).
         workers: int; 0 prepares batches in a thread of this process, n > 0 in n processes.
             They import neither Keras nor a framework; data set and `augment` must pickle.
         drop_last: bool, whether a last batch with fewer items is left out.
@@ -105,11 +109,8 @@ class Batches:
         first_epoch = whole_number("first_epoch", first_epoch, 0, ", 0 or more")
         if seed is not None:
             whole_number("seed", seed, -math.inf, " or None")
-        if augment is not None and not callable(augment):
-            raise ValueError(
-                f"augment is {augment!r}, expected a keras_segen.data.Augment or a function "
-                "(image, mask, rng)."
-            )
+        if augment is not None and not isinstance(augment, Augment):
+            augment = adapted(augment)
         if augment is not None and seed is None:
             raise ValueError("Augmentation needs a seed: batches(..., seed=0, augment=...).")
         if sampling not in SAMPLINGS:
@@ -211,6 +212,7 @@ class Batches:
 
     def read(self, epoch):
         """Yields the batches of one epoch in order, preparing a few ahead."""
+        self.error = None
         pool, make = self._workers()
         ahead = 2 * max(1, self.workers)
         pending = collections.deque()
@@ -256,17 +258,6 @@ class Batches:
             )
             weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
         return self._pool, (self.batch if self.workers == 0 else _worker_batch)
-
-
-def whole_number(name, value, least, expected):
-    """Returns an argument as int if it is a whole number from `least` on."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool) or number < least:
-        raise ValueError(f"{name} is {value!r}, expected a whole number{expected}.")
-    return number
 
 
 def earlier_visits(indices):

@@ -1,7 +1,8 @@
 """PASCAL VOC 2012: photos of 20 kinds of objects."""
 
-from keras_segen.data.dataset import check_split, distinct_palette
+from keras_segen.data.dataset import check_split
 from keras_segen.data.pairs import Pairs, require_files, resolved
+from keras_segen.palette import distinct_palette
 
 CLASSES = (
     "background",

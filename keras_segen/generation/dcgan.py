@@ -46,8 +46,8 @@ def dcgan_generator(image_shape, latent_dim=100, filters=None, num_classes=None)
     >>> dcgan_generator((32, 32, 3)).output_shape
     (None, 32, 32, 3)
     """
-    filters = filters or default_filters(image_shape)
-    height, width = check_image_shape(image_shape, filters)
+    filters = default_filters(image_shape) if filters is None else filters
+    height, width = check_image_shape(image_shape, filters, latent_dim, num_classes)
     codes = x = keras.Input((latent_dim,), name="codes")  # (b, latent_dim)
     inputs = codes
     if num_classes is not None:
@@ -96,8 +96,8 @@ def dcgan_discriminator(image_shape, filters=None, num_classes=None):
     >>> dcgan_discriminator((32, 32, 3)).output_shape
     (None, 1)
     """
-    filters = filters or default_filters(image_shape)
-    check_image_shape(image_shape, filters)
+    filters = default_filters(image_shape) if filters is None else filters
+    check_image_shape(image_shape, filters, num_classes=num_classes)
     images = x = keras.Input(image_shape, name="images")  # (b, h, w, channels)
 
     for level, level_filters in enumerate(filters):
@@ -131,7 +131,8 @@ def dcgan_discriminator(image_shape, filters=None, num_classes=None):
 
 def default_filters(image_shape):
     """The channels of the paper's code for an image: down to 4x4, or to 7x7 from 28 pixels."""
-    size, filters = min(image_shape[:2]), []
+    height, width = check_image_shape(image_shape, filters=(1,), halvings=0)
+    size, filters = min(height, width), []
     while size > 7 or not filters:
         filters.append(min(64 * 2 ** len(filters), 512))
         size //= 2

@@ -18,6 +18,7 @@ from keras_segen.data.dataset import check_size
 from keras_segen.data.images import resize_image, to_channels, to_float
 from keras_segen.determinism import rng
 from keras_segen.generation.inception_v3 import inception_v3
+from keras_segen.networks import load_keras_file
 
 # The FID's weights; PyTorch puts the start of the SHA-256 into such names.
 FID_WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"
@@ -241,7 +242,4 @@ def load_extractor(extractor):
             f"No extractor is named {extractor!r}; expected {', '.join(EXTRACTORS)}, "
             "inception_v3:PATH, the path of a .keras file, or a keras.Model."
         )
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected a model that makes features.")
-    model = keras.models.load_model(path, compile=False, safe_mode=True)
-    return Extractor(model, name=path.name)
+    return Extractor(load_keras_file(path), name=path.name)

@@ -6,9 +6,10 @@ from keras import ops
 
 from keras_segen import backend
 from keras_segen.determinism import rng
+from keras_segen.networks import ClearErrors
 
 
-class LatentModel(keras.Model):
+class LatentModel(ClearErrors, keras.Model):
     """Decodes codes, vectors of `latent_dim` standard normal numbers, to images.
 
     Users see images as float32 in [0, 1] or as uint8; the networks see [-1, 1].

@@ -43,7 +43,7 @@ def sngan_generator(image_shape, latent_dim=128, filters=(256, 256, 256), num_cl
     >>> sngan_generator((32, 32, 3), filters=(8, 8, 8)).output_shape
     (None, 32, 32, 3)
     """
-    height, width = check_image_shape(image_shape, filters)
+    height, width = check_image_shape(image_shape, filters, latent_dim, num_classes)
     codes = x = keras.Input((latent_dim,), name="codes")  # (b, latent_dim)
     inputs = codes
     if num_classes is not None:
@@ -89,7 +89,7 @@ def sngan_discriminator(image_shape, filters=(128, 128, 128, 128), num_classes=N
     >>> sngan_discriminator((32, 32, 3), filters=(8, 8, 8)).output_shape
     (None, 1)
     """
-    check_image_shape(image_shape, filters[:2])
+    check_image_shape(image_shape, filters, num_classes=num_classes, halvings=2)
     if len(filters) < 2:
         raise ValueError(f"filters has the channels of at least two blocks; found {filters}.")
     images = x = keras.Input(image_shape, name="images")  # (b, h, w, channels)

@@ -310,7 +310,7 @@ def vae_encoder(image_shape, latent_dim=64, filters=(32, 64, 128)):
     >>> vae_encoder((32, 32, 3), latent_dim=8).output_shape
     [(None, 8), (None, 8)]
     """
-    check_image_shape(image_shape, filters)
+    check_image_shape(image_shape, filters, latent_dim)
     images = x = keras.Input(image_shape, name="images")  # (b, h, w, channels)
     for level, level_filters in enumerate(filters):
         x = layers.Conv2D(
@@ -352,7 +352,7 @@ def vae_decoder(image_shape, latent_dim=64, filters=(32, 64, 128), num_classes=N
     >>> vae_decoder((32, 32, 3), latent_dim=8).output_shape
     (None, 32, 32, 3)
     """
-    height, width = check_image_shape(image_shape, filters)
+    height, width = check_image_shape(image_shape, filters, latent_dim, num_classes)
     codes = x = keras.Input((latent_dim,), name="codes")  # (b, latent_dim)
     inputs = codes
     if num_classes is not None:

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_segen import backend
+from keras_segen.arguments import as_number
 
 # Bases of powers stay above this; about the resolution of float32 at 1.
 TINY = 1e-7
@@ -27,18 +28,14 @@ class SegmentationLoss(keras.losses.Loss):
         name: str.
 
     Raises:
-        ValueError: when a class weight is negative or not finite; at the first call, when
-            `class_weights` has not one number per class.
+        ValueError: when a class weight is no number, negative or not finite; at the first call,
+            when `class_weights` has not one number per class.
     """
 
     def __init__(self, ignore_class=None, class_weights=None, name=None):
         super().__init__(name=name, dtype="float32")
         if class_weights is not None:
-            class_weights = tuple(float(weight) for weight in class_weights)
-            if not all(math.isfinite(weight) and weight >= 0 for weight in class_weights):
-                raise ValueError(
-                    f"class_weights must be finite and not negative; found {class_weights}."
-                )
+            class_weights = check_weights(class_weights)
         self.ignore_class = ignore_class
         self.class_weights = class_weights
 
@@ -67,7 +64,7 @@ class SegmentationLoss(keras.losses.Loss):
         self.check_channels(logits.shape[-1])
         weights = ops.cast(valid, logits.dtype)
         if sample_weight is not None:
-            weights = weights * pixel_weights(sample_weight, logits.dtype)
+            weights = weights * pixel_weights(sample_weight, labels.shape, logits.dtype)
         return backend.share_of_replica(self.batch_loss(labels, valid, weights, logits))
 
     def check_channels(self, num_channels):
@@ -127,6 +124,43 @@ class SumOfLosses(SegmentationLoss):
         return cls(terms, config["name"])
 
 
+def check_weights(class_weights):
+    """Returns class weights as a tuple of floats.
+
+    Raises:
+        ValueError: when they are no sequence of numbers, or one is negative or not finite.
+    """
+    is_sequence = isinstance(class_weights, list | tuple) or hasattr(class_weights, "tolist")
+    try:
+        numbers = [as_number(weight) for weight in class_weights] if is_sequence else [None]
+    except TypeError:  # an array without dimensions
+        numbers = [None]
+    if None in numbers or not all(math.isfinite(weight) and weight >= 0 for weight in numbers):
+        raise ValueError(
+            "class_weights must be one number for each class, finite and not negative, such as "
+            f"(1.0, 3.0); found {class_weights!r}."
+        )
+    return tuple(numbers)
+
+
+def check_number(name, value, above=None, least=None, below=None):
+    """Raises a ValueError if an argument is no finite number, or lies outside its range."""
+    number = as_number(value)
+    if (
+        number is None
+        or not math.isfinite(number)
+        or (above is not None and number <= above)
+        or (least is not None and number < least)
+        or (below is not None and number >= below)
+    ):
+        limits = [
+            f"{word} {limit}"
+            for word, limit in (("above", above), ("at least", least), ("below", below))
+            if limit is not None
+        ]
+        raise ValueError(f"{name} must be finite and {' and '.join(limits)}; found {value!r}.")
+
+
 def terms_of(loss):
     return loss.terms if isinstance(loss, SumOfLosses) else [(1.0, loss)]
 
@@ -179,6 +213,10 @@ def labels_and_valid(y_true, logits_shape, ignore_class):
             f"of the same size; found masks {tuple(labels.shape)} and logits "
             f"{tuple(logits_shape)}."
         )
+    if 0 in labels.shape:
+        raise ValueError(
+            f"The batch is empty: masks {tuple(labels.shape)}. A loss or metric needs one pixel."
+        )
     num_classes = max(logits_shape[-1], 2)  # one channel is the logit of class 1 of two
 
     labels = ops.cast(labels, "int32")
@@ -199,20 +237,24 @@ def labels_and_valid(y_true, logits_shape, ignore_class):
     return ops.clip(labels, 0, num_classes - 1), valid
 
 
-def pixel_weights(sample_weight, dtype="float32"):
+def pixel_weights(sample_weight, masks_shape, dtype="float32"):
     """Reshapes sample weights `(batch,)` or `(batch, height, width[, 1])` to 3 dimensions.
 
     Raises:
-        ValueError: when they have another number of dimensions.
+        ValueError: when they have another number of dimensions, or do not fit masks
+            `(batch, height, width)`.
     """
     weights = ops.cast(sample_weight, dtype)
     if len(weights.shape) == 4 and weights.shape[-1] == 1:
-        return weights[..., 0]
-    if len(weights.shape) == 3:
+        weights = weights[..., 0]
+    elif len(weights.shape) == 1 or (len(weights.shape) == 2 and weights.shape[1] == 1):
+        weights = ops.reshape(weights, (-1, 1, 1))
+    if len(weights.shape) == 3 and all(
+        found in (None, 1, expected) or expected is None
+        for found, expected in zip(weights.shape, masks_shape, strict=True)
+    ):
         return weights
-    if len(weights.shape) == 1 or (len(weights.shape) == 2 and weights.shape[1] == 1):
-        return ops.reshape(weights, (-1, 1, 1))
     raise ValueError(
         "sample_weight is one number per image (batch,) or per pixel (batch, height, width); "
-        f"found shape {tuple(weights.shape)}."
+        f"found shape {tuple(sample_weight.shape)} for masks {tuple(masks_shape)}."
     )

@@ -1,11 +1,9 @@
 """Losses that compare, for each class, the overlap of truth and prediction."""
 
-import math
-
 import keras
 from keras import ops
 
-from keras_segen.losses.base import TINY, SegmentationLoss, two_or_more
+from keras_segen.losses.base import TINY, SegmentationLoss, check_number, two_or_more
 
 
 class ClassLoss(SegmentationLoss):
@@ -175,8 +173,7 @@ class Tversky(OverlapLoss):
     def __init__(self, alpha=0.3, beta=0.7, ignore_class=None, class_weights=None, name="tversky"):
         super().__init__(ignore_class, class_weights, name)
         for argument, value in (("alpha", alpha), ("beta", beta)):
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{argument} must be finite and above 0; found {value}.")
+            check_number(argument, value, above=0)
         self.alpha = alpha
         self.beta = beta
 
@@ -231,8 +228,7 @@ class FocalTversky(Tversky):
         name="focal_tversky",
     ):
         super().__init__(alpha, beta, ignore_class, class_weights, name)
-        if not (math.isfinite(gamma) and gamma > 0):
-            raise ValueError(f"gamma must be finite and above 0; found {gamma}.")
+        check_number("gamma", gamma, above=0)
         self.gamma = gamma
 
     def class_losses(self, overlap, predicted, true):

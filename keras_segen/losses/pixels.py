@@ -1,11 +1,9 @@
 """Losses that are means over pixels."""
 
-import math
-
 import keras
 from keras import ops
 
-from keras_segen.losses.base import TINY, SegmentationLoss, two_or_more
+from keras_segen.losses.base import TINY, SegmentationLoss, check_number, two_or_more
 
 
 class PixelLoss(SegmentationLoss):
@@ -69,8 +67,7 @@ class CrossEntropy(PixelLoss):
         self, ignore_class=None, class_weights=None, label_smoothing=0.0, name="cross_entropy"
     ):
         super().__init__(ignore_class, class_weights, name)
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing must be in [0, 1); found {label_smoothing}.")
+        check_number("label_smoothing", label_smoothing, least=0, below=1)
         self.label_smoothing = label_smoothing
 
     def check_channels(self, num_channels):
@@ -166,8 +163,7 @@ class Focal(PixelLoss):
 
     def __init__(self, gamma=2.0, ignore_class=None, class_weights=None, name="focal"):
         super().__init__(ignore_class, class_weights, name)
-        if not (math.isfinite(gamma) and gamma >= 0):
-            raise ValueError(f"gamma must be finite and not negative; found {gamma}.")
+        check_number("gamma", gamma, least=0)
         self.gamma = gamma
 
     def pixel_losses(self, of_true_class, log_probabilities):

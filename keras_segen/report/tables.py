@@ -1,12 +1,11 @@
 """A table, written once: for the terminal (Rich), for a page (a Jinja macro) and as CSV."""
 
-import csv
 import dataclasses
 
 import rich.table
 from rich.text import Text
 
-from keras_segen.files import write_atomically
+from keras_segen.files import write_csv
 from keras_segen.report.numbers import show
 
 MARK_STYLES = {"good": "green", "bad": "red", "careful": "yellow", "strong": "bold"}
@@ -131,11 +130,5 @@ class Table:
 
     def write_csv(self, path):
         """Writes headings and values, numbers in full, atomically."""
-        with (
-            write_atomically(path) as temporary,
-            open(temporary, "w", newline="", encoding="utf-8") as file,
-        ):
-            writer = csv.writer(file)
-            writer.writerow([column.key or column.heading for column in self.columns])
-            for row in self.rows:
-                writer.writerow([cell.value for cell in row])
+        headings = [column.key or column.heading for column in self.columns]
+        write_csv(path, [headings, *([cell.value for cell in row] for row in self.rows)])

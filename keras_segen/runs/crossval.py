@@ -12,7 +12,6 @@ evaluated on the fold, which it has never seen. Every training is an ordinary ru
 The held-out images choose nothing: the last epoch is evaluated, not the best one.
 """
 
-import csv
 import dataclasses
 import itertools
 import json
@@ -24,7 +23,7 @@ import keras
 import numpy as np
 
 from keras_segen import plot
-from keras_segen.files import write_atomically, write_json, write_text
+from keras_segen.files import write_csv, write_json, write_text
 from keras_segen.intervals import two_sided_p
 from keras_segen.report import html
 from keras_segen.report.numbers import listing, setting
@@ -336,16 +335,12 @@ def _settings_table(result):
 
 
 def _write_rows(path, result, figures):
-    with (
-        write_atomically(path) as temporary,
-        open(temporary, "w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(["model", "fold", "held_out", *figures])
-        for name, model in result["models"].items():
-            for fold, images in enumerate(result["held_out"]):
-                values = [model[figure]["by_fold"][fold] for figure in figures]
-                writer.writerow([name, fold + 1, images, *values])
+    rows = [["model", "fold", "held_out", *figures]]
+    for name, model in result["models"].items():
+        for fold, images in enumerate(result["held_out"]):
+            values = [model[figure]["by_fold"][fold] for figure in figures]
+            rows.append([name, fold + 1, images, *values])
+    write_csv(path, rows)
 
 
 def _draw(result, task):

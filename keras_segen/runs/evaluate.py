@@ -31,9 +31,16 @@ def evaluate(folder, split="test", *, batch_size=None, extractor=None, count=Non
     folder = Path(folder)
     options = {"batch_size": batch_size, "extractor": extractor, "count": count, "seed": seed}
     options = {name: value for name, value in options.items() if value is not None}
-    task, _ = open_run(folder)
+    task, run = open_run(folder)
     check_options(task, "evaluate", options)
-    found = task.evaluate(load_model(folder), task.load_data(split), **options)
+    dataset, names = task.load_data(split), run["data"].get("class_names")
+    if names is not None and list(dataset.class_names) != names:
+        raise ValueError(
+            f"{dataset.name} has the classes {', '.join(dataset.class_names) or '(none)'}, and "
+            f"{folder} was trained on {', '.join(names) or '(none)'}: restore the data set, or "
+            "train anew."
+        )
+    found = task.evaluate(load_model(folder), dataset, **options)
     found.subject = f"{task.model} on {task.data}, {split}"
     own = {
         "split": split,

@@ -15,7 +15,6 @@ Every file is written under a temporary name and moved into place, the checkpoin
 run is killed, `resume` continues after the last finished epoch.
 """
 
-import csv
 import dataclasses
 import datetime
 import math
@@ -34,7 +33,8 @@ from keras_segen import layers as _layers  # noqa: F401  (          classes of o
 from keras_segen.backend import faster
 from keras_segen.data.loader import Batches
 from keras_segen.determinism import seed_random_layers
-from keras_segen.files import remove_leftovers, write_atomically, write_json
+from keras_segen.files import remove_leftovers, write_atomically, write_csv, write_json
+from keras_segen.networks import load_keras_file, raise_own_errors
 from keras_segen.run_folder import (
     check_new,
     check_seal,
@@ -46,10 +46,13 @@ from keras_segen.run_folder import (
     read_rows,
     seal,
 )
+from keras_segen.runs.numerics import NumericsWatch
 from keras_segen.tasks.registry import read
 
 
-def train(task, folder, tensorboard=False, callbacks=(), verbose="auto"):
+def train(
+    task, folder, tensorboard=False, callbacks=(), verbose="auto", check_numerics=False, tell=None
+):
     """Trains a task into a new run folder.
 
     Args:
@@ -59,6 +62,9 @@ def train(task, folder, tensorboard=False, callbacks=(), verbose="auto"):
             `folder/tensorboard` (needs the package tensorboard).
         callbacks: further `keras.callbacks.Callback`s.
         verbose: as in `keras.Model.fit`.
+        check_numerics: bool, whether the first NaN or infinity ends the training with an error
+            that names the step and the layer; it takes several times as long.
+        tell: called with lines about model and data; None prints them unless `verbose` is 0.
 
     Returns:
         The history: dict of column -> list with one float per epoch.
@@ -71,8 +77,10 @@ def train(task, folder, tensorboard=False, callbacks=(), verbose="auto"):
     folder = Path(folder)
     check_new(folder)
     remove_leftovers(folder, folder / "previews")
+    tell = tell or (print if verbose else lambda line: None)
     train_data, val_data = task.load_data("train"), task.load_data("val")
-    model = task.build_model(train_data, tell=print if verbose else lambda line: None)
+    model = task.build_model(train_data, tell=tell)
+    _introduce(task, model, train_data, val_data, tell)
     batches = task.training_batches(train_data)
     task.compile(model, train_data, steps_per_epoch=len(batches))
     write_json(
@@ -86,17 +94,26 @@ def train(task, folder, tensorboard=False, callbacks=(), verbose="auto"):
             "starts": [_start(0)],
         },
     )
-    return _fit(task, folder, model, train_data, val_data, 0, tensorboard, callbacks, verbose)
+    callbacks = _all_callbacks(folder, callbacks, tensorboard)
+    return _fit(task, folder, model, train_data, val_data, 0, callbacks, verbose, check_numerics)
 
 
-def resume(folder, tensorboard=False, callbacks=(), verbose="auto", epochs=None):
+def resume(
+    folder,
+    tensorboard=False,
+    callbacks=(),
+    verbose="auto",
+    epochs=None,
+    check_numerics=False,
+    tell=None,
+):
     """Resumes an interrupted run after its last finished epoch, on this backend or another.
 
     The result is that of a run that was never interrupted, to rounding.
 
     Args:
         folder: path of the run folder.
-        tensorboard, callbacks, verbose: as in `train`.
+        tensorboard, callbacks, verbose, check_numerics, tell: as in `train`.
         epochs: int, a new total number of epochs, also for a finished run: it is extended. A
             cosine schedule then ends after the new last epoch, so that the learning rate jumps up
             where the run continues; early stopping starts counting anew there.
@@ -125,8 +142,9 @@ def resume(folder, tensorboard=False, callbacks=(), verbose="auto", epochs=None)
     rows = read_rows(folder)[:first_epoch]
     if checkpoint is not None:
         check_seal(checkpoint, run["experiment"], rows)
+    tell = tell or (print if verbose else lambda line: None)
     if epochs is not None:
-        task = _extend(folder, run, task, first_epoch, epochs, verbose)
+        task = _extend(folder, run, task, first_epoch, epochs, tell)
     if first_epoch >= task.epochs or stops_early(task, rows, _extended(run)):
         task.finish(folder)
         return read_history(folder)
@@ -136,8 +154,10 @@ def resume(folder, tensorboard=False, callbacks=(), verbose="auto", epochs=None)
         model = task.build_model(train_data)
         batches = task.training_batches(train_data)
         task.compile(model, train_data, steps_per_epoch=len(batches))
+    _introduce(task, model, train_data, val_data, tell)
     run["starts"].append(_start(first_epoch))
     write_json(folder / "run.json", run)
+    callbacks = _all_callbacks(folder, callbacks, tensorboard)
     return _fit(
         task,
         folder,
@@ -145,13 +165,24 @@ def resume(folder, tensorboard=False, callbacks=(), verbose="auto", epochs=None)
         train_data,
         val_data,
         first_epoch,
-        tensorboard,
         callbacks,
         verbose,
+        check_numerics,
     )
 
 
-def _extend(folder, run, task, finished, epochs, verbose):
+def _introduce(task, model, train_data, val_data, tell):
+    """Says in two lines what is about to be trained, on what."""
+    size = "x".join(map(str, train_data.image_shape))
+    tell(f"Model: {Path(task.model).name}, {task.count_parameters(model):,} parameters")
+    tell(f"Images: {len(train_data):,} to train, {len(val_data):,} to validate, {size}")
+
+
+def _all_callbacks(folder, callbacks, tensorboard):
+    return [_TensorBoard(folder / "tensorboard"), *callbacks] if tensorboard else list(callbacks)
+
+
+def _extend(folder, run, task, finished, epochs, tell):
     """Records a new number of epochs in a run; returns the task for it."""
     if epochs <= finished:
         raise ValueError(
@@ -161,9 +192,8 @@ def _extend(folder, run, task, finished, epochs, verbose):
     before, task = task.epochs, dataclasses.replace(task, epochs=epochs)
     run["experiment"] = task.to_dict()
     run.setdefault("extended", []).append({"finished": finished, "from": before, "to": epochs})
-    if verbose:
-        ends = f", which ends after epoch {epochs} now" if task.schedule != "constant" else ""
-        print(f"{epochs} epochs instead of {before}, schedule {task.schedule}{ends}.")
+    ends = f", which ends after epoch {epochs} now" if task.schedule != "constant" else ""
+    tell(f"{epochs} epochs instead of {before}, schedule {task.schedule}{ends}.")
     return task
 
 
@@ -177,7 +207,7 @@ def load_checkpoint(path, task, train_data, first_epoch):
 
     The task compiles the model again, since Keras does not save which weights do not decay.
     """
-    model = keras.models.load_model(path, compile=False, safe_mode=True)
+    model = load_keras_file(path)
     phase = next(phase for phase in task.phases() if first_epoch <= phase.end)
     steps = len(task.training_batches(train_data))
     task.compile(model, train_data, steps, phase)
@@ -202,8 +232,9 @@ def load_model(folder):
 
     Raises:
         FileNotFoundError: no epoch of the run is finished yet.
+        ValueError: the file cannot be loaded.
     """
-    return keras.models.load_model(find_model(folder), compile=False, safe_mode=True)
+    return load_keras_file(find_model(folder))
 
 
 def model_digest(folder):
@@ -223,11 +254,11 @@ def _start(epoch):
     }
 
 
-def _fit(task, folder, model, train_data, val_data, first_epoch, tensorboard, callbacks, verbose):
+def _fit(
+    task, folder, model, train_data, val_data, first_epoch, callbacks, verbose, check_numerics
+):
     """Trains a compiled model from `first_epoch` on, phase by phase."""
-    keeper = _RunFolder(folder, task, val_data, first_epoch, _extended(load_run(folder)))
-    if tensorboard:
-        callbacks = [_TensorBoard(folder / "tensorboard"), *callbacks]
+    keeper = _RunFolder(folder, task, val_data, first_epoch)
     callbacks = [keeper, *callbacks]  # first: it adds what it measures to what the others see
     for phase in task.phases():
         if phase.end <= first_epoch:
@@ -236,21 +267,18 @@ def _fit(task, folder, model, train_data, val_data, first_epoch, tensorboard, ca
         if 0 < phase.first >= first_epoch:  # not one that is resumed
             task.compile(model, train_data, len(batches), phase)
         val_batches = Batches(val_data, task.batch_size)
-        try:
-            model.fit(
-                backend.make_loader(batches),
-                validation_data=backend.make_loader(val_batches),
-                epochs=phase.end,
-                initial_epoch=max(first_epoch, phase.first),
-                shuffle=False,  # the loader has shuffled already
-                callbacks=callbacks,
-                verbose=verbose,
-            )
-        except Exception:
-            error = batches.error or val_batches.error
-            if error is not None:  # the loader's own error, without the framework's around it
-                raise error from None
-            raise
+        loaders = backend.make_loader(batches), backend.make_loader(val_batches)
+        raise_own_errors(
+            model.fit,
+            loaders,
+            loaders[0],
+            validation_data=loaders[1],
+            epochs=phase.end,
+            initial_epoch=max(first_epoch, phase.first),
+            shuffle=False,  # the loader has shuffled already
+            callbacks=callbacks + ([NumericsWatch(batches)] if check_numerics else []),
+            verbose=verbose,
+        )
     task.finish(folder)
     return read_history(folder)
 
@@ -258,13 +286,15 @@ def _fit(task, folder, model, train_data, val_data, first_epoch, tensorboard, ca
 class _RunFolder(keras.callbacks.Callback):
     """Writes what a run folder holds after each epoch, the checkpoint last."""
 
-    def __init__(self, folder, task, val_data, first_epoch, extended):
+    def __init__(self, folder, task, val_data, first_epoch):
         super().__init__()
         self.folder = folder
         self.seed = task.seed
         self.task = task
         self.val_data = val_data
-        self.extended = extended
+        run = load_run(folder)
+        self.extended = _extended(run)
+        self.described = run["data"]
         self.rows = read_rows(folder)[:first_epoch]
         self.best = max(map(self._score, self.rows), default=-math.inf)
 
@@ -295,18 +325,14 @@ class _RunFolder(keras.callbacks.Callback):
             self.best = self._score(self.rows[-1])
             with write_atomically(self.folder / "model.keras") as temporary:
                 backend.save_model(self.model, temporary)
-        with (
-            write_atomically(self.folder / "history.csv") as temporary,
-            open(temporary, "w", newline="", encoding="utf-8") as file,
-        ):
-            writer = csv.DictWriter(file, fieldnames=list(self.rows[0]))
-            writer.writeheader()
-            writer.writerows(self.rows)
+        columns = list(self.rows[0])
+        rows = [[row[column] for column in columns] for row in self.rows]
+        write_csv(self.folder / "history.csv", [columns, *rows])
         self._draw(epoch)
         checkpoint = self.folder / f"checkpoint-{epoch + 1:04d}.keras"
         with write_atomically(checkpoint) as temporary:
             backend.save_model(self.model, temporary)
-            seal(checkpoint, temporary, self.task.to_dict(), self.rows)
+            seal(checkpoint, temporary, self.task.to_dict(), self.rows, self.described)
         for old in sorted(self.folder.glob("checkpoint-*.keras"))[:-1]:
             old.unlink()
             old.with_suffix(".json").unlink(missing_ok=True)
@@ -321,7 +347,8 @@ class _RunFolder(keras.callbacks.Callback):
                     f"{name} is {logs[name]} in epoch {epoch + 1}: the training diverged, and "
                     f"this epoch is not kept; {self.folder} holds those before it, if any. Train "
                     "anew with a smaller --learning-rate, or with --precision float32 if it is "
-                    "another."
+                    f"another. keras-segen train --resume {self.folder} --check-numerics names "
+                    "the layer and the step."
                 )
 
     def _draw(self, epoch):

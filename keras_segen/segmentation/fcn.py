@@ -26,6 +26,7 @@ from keras_segen.layers import (
     check_encoder,
     drop,
 )
+from keras_segen.networks import Network
 
 
 def fcn(
@@ -98,7 +99,7 @@ def fcn(
 
     x = enlarge(x, stride, name=f"upscore{stride}", learned=False)
     logits = CropLike(name="logits")([x, images])  # (b, h, w, num_classes)
-    return keras.Model(images, logits, name="fcn")
+    return Network(images, logits, name="fcn")
 
 
 def vgg16_stages(images, filters):

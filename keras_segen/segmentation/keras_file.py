@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from keras_segen import backend
+from keras_segen.networks import load_keras_file
 
 KNOWN = ("keras", "keras_segen")  # packages whose layers every process of ours knows
 
@@ -31,17 +32,7 @@ def load_network(path, dataset, num_outputs):
         ValueError: it cannot be loaded, or does not fit these images and classes.
     """
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; expected a model, saved as .keras.")
-    try:
-        model = keras.models.load_model(path, compile=False, safe_mode=True)
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"{path} cannot be loaded. Found: {str(error).strip().splitlines()[0]} Expected a "
-            "model saved by Keras 3; layers of your own are registered "
-            "(keras.saving.register_keras_serializable) and imported before, Lambda layers not "
-            "allowed."
-        ) from error
+    model = load_keras_file(path)
     check_network(model, dataset, num_outputs, path.name)
     return model
 

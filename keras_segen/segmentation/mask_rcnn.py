@@ -22,6 +22,7 @@ from keras import layers, ops
 from keras_segen import backend
 from keras_segen.determinism import rng
 from keras_segen.layers import check_arguments, check_encoder
+from keras_segen.networks import ClearErrors
 from keras_segen.segmentation import boxes as box
 from keras_segen.segmentation.fpn import fpn
 from keras_segen.segmentation.roi_align import crop_instances, roi_align
@@ -249,7 +250,7 @@ def mask_head(num_classes, filters, mask_filters):
 
 
 @keras.saving.register_keras_serializable(package="keras_segen")
-class MaskRCNN(keras.Model):
+class MaskRCNN(ClearErrors, keras.Model):
     """A feature pyramid, an RPN and two heads, trained by `fit`.
 
     `fit` takes images, float32 in [0, 1], and planes, int32 `(batch, height, width)`, that say to

@@ -17,6 +17,7 @@ import keras
 from keras import layers
 
 from keras_segen.layers import check_arguments
+from keras_segen.networks import Network
 
 
 def plain_unet(
@@ -75,7 +76,9 @@ def plain_unet(
     outputs = layers.Conv2D(  # float32 also under mixed precision
         num_classes, 1, padding="same", activation=activation, dtype="float32", name="outputs"
     )(x)  # (b, h, w, num_classes)
-    return keras.Model(images, outputs, name="plain_unet")
+    model = Network(images, outputs, name="plain_unet")
+    model.multiple = 2 ** len(down_filters)
+    return model
 
 
 def conv(x, filters, name):

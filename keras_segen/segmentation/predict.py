@@ -19,6 +19,7 @@ import numpy as np
 from keras import ops
 
 from keras_segen import backend
+from keras_segen.arguments import as_number, whole_number
 from keras_segen.data.dataset import check_size
 from keras_segen.data.images import read_image, resize_image, to_float
 from keras_segen.segmentation.fold import as_functional, fold_batch_normalization
@@ -33,6 +34,7 @@ FLIPS = {
 }
 
 DEFAULT_TILE = 512
+MIN_SCALE, MAX_SCALE = 0.05, 20
 ROWS_AT_ONCE = 64  # of a band, when it is turned into results
 
 
@@ -63,8 +65,8 @@ class Predictor:
         batch_size: int, tiles per step of the network.
         flips: `"none"`, `"horizontal"` (also mirrored left to right) or `"both"` (also upside
             down, and both). The probabilities of all are averaged.
-        scales: tuple of floats, such as (0.75, 1, 1.25): the image is predicted at each of these
-            sizes, and the probabilities are averaged.
+        scales: tuple of floats from 0.05 to 20, such as (0.75, 1, 1.25): the image is predicted at
+            each of these sizes, and the probabilities are averaged.
         fold: bool, whether to fold batch normalization into the convolutions first: faster, and
             equal to rounding.
 
@@ -96,15 +98,19 @@ class Predictor:
         scales=(1.0,),
         fold=False,
     ):
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}, expected 1 or more.")
+        batch_size = whole_number("batch_size", batch_size, 1, ", 1 or more")
         if flips not in FLIPS:
             raise ValueError(f"flips is {flips!r}, expected one of {', '.join(map(repr, FLIPS))}.")
-        if len(scales) == 0 or not all(np.isfinite(s) and s > 0 for s in scales):
-            raise ValueError(f"scales is {scales!r}, expected numbers above 0, such as (0.75, 1).")
+        is_sequence = isinstance(scales, tuple | list | np.ndarray) and len(scales)
+        numbers = [as_number(scale) for scale in scales] if is_sequence else [None]
+        if None in numbers or not all(MIN_SCALE <= s <= MAX_SCALE for s in numbers):
+            raise ValueError(
+                f"scales is {scales!r}, expected numbers from {MIN_SCALE} to {MAX_SCALE}, such as "
+                "(0.75, 1)."
+            )
         self.batch_size = batch_size
         self.flips = flips
-        self.scales = tuple(float(scale) for scale in scales)
+        self.scales = tuple(numbers)
 
         model = fold_batch_normalization(model) if fold else as_functional(model)
         _check_ends(model)
@@ -168,7 +174,7 @@ class Predictor:
 
         Raises:
             ValueError: if shape, type or values of the image, or the shape or type of `out`, do
-                not fit.
+                not fit; or if the network gives values that are not finite.
         """
         image = self._checked(image)
         out = self._result(image, output, out)
@@ -276,7 +282,7 @@ class Predictor:
         if scaled <= tile:
             size = self.fixed_size[axis] or -(-scaled // self.multiple) * self.multiple
             return _Axis((0,), length, scaled, size, flipped, np.ones((1, length), "float32"))
-        tile_length = min(length, round(tile / scale))
+        tile_length = min(length, max(1, round(tile / scale)))
         step = max(1, tile_length - overlap / scale)
         count = 1 + int(np.ceil((length - tile_length) / step))
         starts = np.linspace(0, length - tile_length, count).round().astype(int)
@@ -293,7 +299,14 @@ class Predictor:
             for first in range(0, len(group), self.batch_size):
                 batch = group[first : first + self.batch_size]
                 images = np.stack([tile.cut(image) for tile in batch])
-                for tile, found in zip(batch, backend.infer(self.network, images), strict=True):
+                probabilities = backend.infer(self.network, images)
+                if not np.isfinite(probabilities).all():
+                    raise ValueError(
+                        f"{self.network.name} gives NaN or infinite values for this image, which "
+                        "are no class: its weights are not finite, or overflow. keras-segen train "
+                        "--check-numerics names the layer; train anew, or take another run."
+                    )
+                for tile, found in zip(batch, probabilities, strict=True):
                     tile.add(found, band)
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import keras
+from keras_segen.networks import load_keras_file
 
 
 def take_weights(model, source):
@@ -59,7 +59,7 @@ def take_weights_of_run(model, folder):
     path = Path(folder) / "model.keras"
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: start_from names no finished run.")
-    trained = keras.models.load_model(path, compile=False, safe_mode=True)
+    trained = load_keras_file(path)
     try:
         taken, new, unused = take_weights(model, trained)
     except ValueError as error:

@@ -18,6 +18,7 @@ import keras
 from keras import layers
 
 from keras_segen.layers import CropLike, check_arguments, check_dropout, check_encoder, drop
+from keras_segen.networks import Network
 
 
 def unet(input_shape, num_classes, filters=(64, 128, 256, 512, 1024), dropout=0.0, encoder=None):
@@ -75,7 +76,9 @@ def unet(input_shape, num_classes, filters=(64, 128, 256, 512, 1024), dropout=0.
     logits = layers.Conv2D(  # float32 also under mixed precision
         num_classes, 1, kernel_initializer="he_normal", dtype="float32", name="logits"
     )(x)  # (b, h, w, num_classes)
-    return keras.Model(images, logits, name="unet")
+    model = Network(images, logits, name="unet")
+    model.multiple = 2 ** (len(filters) - 1) if encoder is None else 1
+    return model
 
 
 def way_down(images, filters, dropout):
