@@ -28,7 +28,15 @@ html_theme = "furo"
 html_title = f"keras-segen {release}"
 html_copy_source = html_show_sphinx = False
 
-GUIDES = ("data", "segmentation", "generation", "run_folder", "comparison", "measurements")
+GUIDES = (
+    "data",
+    "segmentation",
+    "instances",
+    "generation",
+    "run_folder",
+    "comparison",
+    "measurements",
+)
 HOUSE = ("docs/architecture", "docs/upstream", "CONTRIBUTING", "CHANGELOG")
 
 
