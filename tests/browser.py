@@ -34,6 +34,8 @@ addEventListener("load", () => {
       broken: [...page.images].filter(image => !image.naturalWidth).length,
       requests: frame.performance.getEntriesByType("resource").map(entry => entry.name)
         .filter(name => !name.startsWith("data:")),
+      hidden: [...page.querySelectorAll(".scroll")].filter(e => e.scrollWidth > e.clientWidth + 1)
+        .filter(e => e.offsetParent).map(e => e.getAttribute("aria-label")),
       wide: [...page.querySelectorAll("main *")].filter(wide).map(e => e.outerHTML.slice(0, 80)),
     };
   });

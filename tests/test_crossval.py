@@ -2,6 +2,9 @@
 
 import csv
 import dataclasses
+import html
+import itertools
+import json
 import os
 import re
 import shutil
@@ -330,6 +333,7 @@ def test_page_fits_and_is_quiet_in_a_browser(validated, scheme, tmp_path):
     assert "CONSOLE" not in log, log
     for frame in seen:
         assert frame["width"] <= frame["inner"], frame["wide"]
+        assert frame["hidden"] == []
         assert frame["requests"] == [] and frame["broken"] == 0
         assert (brightness(frame["background"]) < 60) == (scheme == "dark")
         assert frame["chart"] == frame["ink"]
@@ -350,3 +354,48 @@ def test_command_validates_models_and_files(picture_folder, plans, tmp_path):
     again = [*command[:4], "unet", "unet", *command[6:]]
     done = subprocess.run(again, capture_output=True, text=True)
     assert done.returncode == 1 and "unet is named twice" in done.stderr
+
+
+def made_up(*folds):
+    """A result with a model for each list of mean IoUs: a, b, c."""
+    models = {
+        name: {"mean_iou": crossval.over_folds(values)}
+        for name, values in zip("abc", folds, strict=False)
+    }
+    differences = [
+        {
+            "first": first,
+            "second": second,
+            "figure": "mean_iou",
+            **crossval.difference(
+                models[first]["mean_iou"]["by_fold"], models[second]["mean_iou"]["by_fold"]
+            ),
+        }
+        for first, second in itertools.combinations(models, 2)
+    ]
+    return {"folds": len(folds[0]), "models": models, "differences": differences}
+
+
+@pytest.mark.parametrize(
+    "folds, words",
+    [
+        ([[0.5, 0.7]], "a: mean IoU 0.600 ± 0.141."),
+        ([[0.5, 0.6, 0.5], [0.6, 0.5, 0.55]], r"3 folds cannot tell b from a \(0.017, p = 0.8"),
+        ([[0.5, 0.6, 0.5], [0.81, 0.9, 0.8]], r"b has a higher mean IoU than a \(0.303, p = 0.0"),
+        ([[0.5, 0.25], [0.25, 0.0]], r"a has a higher mean IoU than b \(0.250\)\."),
+        ([[0.5, 0.25], [0.5, 0.25]], r"2 folds cannot tell a from b \(0.000\) by mean IoU\."),
+        (
+            [[0.5, 0.6, 0.5], [0.82, 0.89, 0.81], [0.8, 0.9, 0.8]],
+            r"3 folds cannot tell b from c .* by mean IoU; b has a higher mean IoU than a \(",
+        ),
+    ],
+)
+def test_the_verdict_names_a_winner_only_where_there_is_one(folds, words):
+    assert re.match(words, crossval.verdict(made_up(*folds), SegmentationTask()))
+
+
+def test_the_page_begins_with_the_verdict(validated):
+    page = (validated[0] / "crossval.html").read_text("utf-8")
+    result = json.loads((validated[0] / "crossval.json").read_text("utf-8"))
+    first = re.search("<h1>(.*?)</h1>", page)[1]
+    assert first == html.escape(crossval.verdict(result, SegmentationTask()))

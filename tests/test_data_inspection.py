@@ -203,4 +203,5 @@ def test_the_page_fits_a_phone(suspicious, tmp_path):
     assert "CONSOLE" not in log, log
     for frame in seen:
         assert frame["width"] <= frame["inner"], frame["wide"]
+        assert frame["hidden"] == []
         assert frame["requests"] == [] and frame["broken"] == 0

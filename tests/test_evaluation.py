@@ -192,7 +192,7 @@ def test_page_needs_nothing_but_itself(run, result):
     for name in result["class_iou"]:
         assert name in page
     worst = result["worst"][0]
-    assert f"1. {worst['name']}" in page
+    assert f"Worst: {worst['name']}" in page
     assert f"{worst['most']['truth']} taken for {worst['most']['predicted']}" in page
 
 
@@ -251,7 +251,27 @@ def test_page_fits_and_is_quiet_in_a_browser(run, result, hostile_page, scheme, 
     assert "CONSOLE" not in log, log
     for frame in seen:
         assert frame["width"] <= frame["inner"], frame["wide"]
+        assert frame["hidden"] == [] and frame["height"] < 6000
         assert frame["requests"] == [] and frame["broken"] == 0
         assert (brightness(frame["background"]) < 60) == (scheme == "dark")
         assert (brightness(frame["ink"]) > 180) == (scheme == "dark")
         assert frame["chart"] == frame["ink"]
+
+
+def test_typical_and_best_images_are_found_among_many():
+    rng = np.random.default_rng(0)
+    masks = rng.integers(0, 3, (9, 6, 6))
+    images = np.where(rng.random(masks.shape) < np.linspace(0.1, 0.9, 9)[:, None, None], masks, 0)
+    dataset = arrays(np.uint8(images)[..., None], masks)
+    model = lookup(np.eye(3))
+    found = count(model, dataset, batch_size=4, num_worst=2)
+    scores = [
+        metrics.mean_iou(metrics.confusion_matrix(mask, image, 3))
+        for mask, image in zip(masks, images, strict=True)
+    ]
+    order = np.argsort(scores, kind="stable").tolist()
+    assert [each.index for each in found.typical] == order[3:5]
+    assert [each.index for each in found.best] == order[-1:]
+    for each in (*found.typical, *found.best):
+        assert each.mean_iou == scores[each.index]
+        np.testing.assert_array_equal(each.predicted, images[each.index])

@@ -33,7 +33,9 @@ def crossval(
     except KeyboardInterrupt:
         errors.print(f"Interrupted. Run the same command again to continue in {out}.")
         raise typer.Exit(130) from None
-    for table in crossval.tables(result, next(iter(tasks.values()))):
+    task = next(iter(tasks.values()))
+    console.print(crossval.verdict(result, task))
+    for table in crossval.tables(result, task):
         console.print(table.to_rich())
     if result["differences"]:
         console.print(result["caution"])

@@ -417,6 +417,9 @@ def hand_over_table(report):
     )
 
 
+VERSION = "framework"  # among the settings of a backend: which release it is, and no setting
+
+
 def settings_table(report):
     """Every setting of every backend, as a `Table`; those that differ stand out."""
     backends = list(report["backends"].values())
@@ -424,13 +427,14 @@ def settings_table(report):
     rows, differing = [], set()
     for name in names:
         values = [setting(dig(backend, "settings", name)) for backend in backends]
-        if len(set(values) - {"–"}) > 1:
+        if len(set(values) - {"–"}) > 1 and name != VERSION:
             differing.add(len(rows))
             name += " ≠"
         rows.append([name, *values])
     note = ""
     if sum(bool(backend.get("settings")) for backend in backends) > 1:
-        note = f"{len(differing)} of {len(rows)} settings differ between the backends"
+        settings = len(rows) - (VERSION in names)
+        note = f"{len(differing)} of {settings} settings differ between the backends"
         note += "; they are marked with ≠." if differing else "."
     columns = [dataclasses.replace(c, numeric=False) for c in backend_columns(report)]
     title = "Settings that affect speed"

@@ -7,7 +7,7 @@ from pathlib import Path
 from keras_segen.files import write_json, write_text
 from keras_segen.report import html
 from keras_segen.report.numbers import plain, setting
-from keras_segen.report.tables import Cell, Table
+from keras_segen.report.tables import Cell, Column, Table
 
 
 @dataclasses.dataclass
@@ -96,4 +96,4 @@ class Evaluation:
 def settings_table(settings):
     """A table of settings, a row each, from a dict."""
     rows = [[name, Cell(setting(value))] for name, value in settings.items()]
-    return Table("Settings", ["Setting", "Value"], rows)
+    return Table("Settings", ["Setting", Column("Value", str, numeric=False)], rows)

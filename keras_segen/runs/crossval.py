@@ -319,6 +319,37 @@ def tables(result, task):
     return found
 
 
+def verdict(result, task):
+    """What a cross-validation found, in a sentence.
+
+    A difference counts if its p is below 0.05, divided by the number of pairs with the best model
+    (Bonferroni).
+
+    Args:
+        result: dict as in `crossval.json`.
+        task: a `keras_segen.tasks.Task` of its kind.
+    """
+    main, title = next(iter(task.fold_figures.items()))
+    means = {name: model[main]["mean"] for name, model in result["models"].items()}
+    best = max(means, key=means.get)
+    if len(means) == 1:
+        found = result["models"][best][main]
+        return f"{best}: {title} {found['mean']:.3f} ± {found['standard_deviation']:.3f}."
+    below, near = [], []
+    for row in result["differences"]:
+        if row["figure"] == main and best in (row["first"], row["second"]):
+            other = row["first"] if row["second"] == best else row["second"]
+            sure = row["mean"] != 0 if row["p"] is None else row["p"] < 0.05 / (len(means) - 1)
+            p = "" if row["p"] is None else f", p = {row['p']:.2g}"
+            (below if sure else near).append(f"{other} ({abs(row['mean']):.3f}{p})")
+    words = []
+    if near:
+        words.append(f"{result['folds']} folds cannot tell {best} from {listing(near)} by {title}")
+    if below:
+        words.append(f"{best} has a higher {title} than {listing(below)}")
+    return "; ".join(words) + "."
+
+
 def _settings_table(result):
     """The settings of every model, as a `Table`; those that differ stand out."""
     models = result["models"].values()
@@ -356,6 +387,7 @@ def _page(result, task):
         "crossval.html.j2",
         {},
         result=result,
+        verdict=verdict(result, task),
         title=title,
         scores={name: model[main] for name, model in result["models"].items()},
         chart=html.svg(_draw(result, task), f"{title} of every model on every fold"),

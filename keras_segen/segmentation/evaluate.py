@@ -21,6 +21,7 @@ CLASS_FIGURES = {
     "boundary_f": "Boundary F",
 }
 MAX_COLUMNS = 40  # of a confusion matrix in numbers
+MAX_SHOWN = 24  # images on the page
 
 
 def evaluate(model, dataset, batch_size=16):
@@ -36,7 +37,8 @@ def evaluate(model, dataset, batch_size=16):
 
     Returns:
         A `keras_segen.report.evaluation.Evaluation`: in a notebook it is displayed as a page with
-        the figures of every class, the confusion matrix, the calibration and the worst images.
+        the figures of every class, the confusion matrix, the calibration, and the worst, typical
+        and best images.
         Its `figures`: `mean_iou`, `mean_dice`, `mean_precision`, `mean_recall`,
         `mean_boundary_f`, `pixel_accuracy`, `expected_calibration_error`, all from 0 to 1;
         `class_iou`, `class_dice`, `class_precision`, `class_recall`, `class_boundary_f` (dicts
@@ -72,7 +74,7 @@ def evaluate(model, dataset, batch_size=16):
         cards=_cards(found, dataset),
         charts=_charts(counts, found, names),
         details=_details(found, names),
-        gallery=_gallery(counts.worst, found["worst"], dataset),
+        gallery=_gallery(counts, dataset),
         legend=list(zip(names, colors, strict=True)),
     )
 
@@ -81,17 +83,20 @@ class Counts(NamedTuple):
     """What `count` returns.
 
     `matrix`: confusion matrix, int64 `(num_classes, num_classes)`. `boundaries`: int64
-    `(num_classes, 4)`. `bins`: float64 `(15, 3)`. `worst`: list of `Worst`, the worst first.
+    `(num_classes, 4)`. `bins`: float64 `(15, 3)`. `worst`: list of `Scored`, the worst first.
+    `typical`, `best`: the same of the images in the middle, and of the best one.
     """
 
     matrix: np.ndarray
     boundaries: np.ndarray
     bins: np.ndarray
     worst: list
+    typical: list
+    best: list
 
 
-class Worst(NamedTuple):
-    """An image with a low mean IoU: its index, its confusion matrix, its predicted class ids."""
+class Scored(NamedTuple):
+    """An image by its mean IoU: its index, its confusion matrix, its predicted class ids."""
 
     mean_iou: float
     index: int
@@ -117,7 +122,7 @@ def count(model, dataset, batch_size, num_worst=24):
     boundaries = np.zeros((num_classes, 4), "int64")
     bins = 0
     worst = []  # a heap: the best of the worst is at its front
-    index = 0
+    best, scores, index = [], [], 0
     for images, masks in Batches(dataset, batch_size).read(epoch=0):
         logits = backend.infer(model, images)
         found = metrics.class_ids(logits)
@@ -128,12 +133,35 @@ def count(model, dataset, batch_size, num_worst=24):
             boundaries += metrics.boundary_counts(mask, predicted, num_classes, void)
             if counts.any():
                 small = predicted.astype("uint8" if num_classes <= 256 else "uint16")
-                score = metrics.mean_iou(counts)
-                heapq.heappush(worst, (-score, -index, Worst(score, index, counts, small)))
+                each = Scored(metrics.mean_iou(counts), index, counts, small)
+                scores.append((each.mean_iou, index))
+                heapq.heappush(worst, (-each.mean_iou, -index, each))
+                if not best or each.mean_iou > best[0].mean_iou:
+                    best = [each]
             if len(worst) > num_worst:
                 heapq.heappop(worst)
             index += 1
-    return Counts(matrix, boundaries, bins, [each for *_, each in sorted(worst, reverse=True)])
+    worst = [each for *_, each in sorted(worst, reverse=True)]
+    typical = _typical(model, dataset, batch_size, sorted(scores), [*worst, *best])
+    return Counts(matrix, boundaries, bins, worst, typical, best)
+
+
+def _typical(model, dataset, batch_size, scores, known):
+    """The images in the middle of all: those that are not known are predicted once more."""
+    middle = len(scores) // 2
+    found, known = [], {each.index: each for each in known}
+    for score, index in scores[max(middle - 1, 0) : middle + 1]:
+        if index not in known:
+            image, mask = dataset[index]
+            # A batch like the others, so that no graph is traced for it.
+            images = np.repeat(image[None], min(batch_size, len(dataset)), axis=0)
+            predicted = metrics.class_ids(backend.infer(model, images))[0]
+            counts = metrics.confusion_matrix(
+                mask, predicted, dataset.num_classes, dataset.ignore_class
+            )
+            known[index] = Scored(score, index, counts, predicted)
+        found.append(known[index])
+    return found
 
 
 def confusion_matrix(model, dataset, batch_size):
@@ -256,41 +284,52 @@ def _details(found, names):
     return [Table("The confusion matrix in pixels", ["Truth \\ predicted", *names], rows)]
 
 
-def _gallery(worst, described, dataset):
-    void, shown = dataset.ignore_class, []
-    for each, words in zip(worst, described, strict=True):
-        image, mask = dataset[each.index]
-        predicted = each.predicted.astype("int32")
-        note = f"mean IoU {words['mean_iou']:.3f}, {percent(words['wrong'])} of the pixels wrong"
-        if words["most"]:
-            note += (
-                f"; most of all {words['most']['truth']} taken for {words['most']['predicted']} "
-                f"({percent(words['most']['share'])})"
-            )
-        pictures = {
-            "image": plot.overlay(image, mask, dataset.palette, void, alpha=0.0),
-            "truth": plot.overlay(image, mask, dataset.palette, void),
-            "prediction": plot.overlay(image, predicted, dataset.palette),
-            "wrong pixels": plot.difference(image, mask, predicted, void),
-        }
-        shown.append(Shown(words["name"], note, pictures))
+def _gallery(counts, dataset):
+    """The worst, typical and best images first, then the others of the worst."""
+    kinds = (("Worst", counts.worst[:3]), ("Typical", counts.typical), ("Best", counts.best))
+    chosen = [(kind, each) for kind, found in kinds for each in found]
+    chosen += [("Worst", each) for each in counts.worst[3:]]
+    once = {}
+    for kind, each in chosen:
+        once.setdefault(each.index, (kind, each))
+    shown = [_shown(kind, each, dataset) for kind, each in list(once.values())[:MAX_SHOWN]]
     note = (
-        "By the mean IoU of each image over the classes that occur in its truth or prediction; "
-        "the lowest first. Yellow: wrong pixels."
+        "By the mean IoU of each image over the classes that occur in its truth or prediction. "
+        "Yellow: wrong pixels."
     )
-    if void is not None:
+    if dataset.ignore_class is not None:
         note += " Stripes: void, which does not count."
-    return (f"The worst {len(shown)} of {len(dataset)} images", note, shown) if shown else None
+    title = f"The worst, typical and best of {len(dataset)} images"
+    return (title, note, shown) if shown else None
 
 
-def as_values(worst, dataset):
-    """One of the worst images as plain values, with the confusion that cost it most pixels."""
-    wrong = worst.matrix * (1 - np.eye(len(worst.matrix), dtype="int64"))
+def _shown(kind, each, dataset):
+    void, words = dataset.ignore_class, as_values(each, dataset)
+    image, mask = dataset[each.index]
+    predicted = each.predicted.astype("int32")
+    note = f"mean IoU {words['mean_iou']:.3f}, {percent(words['wrong'])} of the pixels wrong"
+    if words["most"]:
+        note += (
+            f"; most of all {words['most']['truth']} taken for {words['most']['predicted']} "
+            f"({percent(words['most']['share'])})"
+        )
+    pictures = {
+        "image": plot.overlay(image, mask, dataset.palette, void, alpha=0.0),
+        "truth": plot.overlay(image, mask, dataset.palette, void),
+        "prediction": plot.overlay(image, predicted, dataset.palette),
+        "wrong pixels": plot.difference(image, mask, predicted, void),
+    }
+    return Shown(f"{kind}: {words['name']}", note, pictures)
+
+
+def as_values(scored, dataset):
+    """An image as plain values, with the confusion that cost it most pixels."""
+    wrong = scored.matrix * (1 - np.eye(len(scored.matrix), dtype="int64"))
     truth, predicted = np.unravel_index(wrong.argmax(), wrong.shape)
-    pixels = worst.matrix.sum()
+    pixels = scored.matrix.sum()
     return {
-        "name": dataset.item_name(worst.index),
-        "mean_iou": worst.mean_iou,
+        "name": dataset.item_name(scored.index),
+        "mean_iou": scored.mean_iou,
         "wrong": float(wrong.sum() / pixels),
         "most": {
             "truth": dataset.class_names[truth],
