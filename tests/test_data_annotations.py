@@ -129,7 +129,7 @@ def test_coco_becomes_a_folder(tmp_path):
     assert instances[3, 2] == 2 * 256 + 1 and instances[10, 10] == 2 * 256 + 2
     assert instances[3, 3] == 2 * 256 + 1 and instances[7, 3] == 2 * 256 + 3
     assert instances[3, 25] == 1 * 256 + 1 and mask[3, 25] == 1
-    assert instances[3, 26] == 255 and mask[3, 26] == 3
+    assert instances[3, 26] == 0 and mask[3, 26] == 3
     assert instances[19, 15] == 0 and mask[19, 15] == 0
     np.testing.assert_array_equal(instances[instances > 255] // 256, mask[instances > 255])
     loaded = data.load(f"folder:{out}", "train")
@@ -225,7 +225,7 @@ def test_other_files_are_named(tmp_path, text, message):
         data.import_annotations(tmp_path / "no.json", tmp_path / "out")
 
 
-def test_more_objects_than_numbers_are_void(tmp_path):
+def test_more_objects_than_numbers_are_a_crowd(tmp_path):
     photo(tmp_path / "a.png", 20, 40)
     places = [(2 * (i % 20), 2 * (i // 20)) for i in range(200)]
     squares = [square(x, y, 1) for x, y in places] + [square(x + 1, y, 1) for x, y in places]
@@ -238,9 +238,11 @@ def test_more_objects_than_numbers_are_void(tmp_path):
     (tmp_path / "all.json").write_text(json.dumps(content))
     found = data.import_annotations(tmp_path / "all.json", tmp_path / "out")
     assert found.objects == 255
-    assert found.notes == ["Void in instances/, which holds 255 of a class in an image: 145."]
+    assert found.notes == [
+        "Not told apart in instances/, which holds 255 of a class in an image: 145."
+    ]
     instances = read(tmp_path / "out" / "instances" / "a.png")
-    assert (instances == 255).sum() == 145 and instances.max() == 256 + 255
+    assert (instances == 0).sum() == 800 - 255 and instances.max() == 256 + 255
     assert read(tmp_path / "out" / "masks" / "a.png").sum() == 400
 
 
@@ -290,10 +292,13 @@ def test_labelme_becomes_a_folder(tmp_path):
     assert instances[0, 0] == instances[3, 7] == 2 * 256 + 1  # one object of two parts
     assert (instances == 1 * 256 + 1).sum() == pytest.approx(np.pi * 9, abs=4)
     assert (instances[2:4, 20:23] == [[514, 514, 514], [514, 0, 514]]).all()
-    assert (instances[16:] == 255).all() and instances[15, 29] == 0
+    assert (instances[16:] == 0).all() and instances[15, 29] == 0
     loaded = data.load(f"folder:{tmp_path / 'out'}", "train")
     assert [loaded.item_name(i) for i in range(2)] == ["more_y", "street.1"]
     np.testing.assert_allclose(loaded[0][0], 7 / 255, rtol=1e-6)
+    _, objects, void = data.as_instances(loaded).objects(1)
+    assert sorted(each.name for each in objects) == ["cat", "dog"]
+    assert void[16:].all() and void[2, 20]  # one of five pixels is too small
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from PIL import Image
 from keras_segen.data import images as image_files
 from keras_segen.data.dataset import check_split, distinct_palette
 from keras_segen.data.folder import COLUMNS, MOST_CLASSES, classes_of_table, read_classes
-from keras_segen.data.pairs import VOID, in_words, resolved
+from keras_segen.data.pairs import in_words, resolved
 from keras_segen.data.splitting import place_file
 from keras_segen.files import write_atomically, write_folder_atomically
 
@@ -78,7 +78,8 @@ def import_annotations(source, out, *, images=None, split=None, link=False):
     8 bits with the class of each pixel, its row in `classes.csv`: 0 is the background, then come
     COCO's categories by id, or LabelMe's labels by name; the last row is void. Planes of
     instances are PNG files of 16 bits: 256 * class + the number of the object within its class,
-    counted from 1 in the order of the annotations; 0 where no object is, 255 where void.
+    counted from 1 in the order of the annotations; 0 where no object is, where void,
+    and for those beyond 255 of a class, which are a crowd.
 
     A pixel belongs to an object if its center is inside. Where objects overlap, the smaller one is
     seen. COCO's crowds, and LabelMe's label `__ignore__`, are void where no object is. LabelMe's
@@ -134,7 +135,8 @@ def import_annotations(source, out, *, images=None, split=None, link=False):
             objects, beyond = objects + there, beyond + more
     if beyond:
         notes.append(
-            f"Void in instances/, which holds {MOST_OBJECTS} of a class in an image: {beyond}."
+            f"Not told apart in instances/, which holds {MOST_OBJECTS} of a class in an image: "
+            f"{beyond}."
         )
     return Imported(kind, len(pictures), objects, class_names, notes)
 
@@ -559,7 +561,7 @@ def paint(objects, class_names, shape):
         each, window = firsts[place - 1], masks[place - 1][0]
         where = seen[window] == place
         if _void(each):
-            classes[window][where], instances[window][where] = len(class_names), VOID
+            classes[window][where] = len(class_names)
             continue
         label = class_names.index(each.label)
         classes[window][where] = label
@@ -567,7 +569,7 @@ def paint(objects, class_names, shape):
             continue
         numbers[label] += 1
         fits = numbers[label] <= MOST_OBJECTS
-        instances[window][where] = 256 * label + numbers[label] if fits else VOID
+        instances[window][where] = 256 * label + numbers[label] if fits else 0
         there, beyond = there + fits, beyond + (not fits)
     return classes, instances, there, beyond
 
