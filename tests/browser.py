@@ -35,7 +35,7 @@ addEventListener("load", () => {
       requests: frame.performance.getEntriesByType("resource").map(entry => entry.name)
         .filter(name => !name.startsWith("data:")),
       hidden: [...page.querySelectorAll(".scroll")].filter(e => e.scrollWidth > e.clientWidth + 1)
-        .filter(e => e.offsetParent).map(e => e.getAttribute("aria-label")),
+        .filter(e => !e.closest("details:not([open])")).map(e => e.getAttribute("aria-label")),
       wide: [...page.querySelectorAll("main *")].filter(wide).map(e => e.outerHTML.slice(0, 80)),
     };
   });

@@ -286,9 +286,9 @@ def _details(found, names):
 
 def _gallery(counts, dataset):
     """The worst, typical and best images first, then the others of the worst."""
-    kinds = (("Worst", counts.worst[:3]), ("Typical", counts.typical), ("Best", counts.best))
+    kinds = (("Worst", counts.worst[:2]), ("Typical", counts.typical[:1]), ("Best", counts.best))
+    kinds += (("Worst", counts.worst[2:]), ("Typical", counts.typical[1:]))
     chosen = [(kind, each) for kind, found in kinds for each in found]
-    chosen += [("Worst", each) for each in counts.worst[3:]]
     once = {}
     for kind, each in chosen:
         once.setdefault(each.index, (kind, each))
