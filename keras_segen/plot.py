@@ -356,7 +356,7 @@ def draw_instances(image, instances, palette, marked=None):
 
     for each in reversed(instances):
         color = tuple(palette[each.class_id - 1].tolist())
-        _frame(draw, each.box, factor, color, line)
+        _outline_box(draw, each.box, factor, color, line)
         text = each.name if each.score is None else f"{each.name} {100 * each.score:.0f}"
         left, top = factor * float(each.box[0]), factor * float(each.box[1])
         over = draw.textbbox((0, 0), text, font=font)
@@ -366,7 +366,7 @@ def draw_instances(image, instances, palette, marked=None):
         bright = np.dot(color, (0.299, 0.587, 0.114)) > 140
         draw.text((left + 1, top), text, font=font, fill="black" if bright else "white")
     if marked is not None:
-        _frame(draw, marked.box, factor, SIGNAL_COLOR, 3 * line)
+        _outline_box(draw, marked.box, factor, SIGNAL_COLOR, 3 * line)
     return np.asarray(drawn)
 
 
@@ -385,7 +385,7 @@ def draw_boxes(image, boxes, color=SIGNAL_COLOR):
     drawn = Image.fromarray(_enlarged(_image(image, "image")))
     factor = drawn.width / np.shape(image)[1]
     for box in boxes:
-        _frame(ImageDraw.Draw(drawn), box, factor, tuple(color), 1)
+        _outline_box(ImageDraw.Draw(drawn), box, factor, tuple(color), 1)
     return np.asarray(drawn)
 
 
@@ -935,7 +935,7 @@ def _enlarged(image):
     return image.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def _frame(draw, box, factor, color, line):
+def _outline_box(draw, box, factor, color, line):
     left, top, right, bottom = (factor * float(side) for side in box)
     if right > left + 1 and bottom > top + 1:
         draw.rectangle((left, top, right - 1, bottom - 1), outline=color, width=line)
