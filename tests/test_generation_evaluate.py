@@ -383,7 +383,7 @@ def test_efficientnet_lite0_gives_equal_features_on_every_backend():
     "extractor, error, message",
     [
         ("inception", ValueError, "No extractor is named 'inception'; expected effi"),
-        ("no/such.keras", FileNotFoundError, "no/such.keras: no such file; expected a model"),
+        ("no/such.keras", FileNotFoundError, "no/such.keras does not exist; expected a model"),
     ],
 )
 def test_names_of_no_extractor_are_refused(extractor, error, message):

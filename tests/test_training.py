@@ -315,7 +315,10 @@ def test_a_training_in_two_phases_has_one_history(fine_tuned):
     assert not any(kept_kernels(fine_tuned / "checkpoint-0004.keras"))
 
 
-@pytest.mark.parametrize("epoch", [2, 3], ids=["border", "fine-tuning"])
+@pytest.mark.parametrize(
+    "epoch",
+    [pytest.param(2, marks=pytest.mark.once, id="border"), pytest.param(3, id="fine-tuning")],
+)
 def test_either_phase_resumes_to_the_same_weights(fine_tuned, picture_folder, tmp_path, epoch):
     run = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
@@ -424,6 +427,7 @@ def test_weight_decay_takes_from_kernels_only(picture_folder, optimizer):
     assert {weight.ndim for weight in before.values()} == {1, 4}
 
 
+@pytest.mark.once
 def test_a_resumed_run_decays_and_samples_as_before(picture_folder, tmp_path):
     plan = task(
         picture_folder,
@@ -441,6 +445,7 @@ def test_a_resumed_run_decays_and_samples_as_before(picture_folder, tmp_path):
     assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.once
 def test_early_stopping_waits_and_a_resumed_run_stops_at_the_same_epoch(picture_folder, tmp_path):
     # A rate that moves nothing, and no batch statistics that do: the first epoch stays the best.
     plan = task(picture_folder, model="plain_unet", early_stopping=2, epochs=6, learning_rate=1e-12)
@@ -617,6 +622,7 @@ def test_prediction_needs_distinct_names(finished, tmp_path):
         runs.predict(finished, tmp_path / "nothing", tmp_path / "out")
 
 
+@pytest.mark.once
 def test_a_full_disk_is_an_error_and_loses_nothing(finished, picture_folder, tmp_path):
     """A limit on the size of files stands in for the disk: the checkpoint cannot be written."""
     run = tmp_path / "run"
