@@ -58,7 +58,7 @@ class InstanceTask(Task):
     model: str = "mask_rcnn"
     channels: int = 3
     batch_size: int = 8
-    epochs: int = 30
+    epochs: int = 20
     learning_rate: float = 2e-3
     schedule: str = "cosine"
     augment: str = field(
