@@ -388,7 +388,8 @@ def test_help_shows_what_is_common_first():
     shown = run("train", "--help").stdout
     places = [shown.index(text) for text in ("--data", "--epochs", "--run", "More options", "--r1")]
     assert places == sorted(places)
-    assert "One of adam, adamw, sgd. Default: adam." in shown
+    defaults = "Default: unet, plain_unet, fcn adam; mask_rcnn adamw."
+    assert f"One of adam, adamw, sgd. {defaults}" in shown
     assert "dcgan 100; sngan 128; vae 64" in shown
     assert "--fold " not in run("crossval", "--help").stdout
 

@@ -162,7 +162,8 @@ def _values(name, kinds):
     """The values of a field that a shell can complete."""
     if name == "data":
         return [usage.partition("[")[0].replace("PATH", "") for usage in data.DATASETS]
-    return list(map(str, sum((fields.meaning(kind, name).choices for kind in kinds), ())))
+    choices = (choice for kind in kinds for choice in fields.meaning(kind, name).choices)
+    return list(map(str, dict.fromkeys(choices)))
 
 
 def _models():
