@@ -65,7 +65,7 @@ def claim(row, figure, names):
 interval -0.0100 to 0.0180), and another seed changes it by 0.0120'
     """
     found, digits = row["difference"], figure.digits
-    value, low, high = (f"{found[key]:.{digits}f}" for key in ("value", "low", "high"))
+    value, low, high = (f"{found[key]:z.{digits}f}" for key in ("value", "low", "high"))
     name = figure.headline or figure.label
     first, second = names
     count = len(next(iter(row["values"].values())))

@@ -9,11 +9,9 @@ import io
 import re
 
 import jinja2
-import matplotlib
 from markupsafe import Markup, escape
 from PIL import Image
 
-from keras_segen.plot import INK_COLOR, RULE_COLOR
 from keras_segen.report.numbers import percent, setting, show
 
 QUALITY = 80  # of pictures, 0 to 100
@@ -58,6 +56,10 @@ def svg(figure, label, colors=()):
     Returns:
         `markupsafe.Markup`.
     """
+    import matplotlib  # takes a second, which a command that draws nothing need not wait
+
+    from keras_segen.plot import INK_COLOR, RULE_COLOR
+
     file = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "keras_segen"}):
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
