@@ -105,7 +105,7 @@ def test_a_run_starts_from_another(run):
         ),
         ({"encoder": "resnet50", "channels": 1}, "takes RGB: use channels=3"),
         ({"freeze_epochs": 1}, "there is no encoder to freeze"),
-        ({"freeze_epochs": 40, "encoder": "vgg16"}, "freeze_epochs is 40, expected 0 to 30"),
+        ({"freeze_epochs": 40, "encoder": "vgg16"}, "freeze_epochs is 40, expected 0 to 20"),
         ({"fine_tune_rate": 0.1}, "but freeze_epochs is 0"),
         ({"max_instances": 255}, "max_instances is 255, expected at least 1 and below 255"),
         ({"augment": "flop"}, "'flop' is not understood"),

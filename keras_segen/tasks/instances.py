@@ -12,7 +12,8 @@ from keras_segen.report.numbers import percent, show
 from keras_segen.report.tables import Cell, Column, Table
 from keras_segen.tasks import fields
 from keras_segen.tasks.fields import field
-from keras_segen.tasks.task import Figure, Phase, Task
+from keras_segen.tasks.fine_tuning import FineTuning
+from keras_segen.tasks.task import Figure, Task
 
 NUM_PREVIEWS = 8
 NUM_PROBES = 4  # images whose proposals a comparison looks at
@@ -26,7 +27,7 @@ LOSSES = ("rpn_class_loss", "rpn_box_loss", "class_loss", "box_loss", "mask_loss
 
 @fields.document
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class InstanceTask(Task):
+class InstanceTask(FineTuning, Task):
     """One training of a model that finds objects, completely described.
 
     `filters` are the channels of the small encoder at strides 2, 4, 8, …; a pretrained one has
@@ -124,51 +125,14 @@ class InstanceTask(Task):
     def __post_init__(self):
         super().__post_init__()
         data.Augment.parse(self.augment)
-        self._check_encoder()
-        if self.start_from is not None:
-            object.__setattr__(self, "start_from", str(Path(self.start_from).resolve()))
-
-    def _check_encoder(self):
         if self.encoder != "none" and self.filters is not None:
             raise ValueError(
                 f"filters is {self.filters}, the channels of the small encoder, but encoder is "
                 f"{self.encoder!r}, which has its own: leave one of them out."
             )
-        if self.encoder != "none" and self.channels != 3:
-            raise ValueError(
-                f"Encoder {self.encoder!r} takes RGB: use channels=3, also for gray images."
-            )
-        if not 0 <= self.freeze_epochs <= self.epochs:
-            raise ValueError(
-                f"freeze_epochs is {self.freeze_epochs}, expected 0 to {self.epochs}, the epochs."
-            )
-        if self.freeze_epochs and self.encoder == "none":
-            raise ValueError(
-                f"freeze_epochs is {self.freeze_epochs}, but there is no encoder to freeze."
-            )
-        if self.freeze_epochs and self.encoder_weights == "none" and self.start_from is None:
-            raise ValueError(
-                f"freeze_epochs is {self.freeze_epochs}, but the encoder's weights are random: use "
-                "encoder_weights='imagenet' or start_from."
-            )
-        if self.fine_tune_rate is not None and not self.freeze_epochs:
-            raise ValueError(
-                f"fine_tune_rate is {self.fine_tune_rate}, the learning rate after the epochs "
-                "with a frozen encoder, but freeze_epochs is 0."
-            )
-
-    def phases(self):
-        rate = self.fine_tune_rate or self.learning_rate / 10
-        phases = [
-            Phase(0, self.freeze_epochs, True, self.learning_rate),
-            Phase(
-                self.freeze_epochs,
-                self.epochs,
-                False,
-                rate if self.freeze_epochs else self.learning_rate,
-            ),
-        ]
-        return [phase for phase in phases if phase.first < phase.end]
+        self.check_encoder()
+        if self.start_from is not None:
+            object.__setattr__(self, "start_from", str(Path(self.start_from).resolve()))
 
     @classmethod
     def describe_models(cls):
@@ -255,16 +219,7 @@ class InstanceTask(Task):
         if self.encoder != "none":
             self._encoder_of(model).trainable = not phase.frozen
         rate = self.rate(phase.learning_rate, (phase.end - phase.first) * steps_per_epoch)
-        options = {"global_clipnorm": CLIP_NORM}
-        if self.optimizer == "adam":
-            optimizer = keras.optimizers.Adam(rate, **options)
-        elif self.optimizer == "adamw":
-            optimizer = keras.optimizers.AdamW(rate, self.weight_decay, **options)
-        else:
-            decay = self.weight_decay or None
-            optimizer = keras.optimizers.SGD(rate, momentum=0.9, weight_decay=decay, **options)
-        # Decay is for kernels, which have 2 axes or more: not for scales and shifts of channels.
-        optimizer.exclude_from_weight_decay([v for v in model.trainable_variables if v.ndim < 2])
+        optimizer = self.make_optimizer(model, rate, global_clipnorm=CLIP_NORM)
         if self.precision == "mixed_float16":
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         model.compile(optimizer, auto_scale_loss=False)

@@ -16,7 +16,8 @@ from keras_segen.report.numbers import percent, show
 from keras_segen.report.tables import Cell, Column, Table
 from keras_segen.tasks import fields
 from keras_segen.tasks.fields import field
-from keras_segen.tasks.task import Figure, Phase, Task, is_file
+from keras_segen.tasks.fine_tuning import FineTuning
+from keras_segen.tasks.task import Figure, Task, is_file
 
 # The terms of a loss: name -> class of `keras_segen.losses`.
 LOSS_TERMS = {
@@ -46,7 +47,7 @@ FILTERS = {
 
 @fields.document
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SegmentationTask(Task):
+class SegmentationTask(FineTuning, Task):
     """One training of a model that makes masks, completely described.
 
     The model is a name out of `keras_segen.segmentation.MODELS`, or the path of a `.keras` file,
@@ -175,7 +176,7 @@ class SegmentationTask(Task):
         super().__post_init__()
         if is_file(self.model):
             self._check_file()
-        self._check_encoder()
+        self.check_encoder()
         if self.folds and (self.folds < 2 or not 1 <= self.fold <= self.folds):
             raise ValueError(
                 f"folds is {self.folds} and fold {self.fold}, expected at least 2 folds and one "
@@ -242,45 +243,6 @@ class SegmentationTask(Task):
                 )
             terms.append((factor, name.strip()))
         return terms
-
-    def _check_encoder(self):
-        """Checks what belongs to a pretrained encoder."""
-        if self.encoder != "none" and self.channels != 3:
-            raise ValueError(
-                f"Encoder {self.encoder!r} takes RGB: use channels=3, also for gray images."
-            )
-        if not 0 <= self.freeze_epochs <= self.epochs:
-            raise ValueError(
-                f"freeze_epochs is {self.freeze_epochs}, expected 0 to {self.epochs}, the epochs."
-            )
-        if self.freeze_epochs and self.encoder == "none":
-            raise ValueError(
-                f"freeze_epochs is {self.freeze_epochs}, but there is no encoder to freeze."
-            )
-        if self.freeze_epochs and self.encoder_weights == "none" and self.start_from is None:
-            raise ValueError(
-                f"freeze_epochs is {self.freeze_epochs}, but the encoder's weights are random: use "
-                "encoder_weights='imagenet' or start_from."
-            )
-        if self.fine_tune_rate is not None and not self.freeze_epochs:
-            raise ValueError(
-                f"fine_tune_rate is {self.fine_tune_rate}, the learning rate after the epochs "
-                "with a frozen encoder, but freeze_epochs is 0."
-            )
-
-    def phases(self):
-        """Returns the phases of the training, one after the other: a list of `Phase`."""
-        rate = self.fine_tune_rate or self.learning_rate / 10
-        phases = [
-            Phase(0, self.freeze_epochs, True, self.learning_rate),
-            Phase(
-                self.freeze_epochs,
-                self.epochs,
-                False,
-                rate if self.freeze_epochs else self.learning_rate,
-            ),
-        ]
-        return [phase for phase in phases if phase.first < phase.end]
 
     @classmethod
     def takes(cls, model):
@@ -410,25 +372,13 @@ class SegmentationTask(Task):
             steps_per_epoch: int, for the length of the cosine schedule.
             phase: one of `phases()`; None for the first.
         """
-        import keras
-
         from keras_segen import metrics
 
         phase = phase or self.phases()[0]
         if self.encoder != "none":
             model.get_layer(self.encoder).trainable = not phase.frozen
         rate = self.rate(phase.learning_rate, (phase.end - phase.first) * steps_per_epoch)
-        if self.optimizer == "adam":
-            optimizer = keras.optimizers.Adam(rate)
-        elif self.optimizer == "adamw":
-            optimizer = keras.optimizers.AdamW(rate, weight_decay=self.weight_decay)
-        else:
-            optimizer = keras.optimizers.SGD(
-                rate, momentum=0.9, weight_decay=self.weight_decay or None
-            )
-        # Decay is for kernels, which have 2 axes or more: not for scales and shifts of channels.
-        optimizer.exclude_from_weight_decay([v for v in model.trainable_variables if v.ndim < 2])
-
+        optimizer = self.make_optimizer(model, rate)
         void = dataset.ignore_class
         model.compile(
             optimizer,
