@@ -22,6 +22,7 @@ from keras_segen.palette import distinct_palette
 
 VOID_COLORS = ((226, 226, 226), (178, 178, 178))  # diagonal stripes: no palette has them
 SIGNAL_COLOR = (255, 221, 0)  # wrong pixels: bright on a dimmed image, for color-blind eyes too
+NEAR_COLORS = 40  # of 255 in every channel: an eye hardly tells them apart in a small region
 MAX_ROWS = 32
 MAX_IMAGES = 400
 INK_COLOR, RULE_COLOR = "#202124", "#dadce0"  # a page replaces them by its own: html.svg
@@ -482,7 +483,7 @@ def curves(history):
     Args:
         history: dict from a quantity's name to one number per epoch, as in
             `model.fit(...).history`; `val_loss` is drawn in the chart of `loss`. None, NaN and
-            infinity leave a gap.
+            infinity leave a gap. What never changes, such as a learning rate, is said in words.
 
     Returns:
         A `Picture`.
@@ -492,16 +493,22 @@ def curves(history):
 
     Example:
 
-    >>> figure = curves({"loss": [0.9, 0.5], "val_loss": [1.0, 0.7], "learning_rate": [0.1, 0.1]})
+    >>> figure = curves({"loss": [0.9, 0.5], "val_loss": [1.0, 0.7], "mean_iou": [0.2, 0.4]})
     >>> [axes.get_title(loc="left") for axes in figure.axes]
-    ['loss', 'learning rate']
+    ['loss', 'mean IoU']
     """
     if not isinstance(history, dict) or not history:
         raise ValueError(
             "`history` must be a dict from a quantity's name to one number per epoch, such as "
             f"`model.fit(...).history`. Found: {type(history).__name__} {history!r:.60}."
         )
-    quantities = list(dict.fromkeys(name.removeprefix("val_") for name in history))
+    quantities = dict.fromkeys(name.removeprefix("val_") for name in history)
+    constant = {}
+    for quantity in quantities:
+        both = [history[key] for key in (quantity, f"val_{quantity}") if key in history]
+        if len(both[0]) > 1 and np.ptp(np.concatenate([finite(each) for each in both])) == 0:
+            constant[quantity] = both[0][0]
+    quantities = [each for each in quantities if each not in constant] or list(constant)
     columns = min(3, len(quantities))
     rows = math.ceil(len(quantities) / columns)
     figure = Picture(figsize=(4.2 * columns, 2.9 * rows), layout="constrained", facecolor="white")
@@ -522,8 +529,7 @@ def curves(history):
         if not any(np.isfinite(line.get_ydata()).any() for line in axes.lines):
             axes.text(0.5, 0.5, "no finite value", ha="center", transform=axes.transAxes)
             axes.set_yticks([])
-        title = quantity.replace("_", " ").replace("iou", "IoU").replace(" ap", " AP")
-        axes.set_title(title, loc="left", fontsize=11, parse_math=False)
+        axes.set_title(_title(quantity), loc="left", fontsize=11, parse_math=False)
         axes.set_xlabel("epoch", fontsize=9)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, nbins=7))
         axes.tick_params(labelsize=9, length=3)
@@ -532,7 +538,14 @@ def curves(history):
         axes.set_axisbelow(True)
         if len(axes.lines) > 1:
             axes.legend(frameon=False, fontsize=8.5)
+    same = [f"{_title(key)} {value:g}" for key, value in constant.items() if key not in quantities]
+    if same:
+        figure.supxlabel(f"The same in every epoch: {', '.join(same)}", fontsize=9)
     return figure
+
+
+def _title(quantity):
+    return quantity.replace("_", " ").replace("iou", "IoU").replace(" ap", " AP")
 
 
 def confusion_matrix(matrix, class_names):
@@ -784,6 +797,9 @@ def colorize(mask, palette, ignore_class=None):
 def overlay(image, mask, palette, ignore_class=None, alpha=0.5):
     """Blends the colors of a mask over its image.
 
+    Where the colors on both sides of a border are near each other, the border is drawn in black or
+    white.
+
     Args:
         image: array `(height, width, channels)`, 1 or 3 channels, float in [0, 1] or uint8.
         mask: integer class ids `(height, width)`.
@@ -801,7 +817,8 @@ def overlay(image, mask, palette, ignore_class=None, alpha=0.5):
         raise ValueError(f"`alpha` must lie in [0, 1]. Found: {alpha}.")
     image = _image(image, "image")
     mask = _class_ids(mask, image.shape[:2], len(palette), "mask")
-    return _blend(image, colorize(mask, palette, ignore_class), alpha)
+    blended = _blend(image, colorize(mask, palette, ignore_class), alpha)
+    return _outlined(blended, mask) if alpha else blended
 
 
 def heat(values, highest):
@@ -955,6 +972,17 @@ def _marked(image, pixels):
     marked = np.repeat(gray, 3, axis=-1).astype("uint8")
     marked[pixels] = SIGNAL_COLOR
     return marked
+
+
+def _outlined(picture, mask):
+    """Draws the borders of a mask that a picture hardly shows: black on light, white on dark."""
+    border = np.zeros(mask.shape, bool)
+    for here, there in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
+        contrast = np.abs(picture[here].astype("int16") - picture[there]).max(axis=-1)
+        border[here] |= (mask[here] != mask[there]) & (contrast < NEAR_COLORS)
+    outlined = picture.copy()
+    outlined[border] = np.where(picture[border].mean(axis=-1, keepdims=True) < 128, 255, 0)
+    return outlined
 
 
 def _blend(below, above, alpha):

@@ -124,6 +124,17 @@ def test_samples_show_every_class():
     assert found.augmented == []
 
 
+def test_a_function_of_image_and_mask_is_previewed():
+    scenes = data.Shapes("train", size=16, length=4)
+
+    def flip(image, mask):
+        return image[::-1], mask[::-1]
+
+    found = data.describe(scenes, augment=flip)
+    stored, first = list(found.augmented[0].pictures.values())[:2]
+    assert (first == stored[::-1]).mean() > 0.9  # but for outlines, which lie on one side
+
+
 def test_pictures_have_labels_and_are_mirrored(tmp_path):
     rng = np.random.default_rng(0)
     for name, count in (("cats", 3), ("dogs", 1)):
@@ -154,7 +165,7 @@ def test_only_some_items_are_read_and_that_is_said():
         ([], {}, "expected at least one data set"),
         (["shapes"], {}, "found \\['shapes'\\]; expected at least one data set"),
         ([data.load("shapes", size=8)], {"count": 0}, "count is 0, expected 1 or more"),
-        ([data.load("shapes", size=8)], {"augment": 3}, "augment is 3, expected a text"),
+        ([data.load("shapes", size=8)], {"augment": 3}, "augment is 3, expected a keras_segen.data.Aug"),
         ([data.load("shapes", size=8)], {"augment": "flop=1"}, "'flop=1' is not understood"),
     ],
 )

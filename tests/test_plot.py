@@ -75,6 +75,22 @@ def test_overlay_mixes_image_and_mask():
         plot.overlay(image, mask, PALETTE, alpha=1.5)
 
 
+def test_overlay_outlines_what_colors_do_not_show():
+    near, far = np.array([[10, 10, 10], [20, 12, 10]]), np.array([[0, 0, 0], [255, 0, 0]])
+    mask = np.zeros((6, 8), int)
+    mask[2:, 3:] = 1
+    expected = np.zeros((6, 8), bool)
+    expected[2, 3:] = expected[2:, 3] = True
+    for light, line in ((0.0, 255), (1.0, 0)):
+        image = np.full((6, 8, 3), light)
+        plain = (255 * light + near[mask]) / 2
+        drawn = plot.overlay(image, mask, near, alpha=0.5)
+        assert (drawn[expected] == line).all()
+        assert np.abs(drawn - plain)[~expected].max() <= 0.5
+        colors = plot.overlay(image, mask, far, alpha=0.5)
+        assert np.abs(colors - (255 * light + far[mask]) / 2).max() <= 0.5
+
+
 def test_heat_gets_brighter_with_the_number():
     picture = plot.heat(np.array([[0, 1, 2, 3, 4, 5]]), highest=4)
     assert picture.dtype == np.uint8 and picture.shape == (1, 6, 3)
@@ -226,6 +242,15 @@ def test_curves_draws_training_and_validation_together():
     assert loss["training"].get_xdata().tolist() == [1, 2]
     figure.draw_without_rendering()
     assert all(float(tick).is_integer() for tick in figure.axes[0].get_xticks())
+
+
+def test_curves_says_what_never_changes_in_words():
+    figure = plot.curves({"loss": [0.9, 0.5], "learning_rate": [0.1, 0.1], "dice": [None, None]})
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["loss", "dice"]
+    assert figure.get_supxlabel() == "The same in every epoch: learning rate 0.1"
+    (axes,) = plot.curves({"loss": [0.5, 0.5], "val_loss": [0.5, 0.5]}).axes
+    assert axes.get_title(loc="left") == "loss" and len(axes.lines) == 2
+    assert len(plot.curves({"loss": [0.5, 0.5], "val_loss": [0.5, 0.4], "dice": [1, 2]}).axes) == 2
 
 
 def test_curves_leaves_gaps_for_nan_none_and_infinity():

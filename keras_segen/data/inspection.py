@@ -8,6 +8,7 @@ import numpy as np
 
 from keras_segen import determinism
 from keras_segen.data.augment import Augment
+from keras_segen.data.foreign import adapted
 from keras_segen.data.dataset import Dataset, Items
 from keras_segen.data.pictures import mirror
 
@@ -30,9 +31,9 @@ def describe(*datasets, augment="default", count=None, seed=0, tell=None):
 
     Args:
         *datasets: `Dataset` or `Pictures`, the splits of one data set.
-        augment: what is previewed: a text as `Augment.parse` takes it, a
-            `callable(image, mask, rng)`, or None for none. Of pictures without masks
-            `"default"` is `keras_segen.data.mirror`, where mirroring suits them.
+        augment: what is previewed: a text as `Augment.parse` takes it, what `batches` takes (an
+            `Augment`, a callable, a `Compose` of Albumentations), or None for none. Of pictures
+            without masks `"default"` is `keras_segen.data.mirror`, where mirroring suits them.
         count: int, the most items to read of each split, evenly spread; None for all.
         seed: int, for the preview: a training with this seed sees the same.
         tell: callable, gets the number of items read so far and of all; None for nothing.
@@ -144,12 +145,7 @@ def _augmentation(augment, dataset):
         return mirror if dataset.mirror else None
     if isinstance(augment, str):
         return Augment.parse(augment)
-    if augment is not None and not callable(augment):
-        raise ValueError(
-            f"augment is {augment!r}, expected a text such as 'default', a function "
-            "(image, mask, rng), or None"
-        )
-    return augment
+    return augment if augment is None or isinstance(augment, Augment) else adapted(augment)
 
 
 # Findings.
