@@ -165,7 +165,7 @@ def test_only_some_items_are_read_and_that_is_said():
         ([], {}, "expected at least one data set"),
         (["shapes"], {}, "found \\['shapes'\\]; expected at least one data set"),
         ([data.load("shapes", size=8)], {"count": 0}, "count is 0, expected 1 or more"),
-        ([data.load("shapes", size=8)], {"augment": 3}, "augment is 3, expected a keras_segen.data.Aug"),
+        ([data.load("shapes", size=8)], {"augment": 3}, "augment is 3, expected a keras"),
         ([data.load("shapes", size=8)], {"augment": "flop=1"}, "'flop=1' is not understood"),
     ],
 )

@@ -8,8 +8,8 @@ import numpy as np
 
 from keras_segen import determinism
 from keras_segen.data.augment import Augment
-from keras_segen.data.foreign import adapted
 from keras_segen.data.dataset import Dataset, Items
+from keras_segen.data.foreign import adapted
 from keras_segen.data.pictures import mirror
 
 SAMPLES = 8  # items that are shown of the first split
