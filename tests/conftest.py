@@ -3,9 +3,14 @@ import json
 import os
 
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from keras_segen.data import Shapes
+
+# The same examples in each run, so that a failure is of the change that is tested.
+settings.register_profile("suite", derandomize=True, deadline=None)
+settings.load_profile("suite")
 
 # Minutes each: they begin first, so that no process is left with one of them at the end.
 LONG = (

@@ -98,7 +98,7 @@ def greedy(box, scores, threshold, groups, num_before, num_after):
     return kept[:num_after]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 2**32),
     count=st.sampled_from([1, 7, 30]),
@@ -160,7 +160,7 @@ def test_highest_takes_the_first_of_equal_values():
     assert np.array_equal(found, np.take_along_axis(values, expected, 1))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 2**32),
     count=st.integers(1, 20),

@@ -17,7 +17,7 @@ import pytest
 import scipy.special
 import scipy.stats
 from browser import BROWSER, brightness, browse
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from keras_segen import runs
@@ -32,7 +32,6 @@ pytestmark = pytest.mark.once
 # --- the folds
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.one_of(st.none(), st.sampled_from("abcdefg")), min_size=3, max_size=40),
     st.integers(2, 5),
@@ -294,7 +293,6 @@ def test_experiments_that_cannot_be_compared_are_refused(plans, validated, tmp_p
 # --- the statistics
 
 
-@settings(deadline=None)
 @given(st.floats(-50, 50), st.integers(1, 30))
 def test_p_is_that_of_students_distribution(t, degrees):
     # scipy.stats.t.sf is 0.5 for all t below 1e-8, where the distribution is steeper than that.

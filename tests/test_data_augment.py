@@ -61,7 +61,7 @@ def a_scene(channels=3):
     return image, rng(2).integers(0, 5, (24, 36)).astype(np.int32)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**32), ignore=st.sampled_from([None, 255]), shape=st.integers(0, 2))
 @pytest.mark.parametrize("name", [*GEOMETRY, "all"])
 def test_image_and_mask_stay_aligned(name, seed, ignore, shape):
@@ -243,7 +243,7 @@ def test_black_and_white_stay_in_range():
             assert changed.min() >= 0 and changed.max() <= 1
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 2**32), name=st.sampled_from(STEPS))
 def test_a_step_that_is_off_leaves_the_others_as_they_were(seed, name):
     # The strengths of all other steps are equal, whether `name` is on or off.

@@ -109,7 +109,7 @@ def test_moments_are_numpys(small_tiles):
     assert found.count == 50
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 1000), st.integers(2, 12), st.integers(2, 12), st.integers(1, 6))
 def test_frechet_distance_is_symmetric_and_not_changed_by_turning(seed, n, m, dimension):
     a, b = draw(seed, n, dimension), draw(seed + 1, m, dimension, shift=1, scale=2)

@@ -64,7 +64,7 @@ def test_weights_of_a_worked_example():
     np.testing.assert_allclose(found, [*expected, 0], rtol=1e-6)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(some_counts)
 def test_inverse_frequency_gives_every_class_the_same_say(counts):
     pixels = np.sum(counts, axis=0)
@@ -73,7 +73,7 @@ def test_inverse_frequency_gives_every_class_the_same_say(counts):
     np.testing.assert_allclose(say[present], pixels.sum() / present.sum(), rtol=1e-5)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(some_counts)
 def test_effective_numbers_lie_between_equal_weights_and_the_inverse_frequency(counts):
     rare = of_counts(counts)
@@ -132,7 +132,7 @@ def test_item_weights_of_a_worked_example():
     assert data.item_weights(dataset([[[255, 255]], [[255, 255]]])).tolist() == [1, 1]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(some_counts)
 def test_item_weights_are_the_chances_of_drawing_a_class_then_a_pixel(counts):
     counts = np.array(counts)
@@ -150,7 +150,7 @@ def test_sample_with_equal_weights_visits_every_item_once():
         assert sorted(sample(0, 1, np.full(length, 0.3))) == list(range(length))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.lists(st.just(0.0) | st.floats(0.01, 100), min_size=1, max_size=40).filter(any),
     st.integers(0, 2**32 - 1),

@@ -376,13 +376,13 @@ values = st.floats(-1e3, 1e3, width=32, allow_subnormal=False)
 numbers = arrays_of.arrays("float64", 5, elements=values)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(numbers, numbers, numbers)
 def test_rounding_is_never_a_fault_whatever_its_size(exact, a, b):
     assert not beyond(deviation(a, b, exact, exact), "float32")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(numbers, st.floats(1e-4, 1e3))
 def test_a_fault_is_beyond_the_tolerance(exact, fault):
     size = math.sqrt(np.mean(np.square(exact))) or 1.0

@@ -530,7 +530,7 @@ def test_losses_take_masks_of_any_integer_type_with_or_without_a_channel(dtype):
         assert float(loss(masks[..., None].astype(dtype), logits)) == expected
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.floats(-80, 80))
 def test_changing_ignored_pixels_changes_no_loss(seed, value):
     for losses, (masks, logits) in (
@@ -544,7 +544,7 @@ def test_changing_ignored_pixels_changes_no_loss(seed, value):
             assert float(loss(masks, changed)) == expected
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 2**32 - 1))
 def test_the_order_of_pixels_changes_no_loss(seed):
     order = np.random.default_rng(seed).permutation(np.prod(SHAPE))
@@ -559,7 +559,7 @@ def test_the_order_of_pixels_changes_no_loss(seed):
             assert float(loss(mixed_masks, mixed_logits)) == expected
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 2**32 - 1), st.floats(0, 100))
 def test_losses_of_overlap_are_between_0_and_1(seed, scale):
     masks, logits = random_batch(seed, ignore_class=255)

@@ -163,7 +163,7 @@ def test_confusion_matrix_rejects_negative_weights(weight):
 # --- properties
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.floats(-80, 80), st.booleans())
 def test_changing_ignored_pixels_changes_no_metric(seed, value, weighted):
     masks, logits = random_batch(seed, ignore_class=255)
@@ -177,7 +177,7 @@ def test_changing_ignored_pixels_changes_no_metric(seed, value, weighted):
         assert float(before.result()) == float(after.result())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.lists(st.integers(1, 7), max_size=6), st.booleans())
 def test_metrics_do_not_depend_on_how_batches_were_cut(seed, cuts, weighted):
     masks, logits = random_batch(seed, ignore_class=255, shape=(8, 3, 4))
@@ -462,7 +462,7 @@ def patches(generator, shape, num_classes):
     return np.kron(small, np.ones((3, 3), int))[: shape[0], : shape[1]]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(0, 2**32 - 1),
     st.tuples(st.integers(1, 14), st.integers(1, 14)),
@@ -512,7 +512,7 @@ def test_boundary_score_adds_up_images_and_follows_precision_and_recall():
     assert metrics.boundary_f_score(counts).tolist() == [pytest.approx(expected), 0]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1))
 def test_what_is_predicted_in_void_changes_no_boundary_and_no_calibration(seed):
     generator = np.random.default_rng(seed)

@@ -251,7 +251,7 @@ def test_entropy_is_between_0_and_the_log_of_the_number_of_classes():
 # --- tiles
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.tuples(st.integers(1, 90), st.integers(1, 90)),
     st.sampled_from([(8, 0), (8, 2), (16, 15), (24, 8)]),
