@@ -4,10 +4,11 @@ import keras
 import numpy as np
 import pytest
 
-from keras_segen import backend, data, initialize, losses
+from keras_segen import backend, data, initialize, losses, runs
 from keras_segen.data.loader import Batches
 from keras_segen.runs.numerics import NumericsWatch
 from keras_segen.segmentation import plain_unet
+from keras_segen.tasks import registry
 
 BATCHES = {"batch_size": 2, "seed": 0, "augment": data.Augment()}
 
@@ -83,3 +84,35 @@ def test_a_training_is_the_same_under_the_watch():
     plain.fit(backend.make_loader(batches), epochs=2, verbose=0, shuffle=False)
     for a, b in zip(watched.get_weights(), plain.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+class OverflowAnywhere(keras.callbacks.Callback):
+    """Makes the first kernel huge after the second step."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == 1:
+            kernel = next(each for each in self.model.trainable_variables if "kernel" in each.path)
+            kernel.assign(np.full(kernel.shape, 3e38, "float32"))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model": "dcgan", "filters": (4,)},
+        {"model": "vae", "filters": (4,), "latent_dim": 3},
+        {"model": "unet", "filters": (2, 4), "precision": "mixed_float16"},
+    ],
+    ids=lambda settings: settings["model"],
+)
+def test_every_task_is_watched(settings, tmp_path):
+    kind = registry.kind_of(settings["model"])
+    task = kind(**settings, image_size=(8, 8), batch_size=128, epochs=1)
+    message = r"Epoch 1, step 3 of \d: layer '\w+' \(\w+\) is the first to make (infinity|NaN)"
+    with pytest.raises(ValueError, match=message):
+        runs.train(
+            task,
+            tmp_path / "run",
+            verbose=0,
+            callbacks=[OverflowAnywhere()],
+            check_numerics=True,
+        )
