@@ -25,6 +25,13 @@ TINY = {
     "train": (*SMALL, "--epochs", "2"),
     "crossval": (*SMALL, "--epochs", "1"),
     "compare mine.keras": ("--epochs", "1", "--time", "0"),
+    "compare unet --data shapes --epochs 2 --time 0 --seeds": (
+        *SMALL,
+        "--epochs",
+        "1",
+        "--seeds",
+        "2",
+    ),
     "compare": (*SMALL, "--epochs", "1", "--time", "1", "--batch-size", "64"),
     "bench native": (*SMALL, "--steps", "4", "--rounds", "2"),
     "bench loader": (*SMALL, "--epochs", "1"),
