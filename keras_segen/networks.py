@@ -16,7 +16,7 @@ class ClearErrors:
     """A mixin for models: `fit`, `evaluate` and `predict` raise the loader's own errors.
 
     TensorFlow wraps what a loader of ours raises, such as a ValueError that names a damaged image,
-    in an error of its own with pages about its graph.
+    in an error of its own with pages about its graph. `fit` also calls `build_optimizer`.
     """
 
     @functools.wraps(keras.Model.fit)
@@ -25,6 +25,7 @@ class ClearErrors:
         self.check_fit(x, kwargs)
         if isinstance(validation, tuple | list) and validation:
             self.check_arrays(validation[0])
+        build_optimizer(self)
         return raise_own_errors(super().fit, (x, validation), x, y, *args, **kwargs)
 
     @functools.wraps(keras.Model.evaluate)
@@ -106,6 +107,18 @@ class Network(ClearErrors, keras.Model):
 
 
 Network.__name__ = Network.__qualname__ = "Functional"
+
+
+def build_optimizer(model):
+    """Makes the variables of a model's optimizer, unless they are there.
+
+    Keras makes them within the first step. TensorFlow traces a step that makes variables twice, so
+    that `fit` began seconds later.
+    """
+    if model.built and model.compiled and not model.optimizer.built:
+        strategy = getattr(model, "distribute_strategy", None)  # on TensorFlow
+        with strategy.scope() if strategy else contextlib.nullcontext():
+            model.optimizer.build(model.trainable_variables)
 
 
 def raise_own_errors(run, loaders, *args, **kwargs):

@@ -133,3 +133,18 @@ def test_a_file_of_a_network_needs_no_package_of_ours(model, tmp_path):
     expected = model.predict(images, verbose=0)
     np.testing.assert_array_equal(loaded.predict(images, verbose=0), expected)
     assert keras.models.clone_model(model).output_shape == (None, 8, 8, 2)
+
+
+def test_fit_makes_the_variables_of_the_optimizer_before_the_first_step():
+    """TensorFlow traces a step that makes variables twice."""
+    model = unet((8, 8, 3), num_classes=2, filters=(2, 4))
+    model.compile("adam", loss=CrossEntropy())
+    own, built = model.compute_loss, []
+
+    def look(*args, **options):
+        built.append(model.optimizer.built)
+        return own(*args, **options)
+
+    model.compute_loss = look
+    model.fit(IMAGES, MASKS, batch_size=1, epochs=2, verbose=0)
+    assert built and all(built)

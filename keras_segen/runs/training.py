@@ -34,7 +34,7 @@ from keras_segen.backend import faster
 from keras_segen.data.loader import Batches
 from keras_segen.determinism import seed_random_layers
 from keras_segen.files import remove_leftovers, write_atomically, write_csv, write_json
-from keras_segen.networks import load_keras_file, raise_own_errors
+from keras_segen.networks import build_optimizer, load_keras_file, raise_own_errors
 from keras_segen.run_folder import (
     check_new,
     check_seal,
@@ -266,6 +266,7 @@ def _fit(
         batches = task.training_batches(train_data, max(first_epoch, phase.first))
         if 0 < phase.first >= first_epoch:  # not one that is resumed
             task.compile(model, train_data, len(batches), phase)
+        build_optimizer(model)
         val_batches = Batches(val_data, task.batch_size)
         loaders = backend.make_loader(batches), backend.make_loader(val_batches)
         raise_own_errors(
