@@ -1,9 +1,9 @@
 """The process that trains a task on one backend and records the results.
 
-`run.py` starts it for one of three phases: `parity` records some steps layer by layer, `train`
-trains, into a folder with the backend's name, and `serve` runs the models that the others trained.
-The folder of the comparison holds `experiment.json`; `KERAS_BACKEND` names the backend. Keras is
-imported inside the functions, since the time of its import is measured.
+`run.py` starts it and asks for some of three phases: `parity` records some steps layer by layer,
+`train` trains, into a folder with the backend's name, and `serve` runs the models that the others
+trained. The folder of the comparison holds `experiment.json`; `KERAS_BACKEND` names the backend.
+Keras is imported inside the functions, since the time of its import is measured.
 """
 
 import dataclasses
@@ -72,6 +72,7 @@ def train(folder, started):
     from keras_segen.backend import faster
     from keras_segen.compare import clock
     from keras_segen.compare.checks import LOSS_STEPS, loss_difference
+    from keras_segen.networks import build_optimizer
     from keras_segen.report.numbers import plain
 
     task = read_json(folder / "experiment.json")
@@ -98,6 +99,7 @@ def train(folder, started):
     for phase in task.phases():
         if phase.first > 0:
             task.compile(model, train_data, len(batches), phase)
+        build_optimizer(model)
         batches.epoch = phase.first
         epochs = model.fit(
             backend.make_loader(batches),
@@ -177,6 +179,7 @@ def nudged_losses(task, train_data, steps):
     import keras
 
     from keras_segen.determinism import rng
+    from keras_segen.networks import build_optimizer
 
     model = task.build_model(train_data)
     generator = rng("nudge", task.seed)
@@ -186,6 +189,7 @@ def nudged_losses(task, train_data, steps):
         weight.assign((value * (1 + nudge)).astype("float32"))
     batches = task.training_batches(train_data)
     task.compile(model, train_data, len(batches))
+    build_optimizer(model)
     losses = {name: [] for name in task.losses}
     for step in range(steps):
         model.reset_metrics()
@@ -219,13 +223,19 @@ def serve(folder, started):
             np.savez_compressed(temporary, **arrays)
 
 
-def answer(phase, folder, threads):
-    """Runs a phase in a folder."""
+@functools.cache  # a process may be asked for several phases
+def prepare(threads):
+    """Imports Keras, with so many threads and with what is replaced in it."""
     from keras_segen import backend
     from keras_segen.backend import faster
 
     backend.limit_threads(threads)
     faster.apply_by_default()
+
+
+def answer(phase, folder, threads):
+    """Runs a phase in a folder."""
+    prepare(threads)
     folder = Path(folder)
     settings = json.loads((folder / "experiment.json").read_text(encoding="utf-8"))
     for module in settings["modules"]:

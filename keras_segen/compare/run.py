@@ -1,7 +1,7 @@
 """The comparison itself: train one task on each backend, one after the other, and report.
 
 Every backend runs in its own process (`child.py`), alone on the machine, with the same number of
-threads. Then each loads the models that the others saved.
+threads. Then each loads the models that the others saved; the last one does so at once.
 """
 
 import dataclasses
@@ -129,13 +129,19 @@ def run(
             for backend in backends:
                 for phase in phases:
                     outcomes[backend]["status"] = "running"
-                    _run_child(phase, backend, folder, threads, outcomes[backend], progress, bars)
+                    asked = [phase]
+                    if phase == "train" and backend == backends[-1]:
+                        asked.append("serve")  # the models of the others are there already
+                    _run_child(asked, backend, folder, threads, outcomes[backend], progress, bars)
                     if outcomes[backend]["status"] == "failed":
                         break
             done = [name for name in backends if outcomes[name]["status"] == "ok"]
             if len(done) > 1 and "train" in phases:
                 for backend in done:
-                    _run_child("serve", backend, folder, threads, outcomes[backend], progress, bars)
+                    if backend != backends[-1]:
+                        _run_child(
+                            ["serve"], backend, folder, threads, outcomes[backend], progress, bars
+                        )
                 if seconds and all(outcomes[name]["status"] == "ok" for name in done):
                     bar = progress.add_task("speed", total=None, phase="waiting", loss="")
                     speed = turns.take_turns(
@@ -182,7 +188,7 @@ def _train_other_seeds(task, folder, modules, backends, num_seeds, threads, prog
             name = f"seed {other.seed}"
             bars[backend] = progress.add_task(name, total=None, phase="waiting", loss="")
             outcome = {"losses": {loss: [] for loss in task.losses}}
-            _run_child("train", backend, there, threads, outcome, progress, bars)
+            _run_child(["train"], backend, there, threads, outcome, progress, bars)
             if outcome["status"] == "failed":
                 reason = outcome["error"].splitlines()[-1]
                 failures.append(f"With {name}, {report.display_name(backend)} failed: {reason}")
@@ -284,8 +290,8 @@ class NotebookProgress(rich.progress.Progress):
         self.drawn = time.monotonic()
 
 
-def _run_child(phase, backend, folder, threads, outcome, progress, bars):
-    """Runs one child to its end, shows its progress, and records its result in `outcome`."""
+def _run_child(phases, backend, folder, threads, outcome, progress, bars):
+    """Runs phases in one child, shows its progress, and records its result in `outcome`."""
     bar = bars[backend]
 
     def show(event):
@@ -303,7 +309,10 @@ def _run_child(phase, backend, folder, threads, outcome, progress, bars):
     progress.update(bar, phase="starting", loss="")
     worker = Worker("keras_segen.compare.child", backend, threads, folder / backend / "log.txt")
     try:
-        answer = worker.ask(phase, show, folder=str(folder.resolve()), threads=threads)
+        for phase in phases:
+            answer = worker.ask(phase, show, folder=str(folder.resolve()), threads=threads)
+            if "error" in answer:
+                break
     finally:
         worker.end()
     outcome["status"] = "failed" if "error" in answer else "ok"
