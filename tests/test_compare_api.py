@@ -27,10 +27,6 @@ from keras_segen.segmentation.keras_file import registered_modules
 
 pytestmark = pytest.mark.once
 
-ONCE = pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="starts both backends itself, once is enough"
-)
-
 
 def opened(content, folder):
     """The report as it is after it was written and loaded."""
@@ -236,7 +232,6 @@ def own(own_layers, tmp_path_factory):
     return ks.compare.run(build_net, data, folder, threads=1, seconds=0, **fields)
 
 
-@ONCE
 def test_a_model_and_a_data_set_of_ones_own_are_compared(own):
     assert own.status == "passed", own.content["backends"]
     assert own.verdict.startswith("build_net.keras with 38 parameters, trained on arrays:data for")
@@ -249,7 +244,6 @@ def test_a_model_and_a_data_set_of_ones_own_are_compared(own):
     assert repr(ks.compare.load(own.folder)) == repr(own)
 
 
-@ONCE
 def test_the_processes_read_the_model_and_the_data_that_were_given(own, own_layers):
     model = network(between=own_layers.Double())
     ks.initialize(model, seed=3)
@@ -327,7 +321,6 @@ ks.compare.run("unet", filters=(4, 8), image_size=(16, 16), out="out", threads=1
 """
 
 
-@ONCE
 def test_an_interrupted_cell_leaves_no_process(tmp_path):
     manager, client = jupyter_client.manager.start_new_kernel(
         kernel_name="python3", cwd=str(tmp_path)
