@@ -147,7 +147,7 @@ def test_a_vae_keeps_the_epoch_with_the_best_bound(vae_run, pictures, read_json)
     assert (vae_run / "animation.gif").exists()
 
 
-@pytest.mark.parametrize("epoch", [0, 2])
+@pytest.mark.parametrize("epoch", [pytest.param(0, marks=pytest.mark.once), 2])
 def test_an_interrupted_gan_resumes_to_the_same_state(gan_run, pictures, tmp_path, epoch):
     """Also in the middle of G's pause: 4 batches an epoch, and a step of G every 3."""
     run = tmp_path / "run"
@@ -193,6 +193,7 @@ def test_runs_go_on_on_the_other_backend(gan_run, vae_run, pictures, tmp_path):
         assert_equal_runs(finished, tmp_path / name, plans[name], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.once
 def test_resuming_a_finished_run_only_adds_a_missing_animation(gan_run):
     before = (gan_run / "checkpoint-0003.keras").read_bytes()
     (gan_run / "animation.gif").unlink()
@@ -202,21 +203,30 @@ def test_resuming_a_finished_run_only_adds_a_missing_animation(gan_run):
 
 
 @pytest.mark.parametrize(
-    "model, options",
+    "options",
     [
-        ("dcgan", {"loss": "wasserstein", "gradient_penalty": 10.0, "discriminator_steps": 2}),
-        ("dcgan", {"loss": "hinge", "r1": 0.5, "precision": "mixed_bfloat16"}),
-        ("dcgan", {"loss": "least_squares", "label_smoothing": 0.1, "ema": 0.0, "channels": 1}),
-        ("dcgan", {"conditional": True, "discriminator_learning_rate": 1e-3, "workers": 1}),
-        ("sngan", {"conditional": True, "filters": (8,), "beta_1": 0.5, "beta_2": 0.99}),
-        ("sngan", {"filters": None, "image_size": (8, 12), "augment": "default"}),
-        ("vae", {"conditional": True, "likelihood": "bernoulli", "beta": 4.0}),
-        ("vae", {"filters": None, "precision": "mixed_float16", "schedule": "cosine"}),
+        {
+            **{"model": "dcgan", "loss": "wasserstein", "gradient_penalty": 10.0},
+            **{"discriminator_steps": 2, "discriminator_learning_rate": 1e-3},
+            **{"conditional": True, "workers": 1},
+        },
+        {
+            **{"model": "dcgan", "loss": "least_squares", "label_smoothing": 0.1, "r1": 0.5},
+            **{"ema": 0.0, "channels": 1, "precision": "mixed_bfloat16"},
+        },
+        {
+            **{"model": "sngan", "conditional": True, "filters": None, "image_size": (8, 12)},
+            **{"beta_1": 0.5, "beta_2": 0.99, "augment": "default"},
+        },
+        {
+            **{"model": "vae", "conditional": True, "filters": None, "likelihood": "bernoulli"},
+            **{"beta": 4.0, "precision": "mixed_float16", "schedule": "cosine"},
+        },
     ],
     ids=str,
 )
-def test_every_option_trains(model, options, pictures, tmp_path):
-    trained = plan(model, pictures, **{"epochs": 1, "augment": "none", **options})
+def test_every_option_trains(options, pictures, tmp_path):
+    trained = plan(**{"pictures": pictures, "epochs": 1, "augment": "none", **options})
     history = training.train(trained, tmp_path / "run", verbose=0)
     losses = [history[f"{part}{name}"] for name in trained.losses for part in ("", "val_")]
     assert np.isfinite(losses).all()
@@ -367,6 +377,7 @@ class SpoilSecondEpoch(keras.callbacks.Callback):
             self.model.decoder.get_layer("images").bias.assign([3.0] * 3)
 
 
+@pytest.mark.once
 def test_a_judged_run_keeps_the_epoch_that_comes_closest(judged_run, monkeypatch):
     monkeypatch.setenv("KERAS_SEGEN_CACHE", str(judged_run.parent / "cache"))
     run = training.load_run(judged_run)
@@ -389,6 +400,7 @@ def small_extractor(tmp_path_factory):
     return path
 
 
+@pytest.mark.once
 def test_a_run_is_judged_on_a_split(judged_run, small_extractor, tmp_path, monkeypatch, read_json):
     monkeypatch.setenv("KERAS_SEGEN_CACHE", str(tmp_path))
     result = runs.evaluate(judged_run, "test", extractor=small_extractor, count=50).figures
