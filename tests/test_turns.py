@@ -64,23 +64,6 @@ def test_the_largest_batch_speaks():
     assert turns.claims({"cells": []}) == []
 
 
-def test_backends_take_turns(tmp_path):
-    for backend in ("tensorflow", "torch"):
-        (tmp_path / backend).mkdir()
-    task = SegmentationTask(filters=(2, 4), image_size=(8, 8), batch_size=4)
-    found = turns.take_turns(task, tmp_path, ("tensorflow", "torch"), 1, seconds=1)
-    assert found["errors"] == {} and set(found["start"]) == {"tensorflow", "torch"}
-    where = [(each["work"], each["batch_size"]) for each in found["cells"]]
-    assert where == [("train", 2), ("predict", 2), ("train", 4), ("predict", 4)]
-    for each in found["cells"]:
-        assert each["ms"].keys() == each["stock_ms"].keys() == {"tensorflow", "torch"}
-        assert each["ratio"]["low"] < each["ratio"]["value"] < each["ratio"]["high"]
-        assert each["ratio"]["rounds"] >= turns.LEAST_ROUNDS
-        fast, slow = sorted(each["ms"], key=lambda name: each["ms"][name]["median"])
-        images = each["images_per_second"]
-        assert images[fast] >= images[slow]
-
-
 def test_a_backend_that_fails_is_named(tmp_path):
     (tmp_path / "torch").mkdir()
     task = SegmentationTask(filters=(2, 4), image_size=(8, 8), data="folder:nowhere")
