@@ -1,5 +1,6 @@
 """The commands, run as a user would: as processes, or where nothing is computed, in this one."""
 
+import functools
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from PIL import Image
 
 import keras_segen
 from keras_segen import cli
+from keras_segen.cli import common
 
 pytestmark = pytest.mark.once
 
@@ -31,22 +33,44 @@ def run(*arguments, cwd=None, code=0, **environment):
 
 
 @pytest.fixture
-def refuse(monkeypatch, capsys, tmp_path):
-    """Runs a command in this process, in an empty folder: what it says of an error."""
+def here(monkeypatch, capsys, tmp_path):
+    """Runs a command in this process, which has imported Keras: what it prints, or its error."""
 
-    def refuse(*arguments, code=1):
-        monkeypatch.chdir(tmp_path)
+    def here(*arguments, code=0):
         monkeypatch.setenv("KERAS_BACKEND", keras.backend.backend())  # and is so again afterwards
         monkeypatch.setattr(sys, "argv", ["keras-segen", *map(str, arguments)])
+        monkeypatch.setattr(common.console, "width", 200)
+        monkeypatch.chdir(tmp_path)
         handler = signal.getsignal(signal.SIGTERM)
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        signal.signal(signal.SIGTERM, handler)
-        said = capsys.readouterr().err
-        assert ended.value.code == code, said
-        return said
+        try:
+            with pytest.raises(SystemExit) as ended:
+                cli.main()
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+        said = capsys.readouterr()
+        assert (ended.value.code or 0) == code, said.out + said.err
+        return said.err if code else said.out
 
-    return refuse
+    return here
+
+
+@pytest.fixture
+def refuse(here):
+    """Runs a command in this process, in an empty folder: what it says of an error."""
+    return functools.partial(here, code=1)
+
+
+# Commands in a process of their own, which imports Keras once: argv[1] is a list of them.
+ONE_AFTER_THE_OTHER = """
+import json, sys
+from keras_segen import cli
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["keras-segen", *map(str, words)]
+    try:
+        cli.main()
+    except SystemExit as ended:
+        assert not ended.code, words
+"""
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +150,7 @@ def test_train_resume_evaluate_predict(trained, picture_folder, tmp_path):
         assert mask.size == (32, 32)
 
 
-def test_a_generator_is_trained_and_judged(tmp_path):
+def test_a_generator_is_trained_and_judged(tmp_path, here, monkeypatch):
     folder, extractor = tmp_path / "run", tmp_path / "small.keras"
     done = run(
         *("train", "vae", "--data", "shapes", "--image-size", "8x8", "--filters", "4"),
@@ -136,13 +160,14 @@ def test_a_generator_is_trained_and_judged(tmp_path):
     images = keras.Input((8, 8, 3))
     keras.Model(images, keras.layers.Conv2D(4, 3)(images)).save(extractor)
     options = ("--extractor", extractor, "--count", 40)
-    done = run("evaluate", folder, *options, KERAS_SEGEN_CACHE=str(tmp_path / "cache"))
+    monkeypatch.setenv("KERAS_SEGEN_CACHE", str(tmp_path / "cache"))
+    said = here("evaluate", folder, *options)
     for text in (
         *("generated against real", "half of the real against the other", "noise against real"),
         *("Fréchet distance on small.keras: 4 features. 40 real images of test", "ELBO "),
         *("Importance-weighted bound", "128 images, 64 codes each", "evaluation-test.html"),
     ):
-        assert text in done.stdout
+        assert text in said
 
 
 def test_extractors_are_for_pictures(trained, refuse):
@@ -150,16 +175,16 @@ def test_extractors_are_for_pictures(trained, refuse):
     assert "error: count is for dcgan, sngan, vae, and this is a run of unet" in said
 
 
-def test_predict_takes_every_option(trained, picture_folder, tmp_path, refuse):
+def test_predict_takes_every_option(trained, picture_folder, tmp_path, here, refuse):
     photo = picture_folder / "test" / "images" / "scene1.png"
     options = ("--full-size", "--tile", 24, "--overlap", 8, "--flips", "both", "--fold")
     masks = tmp_path / "masks"
-    done = run("predict", trained, photo, "--out", masks, *options, "--scales", "0.75,1")
-    assert done.stdout.startswith("1 masks in")
+    said = here("predict", trained, photo, "--out", masks, *options, "--scales", "0.75,1")
+    assert said.startswith("1 masks in")
     with Image.open(masks / "scene1.png") as mask:
         assert mask.size == (32, 32)
-    done = run("predict", trained, photo, "--out", masks, "--output", "entropy")
-    assert done.stdout.startswith("1 arrays of entropy in")
+    said = here("predict", trained, photo, "--out", masks, "--output", "entropy")
+    assert said.startswith("1 arrays of entropy in")
     assert (masks / "scene1.npy").exists()
     said = refuse("predict", trained, photo, "--out", masks, "--scales", "1;2")
     assert "error: --scales is '1;2', expected numbers such as" in said
@@ -176,12 +201,20 @@ def test_bench_predict_measures_memory_and_folding(trained, refuse):
 
 def test_the_other_backend_takes_over_a_run(trained, picture_folder, tmp_path):
     folder = shutil.copytree(trained, tmp_path / "run")
-    run("train", "--resume", folder, "--epochs", 2, "--backend", "tensorflow")
-    run("evaluate", folder, "--split", "val", "--backend", "tensorflow")
-    assert json.loads((folder / "evaluation-val.json").read_text())["backend"] == "tensorflow"
     photo = picture_folder / "test" / "images" / "scene1.png"
-    done = run("predict", folder, photo, "--out", tmp_path / "masks", "--backend", "tensorflow")
-    assert done.stdout.startswith("1 masks in")
+    commands = [
+        ("train", "--resume", folder, "--epochs", 2, "--backend", "tensorflow"),
+        ("evaluate", folder, "--split", "val", "--backend", "tensorflow"),
+        ("predict", folder, photo, "--out", tmp_path / "masks", "--backend", "tensorflow"),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_AFTER_THE_OTHER, json.dumps(commands, default=str)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((folder / "evaluation-val.json").read_text())["backend"] == "tensorflow"
+    assert "\n1 masks in" in done.stdout
 
 
 def test_a_terminated_training_says_how_to_go_on(picture_folder, tmp_path):
@@ -287,18 +320,18 @@ def test_what_needs_no_keras_is_said_without_it(tmp_path):
         assert said.startswith("error: ") and message in said, line
 
 
-def test_brackets_in_names_are_printed_as_they_are(picture_folder, tmp_path):
+def test_brackets_in_names_are_printed_as_they_are(picture_folder, tmp_path, here):
     root, folder = tmp_path / "[red]data[/red]", tmp_path / "[/red]"
     shutil.copytree(picture_folder, root)
     table = (root / "classes.csv").read_text()
     (root / "classes.csv").write_text(table.replace("disc", "[/red]"))
-    done = run(
+    said = here(
         *("train", "--data", f"folder:{root}", "--image-size", "16x16", "--filters", "4,8"),
         *("--epochs", 1, "--run", folder),
     )
-    assert f"; the run is in {folder}" in done.stdout and str(root) in done.stdout
-    done = run("evaluate", folder, "--split", "val")
-    assert "\n [/red] " in done.stdout and f"{folder}/evaluation-val.html" in done.stdout
+    assert f"; the run is in {folder}" in said and str(root) in said
+    said = here("evaluate", folder, "--split", "val")
+    assert "\n [/red] " in said and f"{folder}/evaluation-val.html" in said
 
 
 @pytest.mark.parametrize("backend", ["tensorflow", "torch"])
@@ -343,20 +376,20 @@ def test_what_is_wrong_in_a_file_of_settings_is_said(arguments, message, tmp_pat
     assert line.startswith("error: ") and message in line
 
 
-def test_a_training_is_repeated_from_a_file(trained, tmp_path):
+def test_a_training_is_repeated_from_a_file(trained, tmp_path, here):
     """The run.json of another run, or YAML; an option beside it comes first."""
-    run("train", "--config", trained / "run.json", "--seed", 7, "--run", tmp_path / "again")
+    here("train", "--config", trained / "run.json", "--seed", 7, "--run", tmp_path / "again")
     first, again = (json.loads((f / "run.json").read_text()) for f in (trained, tmp_path / "again"))
     assert again["experiment"] == {**first["experiment"], "seed": 7}
     (tmp_path / "small.yaml").write_text(
         f"model: plain_unet\ndata: {first['experiment']['data']}\nimage_size: 16x16\n"
         "filters: [4, 8]\nepochs: 2\nlearning_rate: 1e-2\n"
     )
-    done = run("train", "--config", tmp_path / "small.yaml", "--run", tmp_path / "small")
+    said = here("train", "--config", tmp_path / "small.yaml", "--run", tmp_path / "small")
     small = json.loads((tmp_path / "small" / "run.json").read_text())["experiment"]
-    lines = [line for line in done.stdout.splitlines() if "loss" in line]
+    lines = [line for line in said.splitlines() if "loss" in line]
     assert [line.split(":")[0] for line in lines] == ["epoch 1 of 2", "epoch 2 of 2"]
-    assert "val_mean_iou 0." in lines[1] and "\x1b" not in done.stdout + done.stderr
+    assert "val_mean_iou 0." in lines[1] and "\x1b" not in said
     assert (small["model"], small["image_size"], small["filters"]) == (
         "plain_unet",
         [16, 16],
