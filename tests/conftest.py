@@ -15,10 +15,15 @@ settings.load_profile("suite")
 # Minutes each: they begin first, so that no process is left with one of them at the end.
 LONG = (
     "test_training",
-    "test_compare",
     "test_notebooks",
+    "test_compare",
+    "test_cli",
+    "test_compare_api",
     "test_crossval",
+    "test_instances",
     "test_costs",
+    "test_generation_training",
+    "test_docs",
     "test_readme",
 )
 

@@ -281,6 +281,7 @@ def test_models_from_before_go_on(expected):
     assert_same(train_and_predict(model), expected)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("stock", [False, True])
 def test_a_run_writes_down_what_was_active(stock, picture_folder, tmp_path, monkeypatch, read_json):
     monkeypatch.setenv("KERAS_SEGEN_STOCK", "0")
@@ -289,7 +290,7 @@ def test_a_run_writes_down_what_was_active(stock, picture_folder, tmp_path, monk
     task = SegmentationTask(
         model="unet",
         data=f"folder:{picture_folder}",
-        image_size=(32, 32),
+        image_size=(16, 16),
         filters=(2, 4),
         batch_size=4,
         epochs=1,

@@ -1,5 +1,6 @@
 """Images of any size: padding, tiles, flips, scales, and the memory that they take."""
 
+import functools
 import tracemalloc
 
 import keras
@@ -23,6 +24,7 @@ def random_image(height, width, channels=3):
     return np.random.default_rng(0).random((height, width, channels), dtype="float32")
 
 
+@functools.cache  # its graph of predictions as well
 def small_unet(input_shape=FREE, num_classes=4, filters=(4, 8, 8)):
     model = unet(input_shape, num_classes, filters)
     ks.initialize(model, seed=0)
@@ -279,8 +281,9 @@ def test_weights_of_tiles_sum_to_one_at_every_pixel(size, tiles, flips, scales):
     np.testing.assert_allclose(total, 1, atol=1e-6)
 
 
+POINTWISE = pointwise()
 PREDICTORS = {
-    (tile, overlap): Predictor(pointwise(), tile=tile, overlap=overlap)
+    (tile, overlap): Predictor(POINTWISE, tile=tile, overlap=overlap)
     for tile, overlap in [(8, 0), (8, 2), (16, 15), (24, 8)]
 }
 
