@@ -14,6 +14,7 @@ settings.load_profile("suite")
 
 # Minutes each: they begin first, so that no process is left with one of them at the end.
 LONG = (
+    "test_first_hour",
     "test_training",
     "test_notebooks",
     "test_compare",
