@@ -113,11 +113,23 @@ def on_tensorflow(tmp_path_factory):
     return {name: Record.load(folder / f"{name}.npz") for name in TASKS}
 
 
+# TensorFlow keeps the slope of a LeakyReLU, 0.2, as a float32 also where it computes in float64.
+PARTS_IN_FLOAT64 = {
+    "dcgan": "discriminator/down0_relu",
+    "penalized": "discriminator/down0_relu",
+}
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_without_a_fault_none_is_named(on_tensorflow, name):
     pair = on_tensorflow[name], recorded(name)
     for precision in ("float32", "float64"):
         found = compare(*pair, precision)
+        if precision == "float64" and name in PARTS_IN_FLOAT64:
+            assert found["parted"]["layer"] == PARTS_IN_FLOAT64[name], found["sentence"]
+            assert found["parted"]["difference"] < 1e-8
+            assert "LeakyReLU(negative_slope=0.2)" in evidence(found, *pair)["upstream"]
+            continue
         assert found["passed"], found["sentence"]
         seen = evidence(found, *pair)
         assert seen["upstream"] is None and len(seen["lines"]) == 1
@@ -152,7 +164,9 @@ def test_a_fault_in_either_network_is_named(on_tensorflow, monkeypatch, name, fa
         assert "decoder/codes is no layer, but what goes into decoder" in text
         assert seen["operation"] is None
         return
-    assert seen["inputs"] and all(each["difference"] <= each["tolerance"] for each in seen["inputs"])
+    assert seen["inputs"] and all(
+        each["difference"] <= each["tolerance"] for each in seen["inputs"]
+    )
     assert seen["operation"] == "aten.mul" and "The operation is aten.mul" in text
     assert seen["least_tolerance"]["tolerance"] >= found["parted"]["difference"]
     line = seen["upstream"]

@@ -192,24 +192,27 @@ def _operations(found, a, b, layer, result):
     text = f"On PyTorch it runs {listing(named)}"
     if found["parted"]["kind"] == "gradient":
         return f"{text}, forward."
-    difference, tolerance = found["parted"]["difference"], found["parted"]["tolerance"]
+    if len(_count(torch)) == 1:
+        result["operation"] = torch[0]["name"]
+        text += f", on {_size(torch[0]['shape'])}: that is the operation"
+    if found["precision"] != LOW:  # operations were recorded in float32
+        return f"{text}."
     wrong = max(torch, key=lambda each: each["rounding"] or 0.0)
-    if (wrong["rounding"] or 0.0) > math.sqrt(difference * tolerance):
+    if (wrong["rounding"] or 0.0) > _middle(found):
         result |= {"operation": wrong["name"], "wrong": True}
         return (
             f"{text}. The operation is {wrong['name']}: it differs by {show(wrong['rounding'])} "
             "from its own result in float64."
         )
-    others = [each["norms"] for name, each in _all(ran) if name != "torch"]
-    lone = next((each for each in torch if not _has_equal(each["norms"], others, found)), None)
-    if len(_count(torch)) == 1 or not others:
-        lone = torch[0] if len(_count(torch)) == 1 else None
-        reason = ""
-    else:
-        reason = ": the first with a result that no operation of the other has in this layer"
-    if lone is not None:
-        result["operation"] = lone["name"]
-        text += f". The operation is {lone['name']}, {_size(lone['shape'])}{reason}"
+    others = [each["norms"] for name in ran if name != "torch" for each in ran[name]]
+    if others and result["operation"] is None:
+        lone = next((each for each in torch if not _has_equal(each["norms"], others, found)), None)
+        if lone is not None:
+            result["operation"] = lone["name"]
+            text += (
+                f". The operation is {lone['name']}, on {_size(lone['shape'])}: the first whose "
+                "result none of the other's operations has"
+            )
     return f"{text}. Each is within {show(wrong['rounding'])} of its own result in float64."
 
 
@@ -217,14 +220,14 @@ def _count(operations):
     return collections.Counter(each["name"] for each in operations).items()
 
 
-def _all(ran):
-    return [(name, each) for name, operations in ran.items() for each in operations]
+def _middle(found):
+    """Between rounding and the fault: what is nearer is rounding, what is farther is not."""
+    return math.sqrt(min(found["parted"]["difference"], 1.0) * found["parted"]["tolerance"])
 
 
 def _has_equal(norms, others, found):
-    """Whether a result has the norms of another, as seen from between rounding and the fault."""
-    difference, tolerance = found["parted"]["difference"], found["parted"]["tolerance"]
-    near = math.sqrt(min(difference, 1.0) * tolerance)
+    """Whether a result has the norms of another."""
+    near = _middle(found)
     return any(
         all(abs(x - y) <= near * max(abs(x), abs(y)) for x, y in zip(norms, other, strict=True))
         for other in others
