@@ -131,20 +131,28 @@ def test_the_device_can_be_waited_for_and_asked():
     assert peak is None or peak > 0
 
 
-def test_gradients_by_variables_and_by_tensors_on_the_way():
-    used, unused = keras.Variable([1.0, 2.0, 3.0]), keras.Variable([1.0])
+def test_operations_are_listed_with_what_they_computed():
+    x = ops.convert_to_tensor(np.array([[3.0, -4.0]], "float32"))
+    with backend.operations() as found:
+        ops.relu(ops.matmul(x, ops.convert_to_tensor(np.eye(2, dtype="float32"))))
+    by_name = {each["name"].lower().removeprefix("aten."): each for each in found}
+    product = by_name.get("mm", by_name.get("matmul"))
+    assert product["shape"] == [1, 2] and product["norms"] == pytest.approx([7, 5])
+    assert by_name["relu"]["norms"] == pytest.approx([3, 3])
+    count = len(found)
+    ops.relu(x)
+    assert len(found) == count
 
-    def loss_fn():
-        squares = ops.square(used)
-        apart = ops.ones((2,))
-        return ops.sum(squares * squares), [squares, apart]
 
-    loss, tensors, by_variables, by_tensors = backend.gradients(loss_fn, [used, unused])
-    assert float(loss) == 98
-    np.testing.assert_allclose(ops.convert_to_numpy(tensors[0]), [1, 4, 9])
-    np.testing.assert_allclose(ops.convert_to_numpy(by_variables[0]), [4, 32, 108])
-    np.testing.assert_allclose(ops.convert_to_numpy(by_tensors[0]), [2, 8, 18])
-    assert by_variables[1] is None and by_tensors[1] is None
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="TensorFlow's are only named")
+def test_the_rounding_of_an_operation_is_that_from_float64():
+    x = ops.convert_to_tensor(np.full((1, 1000), 0.1, "float32"))
+    with backend.operations() as found:
+        ops.sum(x * x)
+    product, total = found
+    assert product["name"] == "aten.mul" and total["name"] == "aten.sum"
+    assert 0 < product["rounding"] < 2**-23
+    assert total["rounding"] is not None and total["rounding"] < 1e-6
 
 
 def test_double_precision_keeps_float64_and_ends():

@@ -13,7 +13,7 @@ import pytest
 
 from keras_segen.compare import checks
 from keras_segen.compare.run import notes, run
-from keras_segen.tasks import GanTask, SegmentationTask, VaeTask
+from keras_segen.tasks import GanTask, SegmentationTask
 
 pytestmark = pytest.mark.once
 
@@ -109,7 +109,12 @@ def test_the_backends_are_equal_to_rounding_layer_by_layer(compared):
         for kind in ("inference", "training", "gradient", "weights", "statistics"):
             assert layer[kind] is None or layer[kind]["float64"] < 1e-11
     assert max(layer["training"]["difference"] for layer in parity["layers"]) > 0
-    assert f"Equal to rounding in all {len(names)} layers" in " ".join(output.split())
+    text = " ".join(output.split())
+    assert f"Equal to rounding in all {len(names)} layers" in text
+    least = parity["evidence"]["least_tolerance"]
+    assert 0 < least["tolerance"] < 1e-2 and parity["evidence"]["upstream"] is None
+    line = "The smallest tolerance that would have been needed: "
+    assert line in text and line in (folder / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -309,11 +314,6 @@ def test_both_backends_train_the_same_gan(compared_gans):
         assert found["milliseconds"]["generate"]["median"] > 0
     assert (folder / "predictions.png").exists()
     assert "both went the same way" in " ".join(output.split())
-
-
-def test_layer_by_layer_is_for_masks(tmp_path):
-    with pytest.raises(ValueError, match="vae makes new pictures.*leave out --parity"):
-        run(VaeTask(), tmp_path / "out", parity_steps=2)
 
 
 def test_a_missing_batch_is_a_difference():

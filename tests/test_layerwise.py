@@ -269,7 +269,6 @@ def test_a_record_holds_every_layer_and_leaves_the_model_as_it_was():
         expected = ops.convert_to_numpy(model(images)).ravel()
         np.testing.assert_allclose(outputs, expected, atol=1e-6)
         assert found.arrays[f"{precision}/gradient/conv1/kernel"].shape == (3 * 3 * 3 * 4,)
-        assert found.arrays[f"{precision}/output_gradient/logits"].shape == outputs.shape
     # Also a batch normalization computes in float64, not in float32 what is then called float64.
     exact = found.arrays["float64/training/norm1"]
     assert (exact != exact.astype("float32")).mean() > 0.9
@@ -344,11 +343,8 @@ def test_a_network_that_cannot_be_compared_is_an_error(sound):
 def test_a_record_survives_its_file(sound, tmp_path):
     sound.save(tmp_path / "record.npz")
     loaded = Record.load(tmp_path / "record.npz")
-    assert (loaded.backend, loaded.layers, loaded.batches) == (
-        sound.backend,
-        sound.layers,
-        sound.batches,
-    )
+    for name in ("backend", "layers", "batches", "versions"):
+        assert getattr(loaded, name) == getattr(sound, name)
     assert loaded.arrays.keys() == sound.arrays.keys()
     for name, array in sound.arrays.items():
         np.testing.assert_array_equal(loaded.arrays[name], array)

@@ -23,6 +23,16 @@ def numbers(seed, shape):
     return np.random.default_rng(seed).normal(size=shape)
 
 
+class KeepsGradients:
+    """In place of an optimizer: moves nothing, and keeps the gradients."""
+
+    def scale_loss(self, loss):
+        return loss
+
+    def apply(self, gradients, variables):
+        self.gradients = gradients
+
+
 def gradients_and_differences(penalty, variables, step=1e-5):
     """Slopes of a penalty in one direction of each variable: by gradient, and by differences."""
 
@@ -30,9 +40,10 @@ def gradients_and_differences(penalty, variables, step=1e-5):
         variable.assign(moved)
         return float(ops.convert_to_numpy(penalty()))
 
-    _, _, found, _ = backend.gradients(lambda: (penalty(), []), variables)
+    kept = KeepsGradients()
+    backend.minimize(lambda: (penalty(), []), variables, kept)
     pairs = []
-    for index, (variable, gradient) in enumerate(zip(variables, found, strict=True)):
+    for index, (variable, gradient) in enumerate(zip(variables, kept.gradients, strict=True)):
         here = ops.convert_to_numpy(variable).copy()
         direction = numbers(index, here.shape)
         slope = 0.0 if gradient is None else np.sum(ops.convert_to_numpy(gradient) * direction)

@@ -5,6 +5,7 @@ import os
 import threading
 import weakref
 
+import numpy as np
 import tensorflow as tf
 
 from keras_segen.backend import faster
@@ -65,25 +66,33 @@ def minimize(loss_fn, variables, optimizer):
     return loss, results
 
 
-def gradients(loss_fn, variables):
-    """Differentiates a loss by variables, and by intermediate tensors.
+@contextlib.contextmanager
+def operations():
+    """Lists the operations that TensorFlow runs eagerly, for those of PyTorch to be held against.
 
-    Args:
-        loss_fn: `callable() -> (loss, tensors)`: a tensor without dimensions, and a list of float
-            tensors that it was computed from.
-        variables: list of `keras.Variable`.
-
-    Returns:
-        loss, tensors: what `loss_fn` returned, without gradients.
-        by_variables, by_tensors: lists of tensors; None if the loss does not depend on it, or if
-            it does not depend on any of the variables.
+    Yields:
+        List of dicts: `name`, such as `"Conv2D"`; `shape`, of its largest float output; `norms`,
+        the sum of that output's absolute values and the root of the sum of their squares, which
+        do not depend on the order of the axes; `rounding`, None.
     """
-    values = [variable.value for variable in variables]
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(values)
-        loss, tensors = loss_fn()
-    found = tape.gradient(loss, values + tensors)
-    return loss, tensors, found[: len(values)], found[len(values) :]
+    from tensorflow.python.framework import op_callbacks  # the debugger's; there is no public way
+
+    seen = []
+
+    def note(op_type, inputs, attributes, outputs, op_name=None, graph=None):
+        floats = [x for x in outputs if graph is None and x.dtype.is_floating]
+        if floats:
+            array = max((x.numpy() for x in floats), key=np.size).astype("float64")
+            norms = [float(np.abs(array).sum()), float(np.sqrt(np.square(array).sum()))]
+            name = op_type.decode() if isinstance(op_type, bytes) else op_type  # a graph's, bytes
+            found = {"name": name, "shape": list(array.shape), "norms": norms, "rounding": None}
+            seen.append(found)
+
+    op_callbacks.add_op_callback(note)
+    try:
+        yield seen
+    finally:
+        op_callbacks.remove_op_callback(note)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from keras.src.backend.common import dtypes as keras_dtypes
 from keras.src.utils.module_utils import tensorflow as tensorflow_if_imported
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from keras_segen.backend import faster
 from keras_segen.backend.philox import philox
@@ -63,26 +65,75 @@ def minimize(loss_fn, variables, optimizer):
     return keras.tree.map_structure(torch.detach, (loss, results), none_is_leaf=False)
 
 
-def gradients(loss_fn, variables):
-    """Differentiates a loss by variables, and by intermediate tensors.
+@contextlib.contextmanager
+def operations():
+    """Lists the operations that PyTorch runs, but for those that only look at memory otherwise.
 
-    Args:
-        loss_fn: `callable() -> (loss, tensors)`: a tensor without dimensions, and a list of float
-            tensors that it was computed from.
-        variables: list of `keras.Variable`.
+    Each is run once more on the processor, in float64 and on the same inputs: an operation whose
+    result lies further from that than rounding explains is at fault itself.
 
-    Returns:
-        loss, tensors: what `loss_fn` returned, without gradients.
-        by_variables, by_tensors: lists of tensors; None if the loss does not depend on it, or if
-            it does not depend on any of the variables.
+    Yields:
+        List of dicts: `name`, such as `"aten.convolution"`; `shape`, of its largest float output;
+        `norms`, the sum of that output's absolute values and the root of the sum of their squares,
+        which do not depend on the order of the axes; `rounding`, the root mean square of its
+        difference from float64, relative to the output in float64, or None where it is not known.
     """
-    loss, tensors = loss_fn()
-    sources = [variable.value for variable in variables] + tensors
-    on_the_way = [source for source in sources if source.requires_grad]
-    found = iter(torch.autograd.grad(loss, on_the_way, allow_unused=True))
-    found = [next(found) if source.requires_grad else None for source in sources]
-    loss, *tensors = (tensor.detach() for tensor in (loss, *tensors))
-    return loss, tensors, found[: len(variables)], found[len(variables) :]
+    with _Operations() as mode:
+        yield mode.seen
+
+
+class _Operations(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        exact = tree_map(_in_float64, (args, kwargs))  # before, since it may change its inputs
+        outputs = function(*args, **kwargs)
+        floats = [x for x in tree_leaves(outputs) if _is_float(x) and x.numel()]
+        if floats and not function.is_view and str(function.overloadpacket) not in _MOVES:
+            largest = max(floats, key=torch.numel)
+            self.seen.append(
+                {
+                    "name": str(function.overloadpacket),
+                    "shape": list(largest.shape),
+                    "norms": [float(torch.linalg.vector_norm(_wide(largest), p)) for p in (1, 2)],
+                    "rounding": _rounding(function, exact, outputs, largest),
+                }
+            )
+        return outputs
+
+
+_MOVES = ("aten._to_copy", "aten.alias", "aten.clone", "aten.copy_", "aten.detach", "aten.empty")
+
+
+def _is_float(x):
+    return isinstance(x, torch.Tensor) and x.is_floating_point()
+
+
+def _wide(x):
+    return x.detach().to("cpu", torch.float64)
+
+
+def _in_float64(x):
+    if not isinstance(x, torch.Tensor):
+        return x
+    return x.detach().to("cpu", torch.float64 if x.is_floating_point() else x.dtype, copy=True)
+
+
+def _rounding(function, arguments, outputs, largest):
+    """How far an output of an operation is from the same in float64; None if not known."""
+    index = next(i for i, x in enumerate(tree_leaves(outputs)) if x is largest)
+    try:
+        exact = tree_leaves(function(*arguments[0], **arguments[1]))[index]
+    except (RuntimeError, NotImplementedError, TypeError):  # no such operation in float64
+        return None
+    if torch.Tag.nondeterministic_seeded in function.tags or exact.dtype != torch.float64:
+        return None
+    apart = torch.linalg.vector_norm(_wide(largest) - exact)
+    size = torch.linalg.vector_norm(exact)
+    return float(apart / size) if size else float(apart)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ trained. The folder of the comparison holds `experiment.json`; `KERAS_BACKEND` n
 Keras is imported inside the functions, since the time of its import is measured.
 """
 
-import dataclasses
 import functools
 import hashlib
 import importlib
@@ -49,8 +48,7 @@ def parity(folder, started):
 
     tell(phase="building")
     settings = json.loads((folder / "experiment.json").read_text(encoding="utf-8"))
-    task = read(settings["experiment"])
-    task = dataclasses.replace(task, precision="float32")
+    task = read(settings["experiment"]).layerwise()
     data = task.load_data("train")
     model = task.build_model(data)
     source = task.training_batches(data)
@@ -59,6 +57,7 @@ def parity(folder, started):
         model,
         [source.batch(*divmod(k, len(source))) for k in steps],  # of epoch, step
         lambda copy: task.compile(copy, data, len(source)),
+        task,
         tell=lambda text: tell(phase=text),
     )
     found.save(folder / keras.backend.backend() / "parity.npz")

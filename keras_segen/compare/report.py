@@ -536,12 +536,17 @@ def layers_table(parity):
         if any(layer[kind] and not layer[kind]["passed"] for kind in divergence.MEASURES):
             missed.add(number)
     columns = [Column(heading, lambda value: show(value, 2)) for heading in PARITY_KINDS.values()]
+    note = (
+        "Relative differences. “One step on”: after the first training step. Of a layer's weights "
+        "the worst is shown."
+    )
+    if any(layer["name"].rpartition(":")[2].isdigit() for layer in parity["layers"]):
+        note += " “:1” is the second time that a step runs a layer."
     return Table(
         "Layers",
         ["Layer", *columns, "Gates flipped"],
         rows,
-        note="Relative differences. “One step on”: after the first training step. Of a layer's "
-        "weights the worst is shown.",
+        note=note,
         marked=missed,
     )
 
@@ -612,7 +617,7 @@ def charts(report):
 
 def parity_lines(parity):
     """Sentences that a comparison layer by layer adds to its verdict: list of str."""
-    lines = []
+    lines = list((parity.get("evidence") or {}).get("lines", []))  # none in reports of 0.1.0
     flips = {layer["name"]: layer["flips"] for layer in parity["layers"] if layer["flips"]}
     if flips:
         flipped = {name: flip for name, flip in flips.items() if flip["flipped"]}

@@ -22,6 +22,7 @@ import keras_segen
 from keras_segen import frameworks, machine
 from keras_segen.compare import checks, report, seeds, turns
 from keras_segen.compare.layerwise import divergence
+from keras_segen.compare.layerwise.evidence import evidence
 from keras_segen.files import write_json
 from keras_segen.processes import Worker, num_threads
 from keras_segen.tasks.task import is_file
@@ -341,7 +342,10 @@ def _conclude(task, folder, outcomes, interrupted, command):
         for path in (folder / backend / "parity.npz" for backend in outcomes)
         if path.exists()
     ]
-    parted = divergence.compare(*records, task.precision) if len(records) == 2 else None
+    parted = None
+    if len(records) == 2:
+        parted = divergence.compare(*records, task.precision)
+        parted["evidence"] = evidence(parted, *records, task.seed)
 
     both = len(results) == 2
     handed_over = checks.hand_over(arrays, serving, task) if both else []

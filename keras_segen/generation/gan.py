@@ -170,9 +170,8 @@ class GAN(LatentModel):
     def train_step(self, data):
         images, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
         images, labels = self.check_images(images), self.check_labels(labels)
-        codes = noise.normal(
-            ("codes", self.seed), self.step, (ops.shape(images)[0], self.latent_dim)
-        )
+        shape = (ops.shape(images)[0], self.latent_dim)
+        codes = noise.normal(("codes", self.seed), self.step, shape, dtype=self.float_dtype)
         every = self.rules["discriminator_steps"]
         if every == 1:
             self.generator_step(images, codes, labels)
@@ -234,7 +233,8 @@ class GAN(LatentModel):
 
     def _average_generator(self):
         """Moves the averaged generator a little toward the generator."""
-        steps = ops.cast(self.optimizer.generator.iterations, "float32")  # this one included
+        # The steps so far, this one included.
+        steps = ops.cast(self.optimizer.generator.iterations, self.float_dtype)
         keep = ops.minimum(self.ema, (steps - 1) / (steps + 9))
         pairs = zip(self.ema_generator.weights, self.generator.weights, strict=True)
         for average, weight in pairs:

@@ -44,6 +44,11 @@ class LatentModel(ClearErrors, keras.Model):
             shape=(), initializer="zeros", dtype="int64", trainable=False, name="step"
         )
 
+    @property
+    def float_dtype(self):
+        """What losses are computed in: float32, or float64 where a comparison copies the model."""
+        return "float64" if self.variable_dtype == "float64" else "float32"
+
     def decoded(self, inputs, training=False):
         """Decodes codes, or `[codes, labels]`, to images in [0, 1]: tensors to a float32 tensor."""
         raise NotImplementedError
@@ -87,11 +92,12 @@ class LatentModel(ClearErrors, keras.Model):
                 f"{self.name} makes images of shape {self.image_shape}; found a batch of shape "
                 f"{tuple(images.shape)}."
             )
-        dtype = keras.backend.standardize_dtype(images.dtype)
-        if dtype != "uint8" and "float" not in dtype:
-            raise ValueError(f"Images are floats in [0, 1] or uint8; found {dtype}.")
-        floats = images.astype("float32", copy=False) if array else ops.cast(images, "float32")
-        return floats / 255 if dtype == "uint8" else floats
+        found = keras.backend.standardize_dtype(images.dtype)
+        if found != "uint8" and "float" not in found:
+            raise ValueError(f"Images are floats in [0, 1] or uint8; found {found}.")
+        dtype = self.float_dtype
+        floats = images.astype(dtype, copy=False) if array else ops.cast(images, dtype)
+        return floats / 255 if found == "uint8" else floats
 
     def check_labels(self, labels):
         """Checks labels `(batch,)` as `check_images` does: int32, or None without classes."""

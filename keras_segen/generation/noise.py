@@ -36,8 +36,10 @@ def uniform(key, step, shape, first_row=0):
     return backend.uniform(_number(key), step, first_row, (rows, width))[:, :columns]
 
 
-def normal(key, step, shape, first_row=0):
+def normal(key, step, shape, first_row=0, dtype="float32"):
     """Draws standard normal numbers; arguments and shape as `uniform`, equal to rounding.
+
+    Computed in `dtype`: a comparison layer by layer also needs them in float64.
 
     Reference: Box, Muller (1958), "A note on the generation of random normal deviates".
 
@@ -48,7 +50,7 @@ def normal(key, step, shape, first_row=0):
     """
     rows, columns = shape
     width = -(-columns // 4) * 4
-    u = backend.uniform(_number(key), step, first_row, (rows, width))
+    u = ops.cast(backend.uniform(_number(key), step, first_row, (rows, width)), dtype)
     radius = ops.sqrt(-2 * ops.log(u[:, : width // 2]))
     angle = 2 * math.pi * u[:, width // 2 :]
     both = ops.concatenate([radius * ops.cos(angle), radius * ops.sin(angle)], axis=1)

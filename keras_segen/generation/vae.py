@@ -128,7 +128,7 @@ class VAE(LatentModel):
     def call(self, images, training=False):
         """Encodes images in [0, 1] or uint8: mean and log variance, `(batch, latent_dim)` each."""
         mean, log_variance = self.encoder(self.check_images(images), training=training)
-        return ops.cast(mean, "float32"), ops.cast(log_variance, "float32")
+        return ops.cast(mean, self.float_dtype), ops.cast(log_variance, self.float_dtype)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """The loss of a batch; `y_pred` is what `call` returned."""
@@ -137,11 +137,11 @@ class VAE(LatentModel):
         mean, log_variance = y_pred
         shape = (ops.shape(images)[0], self.latent_dim)
         if training:
-            normal = noise.normal(("codes", self.seed), self.step, shape)
+            normal = noise.normal(("codes", self.seed), self.step, shape, 0, self.float_dtype)
             self.step.assign_add(1)
         else:
             seen = self.trackers["elbo"].count  # images of this evaluation so far
-            normal = noise.normal(("codes of tests", self.seed), 0, shape, first_row=seen)
+            normal = noise.normal(("codes of tests", self.seed), 0, shape, seen, self.float_dtype)
         # Reparametrization: the gradient reaches mean and variance.
         codes = mean + ops.exp(log_variance / 2) * normal  # (b, latent_dim)
         outputs = self.decoder(self.join(codes, labels), training=training)  # (b, h, w, channels)
@@ -168,7 +168,8 @@ class VAE(LatentModel):
             outputs: the decoder's outputs for them, `(batch, …)`.
         """
         x = ops.reshape(images, (-1, math.prod(self.image_shape)))
-        outputs = ops.cast(ops.reshape(outputs, (-1, math.prod(self.image_shape))), "float32")
+        outputs = ops.reshape(outputs, (-1, math.prod(self.image_shape)))
+        outputs = ops.cast(outputs, self.float_dtype)
         if self.likelihood == "bernoulli":
             return -ops.sum(ops.binary_crossentropy(x, outputs, from_logits=True), axis=1)
         log_deviation = ops.maximum(self.log_deviation, -math.log(LEVELS))

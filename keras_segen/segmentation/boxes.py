@@ -89,7 +89,7 @@ def encode(boxes, references, weights):
             the same spread.
 
     Returns:
-        float32 `(…, 4)`, finite also for empty boxes.
+        `(…, 4)` of the type of the boxes, finite also for empty ones.
 
     Example:
 
@@ -102,7 +102,7 @@ def encode(boxes, references, weights):
     grown = ops.maximum(boxes[..., 2:] - boxes[..., :2], SMALLEST)
     moved = boxes[..., :2] + boxes[..., 2:] - references[..., :2] - references[..., 2:]
     deltas = ops.concatenate([moved / (2 * sides), ops.log(grown / sides)], axis=-1)
-    return deltas * ops.convert_to_tensor(weights, "float32")
+    return deltas * ops.convert_to_tensor(weights, deltas.dtype)
 
 
 def decode(deltas, references, weights, image_size):
@@ -114,7 +114,7 @@ def decode(deltas, references, weights, image_size):
         image_size: `(height, width)` in pixels.
 
     Returns:
-        float32 `(…, 4)`.
+        `(…, 4)`, of the type of the deltas.
 
     Example:
 
@@ -123,7 +123,7 @@ def decode(deltas, references, weights, image_size):
     >>> ops.convert_to_numpy(decode(deltas, reference, (10.0, 10.0, 5.0, 5.0), (8, 8)))
     array([1., 0., 3., 2.], dtype=float32)
     """
-    deltas = deltas / ops.convert_to_tensor(weights, "float32")
+    deltas = deltas / ops.convert_to_tensor(weights, deltas.dtype)
     sides = references[..., 2:] - references[..., :2]
     centers = (references[..., :2] + references[..., 2:]) / 2 + deltas[..., :2] * sides
     halves = ops.exp(ops.minimum(deltas[..., 2:], LARGEST)) * sides / 2
@@ -133,7 +133,7 @@ def decode(deltas, references, weights, image_size):
 def clip(boxes, image_size):
     """Cuts boxes `(…, 4)` at the border of the image."""
     height, width = image_size
-    limits = ops.convert_to_tensor((width, height, width, height), "float32")
+    limits = ops.convert_to_tensor((width, height, width, height), boxes.dtype)
     return ops.minimum(ops.maximum(boxes, 0.0), limits)
 
 
@@ -311,11 +311,11 @@ def share_of(pixels, boxes):
             pixels, what is beyond the image is cut off.
 
     Returns:
-        float32 `(batch, n)`; 0 for empty boxes.
+        `(batch, n)` of the type of the boxes; 0 for empty ones.
     """
     height, width = pixels.shape[1:]
     # Sums over all pixels above and to the left: those over any box are four of them.
-    sums = ops.cumsum(ops.cumsum(ops.cast(pixels, "float32"), axis=1), axis=2)
+    sums = ops.cumsum(ops.cumsum(ops.cast(pixels, boxes.dtype), axis=1), axis=2)
     sums = ops.reshape(ops.pad(sums, ((0, 0), (1, 0), (1, 0))), (-1, (height + 1) * (width + 1)))
     boxes = ops.round(clip(boxes, (height, width)))
     x1, y1, x2, y2 = (ops.cast(boxes[..., i], "int32") for i in range(4))

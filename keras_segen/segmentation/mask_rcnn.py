@@ -347,7 +347,10 @@ class MaskRCNN(ClearErrors, keras.Model):
             part = slice(start, start + len(anchors))
             start += len(anchors)
             moved = box.decode(
-                deltas[:, part], ops.convert_to_tensor(anchors), RPN_WEIGHTS, self.image_size
+                deltas[:, part],
+                ops.convert_to_tensor(anchors, deltas.dtype),
+                RPN_WEIGHTS,
+                self.image_size,
             )
             index, found = box.nms(moved, scores[:, part], 0.7, before, kept)
             proposals.append(box.take(moved, index))
@@ -366,6 +369,7 @@ class MaskRCNN(ClearErrors, keras.Model):
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """The sum of the five losses of a batch; `y_pred` is what `call` returned."""
         true_boxes, true_classes = box.instances(y, self.max_instances)
+        true_boxes = ops.cast(true_boxes, y_pred["deltas"].dtype)
         truth = y, true_boxes, true_classes
         losses = {
             **self.rpn_losses(y_pred, truth, training),
@@ -380,7 +384,7 @@ class MaskRCNN(ClearErrors, keras.Model):
     def rpn_losses(self, outputs, truth, training):
         """What the RPN said about anchors, sampled at random: two losses."""
         planes, true_boxes, true_classes = truth
-        anchors = ops.convert_to_tensor(np.concatenate(self.anchors))
+        anchors = ops.convert_to_tensor(np.concatenate(self.anchors), outputs["deltas"].dtype)
         count = min(self.stages.anchors_sampled, anchors.shape[0])
         overlap, best, which = self.compare(anchors[None], true_boxes, true_classes)
         highest = ops.max(overlap, axis=1, keepdims=True)  # of each object
@@ -550,5 +554,5 @@ def mean_of(values, flags, among):
 
     All are `(batch, …)`; the slots of the whole batch count alike.
     """
-    number = ops.sum(ops.cast(among, "float32"))
+    number = ops.sum(ops.cast(among, values.dtype))
     return ops.sum(ops.where(flags, values, 0.0)) / ops.maximum(number, 1.0)

@@ -48,7 +48,7 @@ def roi_align(features, strides, boxes, size, samples=2):
     def of_level(values, dtype="int32"):
         return ops.take(ops.convert_to_tensor(np.array(values), dtype), level)[..., None]
 
-    height, width, stride = of_level(heights), of_level(widths), of_level(strides, "float32")
+    height, width, stride = of_level(heights), of_level(widths), of_level(strides, boxes.dtype)
     # Where a box's level begins among the pixels of the batch: (batch, n, 1)
     first = of_level(np.cumsum([0, *sizes[:-1]]))
     first = first + ops.arange(ops.shape(pixels)[0], dtype="int32")[:, None, None] * sum(sizes)
@@ -106,7 +106,7 @@ def crop_instances(planes, numbers, boxes, size):
         size: int, points along each side.
 
     Returns:
-        float32 `(batch, n, size, size)` in [0, 1].
+        `(batch, n, size, size)` in [0, 1], of the type of the boxes.
 
     Example:
 
@@ -122,9 +122,9 @@ def crop_instances(planes, numbers, boxes, size):
 
     def at(y, x):
         same = ops.take(pixels, first + y * width + x, axis=0) == numbers[..., None, None]
-        return ops.cast(same, "float32")[..., None]
+        return ops.cast(same, boxes.dtype)[..., None]
 
-    return _interpolate(at, boxes, height, width, size, "float32")[..., 0]
+    return _interpolate(at, boxes, height, width, size, boxes.dtype)[..., 0]
 
 
 def _interpolate(at, boxes, height, width, count, dtype):
@@ -148,10 +148,10 @@ def _neighbors(start, end, length, count):
     """Points along one side, `(batch, n, 1)` to `(batch, n, count)`: pixels before and after each,
     and how far on the way between their centers it is.
     """
-    steps = ops.convert_to_tensor((np.arange(count) + 0.5) / count, "float32")
+    steps = ops.convert_to_tensor((np.arange(count) + 0.5) / count, start.dtype)
     last = length - 1
     places = start + (end - start) * steps - 0.5
-    places = ops.minimum(ops.maximum(places, 0.0), ops.cast(last, "float32"))
+    places = ops.minimum(ops.maximum(places, 0.0), ops.cast(last, start.dtype))
     low = ops.floor(places)
     before = ops.cast(low, "int32")
     return before, ops.minimum(before + 1, last), places - low

@@ -144,3 +144,21 @@ class GanTask(GenerationTask):
 
     def decoder_of(self, model):
         return model.ema_generator
+
+    def layerwise(self):
+        """Both players move in every step, so that each step shows all layers."""
+        return dataclasses.replace(super().layerwise(), discriminator_steps=1)
+
+    def parts(self, model):
+        return {"generator": model.generator, "discriminator": model.discriminator}
+
+    def run_layers(self, model, images, target):
+        """The generator on codes, the discriminator on real images and then on fakes."""
+        import keras
+
+        images, labels = model.check_images(images), model.check_labels(target)
+        codes = model.draw_codes(len(images)).astype(model.float_dtype)
+        codes = keras.ops.convert_to_tensor(codes)
+        fakes = model.generator(model.join(codes, labels), training=False)
+        for each in (images, fakes):
+            model.discriminator(model.join(each, labels), training=False)

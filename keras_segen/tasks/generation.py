@@ -413,11 +413,8 @@ class GenerationTask(Task):
             "step part in the end: rounding grows with every step, and in a GAN fast."
         )
 
-    def check_layerwise(self):
-        raise ValueError(
-            f"{self.model} {self.does}, and layer by layer networks that label pixels are "
-            "compared: leave out --parity; losses are compared step by step without it."
-        )
+    def copy_model(self, model, copy):
+        return self.assemble(*map(copy, self.parts(model).values()), model.num_classes)
 
 
 def _table_of_distances(found):

@@ -444,12 +444,16 @@ class InstanceTask(FineTuning, Task):
         note = "Average precision of masks, 0 to 1; a dash for a class without objects."
         return [Table("Mask AP of every class, validation", ["Class", *columns], rows, note=note)]
 
-    def check_layerwise(self):
-        raise ValueError(
-            "mask_rcnn chooses boxes by their scores between its layers, so it has no graph to "
-            "compare layer by layer: compare it without --parity, which checks its weights, its "
-            "batches, what it says about every anchor, and its losses step by step."
-        )
+    def parts(self, model):
+        names = ("pyramid", "rpn", "box_head", "mask_head")
+        return {name: getattr(model, name) for name in names}
+
+    def copy_model(self, model, copy):
+        networks = map(copy, self.parts(model).values())
+        return type(model)(*networks, model.max_instances, model.stages, model.seed)
+
+    def run_layers(self, model, images, target):
+        model.test_step((images, target))
 
 
 def not_found_again(first, second):

@@ -15,6 +15,7 @@ from keras_segen import data
 from keras_segen.data.loader import Batches
 from keras_segen.tasks import fields
 from keras_segen.tasks.fields import field
+from keras_segen.tasks.layerwise import Layerwise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Figure(NamedTuple):
 
 @fields.document
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Task:
+class Task(Layerwise):
     """A training, as plain values; the base of all kinds of tasks.
 
     A kind of task is a class for some models, `MODELS`. It defines how they are built, compiled,
@@ -456,6 +457,10 @@ class Task:
 
     def check_layerwise(self):
         """Raises a ValueError if the model cannot be compared layer by layer."""
+
+    def layerwise(self):
+        """The task whose steps are compared layer by layer; the comparison adds float64."""
+        return dataclasses.replace(self, precision="float32")
 
     def check_network(self, model, dataset, name):
         """Raises a ValueError if a user's network does not fit this task."""

@@ -130,6 +130,18 @@ class VaeTask(GenerationTask):
     def decoder_of(self, model):
         return model.decoder
 
+    def parts(self, model):
+        return {"encoder": model.encoder, "decoder": model.decoder}
+
+    def copy_model(self, model, copy):
+        copied = super().copy_model(model, copy)
+        if self.likelihood == "gaussian":
+            copied.log_deviation.assign(model.log_deviation)
+        return copied
+
+    def run_layers(self, model, images, target):
+        model.test_step((images, target))
+
     def compared_figures(self, model, dataset, history):
         """The last validation bounds, and the distances to real images if `judge` is set."""
         found = super().compared_figures(model, dataset, history)

@@ -51,22 +51,35 @@ class Record:
     Args:
         backend: str.
         layers: list of dicts in the order in which the network runs, one for each output of a
-            layer: `name`, `type`, `settings` (dict), `default` (names of the settings that are
-            the layer's defaults), `shape`, `weights` (list of names, empty for a layer's
-            second output), `start` (a CRC-32 of each weight's values before the first step).
+            layer: `name`, `type`, `module`, `settings` (dict), `default` (names of the settings
+            that are the layer's defaults), `shape`, `weights` (list of names, empty for a layer's
+            second output), `start` (a CRC-32 of each weight's values before the first step),
+            `sources` (names of the layers whose outputs went in; None for another tensor),
+            `input_shapes`, `turn` (how many updates of weights came before it in the step),
+            `moved` (how many before that of its own weights), `operations` (as
+            `backend.operations` lists them).
         batches: list of int, a CRC-32 of each step's images and masks.
         arrays: dict from a name to an array. `PRECISION/KIND/LAYER[/WEIGHT]`, of which at most
             `record.SAMPLE` values are kept; `PRECISION/KIND`, a row or a number per step.
+        versions: dict of str: `framework`, `device`, `keras`.
     """
 
     backend: str
     layers: list
     batches: list
     arrays: dict
+    versions: dict = dataclasses.field(default_factory=dict)
 
     def save(self, path):
         """Writes the record as `.npz`."""
-        text = json.dumps({"layers": self.layers, "batches": self.batches, "of": self.backend})
+        text = json.dumps(
+            {
+                "layers": self.layers,
+                "batches": self.batches,
+                "of": self.backend,
+                "versions": self.versions,
+            }
+        )
         description = np.frombuffer(text.encode(), np.uint8)
         with write_atomically(path) as temporary:
             np.savez(temporary, description=description, **self.arrays)
@@ -82,7 +95,7 @@ class Record:
             with np.load(path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             found = json.loads(arrays.pop("description").tobytes())
-            return cls(found["of"], found["layers"], found["batches"], arrays)
+            return cls(found["of"], found["layers"], found["batches"], arrays, found["versions"])
         except (KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path} is no record of a network ({error}).") from error
 
@@ -97,15 +110,13 @@ def compare(a, b, precision=LOW):
 
     Returns:
         Dict of plain values. `passed`; `sentence`, the result in words; `parted`, None or a dict
-        with `layer`, `type`, `where`, `difference`, `tolerance`; `precision`; `layers`, a list of
+        with `kind` (a name of `MEASURES`, `"batches"` or `"steps"`), `layer`, `type`,
+        `where`, `difference`, `tolerance`; `precision`; `layers`, a list of
         dicts with `name`, `type`, `settings`, `flips` (None, or what `flipped_gates` returns),
         and what was measured, each None or a dict as `deviation` returns it and `passed`: `start`,
-        `inference`, `training`, `output_gradient`, and of the worst of its weights, named in
-        `weight`, `gradient`, `statistics`, `weights`; `steps`, a dict from each name of
-        `STEP_MEASURES` to lists, one number per step, and to `growth`; `num_steps`.
-
-        Gradients by outputs decide nothing: with two equal values in a max pooling, either may get
-        the gradient, and the gradients by the weights are the same.
+        `inference`, `training`, and of the worst of its weights, named in `weight`, `gradient`,
+        `statistics`, `weights`; `steps`, a dict from each name of `STEP_MEASURES` to lists, one
+        number per step, and to `growth`; `num_steps`.
 
     Raises:
         ValueError: the records are of different networks, so that layers cannot be compared, or
@@ -158,7 +169,7 @@ def deviation(a, b, a_exact, b_exact):
 
 def beyond(measured, precision):
     """Whether what `deviation` returned is beyond its tolerance."""
-    difference, tolerance = _judged(measured, precision)
+    difference, tolerance = judged(measured, precision)
     return not difference <= tolerance
 
 
@@ -253,11 +264,11 @@ def sentence(found):
 def checks(found):
     """The rows of this comparison among the report's checks: list of dicts as in `parity.py`."""
     precision, layers, steps = found["precision"], found["layers"], found["steps"]
-    parted = sum(any(_beyond_at(layer, k, precision) for k in MEASURES) for layer in layers)
+    parted = sum(any(beyond_at(layer, k, precision) for k in MEASURES) for layer in layers)
     late = [
         k
         for k in range(found["num_steps"])
-        if any(_step_beyond(values, k, precision) for values in steps.values())
+        if any(step_beyond(values, k, precision) for values in steps.values())
     ]
     note = "forward, backward and after one step; tolerance: the rounding of both, measured"
     if parted:
@@ -306,7 +317,8 @@ def _layer(a, b, one, other, precision):
     name, types = one["name"], [one["type"], other["type"]]
     row = {"name": name, "type": " or ".join(dict.fromkeys(types))}
     row["settings"] = _telling_settings(a, b, one, other)
-    for kind in (*FORWARD, "output_gradient"):
+    row |= {key: one[key] for key in ("turn", "moved")}
+    for kind in FORWARD:
         row[kind] = _measured(a, b, f"{kind}/{name}")
     row["start"] = None
     if (one["weights"], one["start"]) != (other["weights"], other["start"]):
@@ -318,7 +330,7 @@ def _layer(a, b, one, other, precision):
         row[kind] = _worst(found, precision) if found else None
     has_gates = f"{LOW}/gates/{name}" in a.arrays and one["shape"] == other["shape"]
     row["flips"] = flipped_gates(a, b, one) if has_gates else None
-    for kind in (*MEASURES, "output_gradient"):
+    for kind in MEASURES:
         if row[kind] is not None:
             row[kind]["passed"] = not beyond(row[kind], precision)
     return row
@@ -330,7 +342,7 @@ def _worst(found, precision):
     for each in PRECISIONS:
         excess = {}
         for weight, measured in found.items():
-            difference, tolerance = _judged(measured, each)
+            difference, tolerance = judged(measured, each)
             excess[weight] = difference / tolerance
         worst = max(excess, key=excess.get)
         keys = _KEYS[:2] if each == LOW else _KEYS[2:]
@@ -390,7 +402,7 @@ def _shown(value):
 def _first_batch(a, b):
     for k, (one, other) in enumerate(zip(a.batches, b.batches, strict=True)):
         if one != other:
-            return _parting(None, f"step {k + 1}: the batches differ", None)
+            return _parting("batches", None, f"step {k + 1}: the batches differ", None)
     return None
 
 
@@ -398,35 +410,51 @@ def _first(found, precision):
     """The first divergence, in the order in which a step computes."""
     layers = found["layers"]
     for layer in layers:
-        if _beyond_at(layer, "start", precision):
-            return _parting(layer, "whose weights differ before the first step", None)
-    for kind, words in FORWARD.items():
-        for layer in layers:
-            if _beyond_at(layer, kind, precision):
-                return _parting(layer, words, _judged(layer[kind], precision))
-    for layer in reversed(layers):
-        if _beyond_at(layer, "gradient", precision):
-            words = f"the gradient by its {layer['gradient']['weight']}"
-            return _parting(layer, words, _judged(layer["gradient"], precision))
-    for kind, words in AFTER.items():
-        for layer in layers:
-            if _beyond_at(layer, kind, precision):
-                words = f"{words} ({layer[kind]['weight']})"
-                return _parting(layer, words, _judged(layer[kind], precision))
+        if beyond_at(layer, "start", precision):
+            return _parting("start", layer, "whose weights differ before the first step", None)
+    for layer in layers:
+        if beyond_at(layer, "inference", precision):
+            words = FORWARD["inference"]
+            return _parting("inference", layer, words, judged(layer["inference"], precision))
+    # One turn, unless two players move one after the other.
+    for turn in range(1 + max(max(layer["turn"], layer["moved"]) for layer in layers)):
+        parting = _first_of_turn(layers, turn, precision)
+        if parting is not None:
+            return parting
     for k in range(found["num_steps"]):
         for name, values in found["steps"].items():
-            if _step_beyond(values, k, precision):
-                judged = _judged({key: values[key][k] for key in _KEYS}, precision)
-                return _parting(None, f"step {k + 1}, {STEP_MEASURES[name]}", judged)
+            if step_beyond(values, k, precision):
+                found_there = judged({key: values[key][k] for key in _KEYS}, precision)
+                return _parting("steps", None, f"step {k + 1}, {STEP_MEASURES[name]}", found_there)
+    return None
+
+
+def _first_of_turn(layers, turn, precision):
+    """The first divergence between two updates of weights: forward, backward, after the second."""
+    for layer in layers:
+        if layer["turn"] == turn and beyond_at(layer, "training", precision):
+            words = FORWARD["training"]
+            return _parting("training", layer, words, judged(layer["training"], precision))
+    moved = [layer for layer in layers if layer["moved"] == turn]
+    for layer in reversed(moved):
+        if beyond_at(layer, "gradient", precision):
+            words = f"the gradient by its {layer['gradient']['weight']}"
+            return _parting("gradient", layer, words, judged(layer["gradient"], precision))
+    for kind, words in AFTER.items():
+        for layer in moved:
+            if beyond_at(layer, kind, precision):
+                words = f"{words} ({layer[kind]['weight']})"
+                return _parting(kind, layer, words, judged(layer[kind], precision))
     return None
 
 
 _KEYS = ("difference", "tolerance", "float64", "float64_tolerance")
 
 
-def _parting(layer, where, judged):
-    difference, tolerance = judged or (None, None)
+def _parting(kind, layer, where, measured):
+    difference, tolerance = measured or (None, None)
     return {
+        "kind": kind,
         "layer": layer and layer["name"],
         "type": layer and layer["type"],
         "settings": layer["settings"] if layer else [],
@@ -436,16 +464,17 @@ def _parting(layer, where, judged):
     }
 
 
-def _judged(measured, precision):
+def judged(measured, precision):
+    """The difference and the tolerance in a precision, of what `deviation` returned."""
     keys = ("difference", "tolerance") if precision == LOW else ("float64", "float64_tolerance")
     return tuple(measured[key] for key in keys)
 
 
-def _beyond_at(layer, kind, precision):
+def beyond_at(layer, kind, precision):
     return layer[kind] is not None and beyond(layer[kind], precision)
 
 
-def _step_beyond(values, k, precision):
+def step_beyond(values, k, precision):
     return beyond({key: values[key][k] for key in _KEYS}, precision)
 
 

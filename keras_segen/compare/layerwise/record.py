@@ -6,7 +6,10 @@ changes far less than another seed, and float64 takes twice the memory and sever
 on a GPU up to 64 times.
 """
 
+import collections
 import contextlib
+import dataclasses
+import functools
 import inspect
 import zlib
 
@@ -19,26 +22,28 @@ from keras_segen.compare.layerwise.divergence import HIGH, LOW, Record
 from keras_segen.data.tree import checksum
 from keras_segen.determinism import rng
 from keras_segen.segmentation.fold import as_functional
+from keras_segen.tasks.layerwise import Layerwise
 
 SAMPLE = 16_384  # values kept of an array; enough to hold a fault in one value of a thousand
 STEP_SAMPLE = 1_024  # of each weight, after each step
 NEAREST_GATES = 1_024  # the open gates closest to closing, of each ReLU
 
 
-def record(model, batches, compile_model, tell=lambda text: None):
+def record(model, batches, compile_model, subject=None, tell=lambda text: None):
     """Trains copies of a model for a few steps and records what each layer computed.
 
     The first step is recorded layer by layer: outputs in inference and in training mode,
-    gradients by the weights and by the outputs, weights and statistics after the step. All steps
-    have summaries. Both backends compute eagerly, one operation after the other.
+    gradients by the weights, weights and statistics after the step. All steps have summaries.
+    Both backends compute eagerly, one operation after the other.
 
     Args:
-        model: a functional or sequential `keras.Model` in float32 with all its weights. It is
-            not changed.
+        model: a `keras.Model` in float32 with all its weights. It is not changed.
         batches: list of pairs `(images, target)`, NumPy arrays or dicts of them as target, one for
             each step.
         compile_model: `callable(model)`, compiles a copy with optimizer and loss. Called once in
-            each precision; the metrics are not used.
+            each precision.
+        subject: a `keras_segen.tasks.layerwise.Layerwise`, such as a task: which networks the
+            model has. None for a model that is one itself.
         tell: called with a line of text before each part.
 
     Returns:
@@ -50,26 +55,44 @@ def record(model, batches, compile_model, tell=lambda text: None):
     """
     if not batches:
         raise ValueError("There are no batches: one for each step is needed, at least one.")
-    for name, layer in leaves(as_functional(model)):
-        if getattr(layer, "seed_generator", None) is not None:
-            raise ValueError(
-                f"Layer {name!r} ({type(layer).__name__}) draws random numbers, which differ "
-                "between the backends: build the model without it (dropout=0)."
-            )
+    subject = subject or Layerwise()
+    for part, network in subject.parts(model).items():
+        for name, layer in leaves(as_functional(network), _prefix(part)):
+            if getattr(layer, "seed_generator", None) is not None:
+                raise ValueError(
+                    f"Layer {name!r} ({type(layer).__name__}) draws random numbers, which differ "
+                    "between the backends: build the model without it (dropout=0)."
+                )
     found = Record(
         backend=keras.backend.backend(),
         layers=[],
         batches=[checksum(*batch) for batch in batches],
         arrays={},
+        versions={
+            "framework": backend.settings()["framework"],
+            "device": backend.settings()["device"],
+            "keras": keras.__version__,
+        },
     )
     for precision in (LOW, HIGH):
         with computing_in(precision):
-            copy = copy_in(model, precision)
+            copy = subject.copy_model(model, functools.partial(copy_in, precision=precision))
             compile_model(copy)
             if precision == HIGH:
-                _make_exact(copy.optimizer)
-            _follow(found, copy, batches, precision, tell)
+                for optimizer in _optimizers(copy):
+                    _make_exact(optimizer)
+            _follow(found, copy, batches, precision, subject, tell)
     return found
+
+
+def _prefix(part):
+    return f"{part}/" if part else ""
+
+
+def _optimizers(model):
+    """The optimizers that move the weights of a model: its own, and those that this one holds."""
+    candidates = [model.optimizer, *vars(model.optimizer).values()]
+    return [each for each in candidates if isinstance(each, keras.optimizers.Optimizer)]
 
 
 def _make_exact(optimizer):
@@ -82,40 +105,54 @@ def _make_exact(optimizer):
 @contextlib.contextmanager
 def computing_in(precision):
     """Context with a default precision for Keras, such as that of learning rates and losses."""
-    keras.config.dtype_policy()  # made of floatx when it is first asked for, and kept then
+    policy = keras.config.dtype_policy()  # made of floatx when it is first asked for, and kept
     before = keras.config.floatx()
     keras.config.set_floatx(precision)
+    keras.config.set_dtype_policy(precision)
     try:
         with backend.double_precision() if precision == HIGH else contextlib.nullcontext():
             yield
     finally:
         keras.config.set_floatx(before)
+        keras.config.set_dtype_policy(policy)
 
 
 def copy_in(model, precision):
-    """Returns a copy of a model, with its weights, whose layers all compute in a precision."""
+    """Returns a copy of a network, with its weights, whose layers all compute in a precision."""
     pairs = []
 
     def copy(layer):
-        config = layer.get_config()
-        if "dtype" in config:
-            config["dtype"] = precision
-        new = type(layer).from_config(config)
+        new = type(layer).from_config(_config_in(precision, layer.get_config()))
         pairs.append((layer, new))
         return new
 
+    def copy_input(x):
+        dtype = precision if keras.backend.is_float_dtype(x.dtype) else x.dtype
+        return keras.Input(batch_shape=x.shape, dtype=dtype, name=x.name)
+
     with backend.without_the_other_framework():
         model = as_functional(model)
-        inputs = keras.tree.map_structure(
-            lambda x: keras.Input(batch_shape=x.shape, dtype=precision, name=x.name), model.input
-        )
         copied = keras.models.clone_model(
-            model, input_tensors=inputs, clone_function=copy, recursive=True
+            model,
+            input_tensors=keras.tree.map_structure(copy_input, model.input),
+            clone_function=copy,
+            recursive=True,
         )
     for old, new in pairs:
         if isinstance(old, keras.Layer):
             new.set_weights(old.get_weights())
     return copied
+
+
+def _config_in(precision, config):
+    """The configuration of a layer, and of a layer within it, with another dtype."""
+    config = {
+        key: {**value, "config": _config_in(precision, value["config"])}
+        if isinstance(value, dict) and isinstance(value.get("config"), dict)
+        else value
+        for key, value in config.items()
+    }
+    return {**config, "dtype": precision} if "dtype" in config else config
 
 
 def leaves(model, prefix=""):
@@ -129,84 +166,164 @@ def leaves(model, prefix=""):
             yield name, operation
 
 
+@dataclasses.dataclass
+class Seen:
+    """One output of a layer, while a model runs.
+
+    Args:
+        name: str, with `:1` behind it for the layer's second output, and so on.
+        layer: the layer or operation; for an input of one of several networks its `InputLayer`.
+        tensor: what came out.
+        sources: list of the names of what went in; None for what no layer put out.
+        shapes: list of the shapes of what went in.
+        turn: int, how many updates of weights came before in this step.
+        operations: list of dicts as in `backend.operations`.
+    """
+
+    name: str
+    layer: object
+    tensor: object
+    sources: list
+    shapes: list
+    turn: int
+    operations: list
+
+
 @contextlib.contextmanager
-def watching(named):
-    """Collects the outputs of layers while they run: a list of (name, layer, tensor), in order."""
-    seen = []
+def watching(networks, updates=(), with_operations=False):
+    """Collects what the layers of networks put out while they run: a list of `Seen`, in order.
+
+    Args:
+        networks: dict of name -> functional `keras.Model`, as in `Layerwise.parts`.
+        updates: list that has one more entry after each update of weights.
+        with_operations: bool, whether to record the operations of the framework too.
+    """
+    seen, names, counts = [], {}, collections.Counter()
+    kept = []  # tensors whose ids are in `names`
+    watch_operations = backend.operations if with_operations else contextlib.nullcontext
+
+    def add(name, layer, tensors, inputs, operations):
+        inputs = [x for x in keras.tree.flatten(inputs) if hasattr(x, "dtype")]
+        sources = [names.get(id(x)) for x in inputs]
+        shapes = [[int(size) for size in x.shape] for x in inputs]
+        for tensor in keras.tree.flatten(tensors):
+            if keras.backend.is_float_dtype(keras.backend.standardize_dtype(tensor.dtype)):
+                full = f"{name}:{counts[name]}" if counts[name] else name
+                counts[name] += 1
+                seen.append(Seen(full, layer, tensor, sources, shapes, len(updates), operations))
+                names[id(tensor)] = full  # `seen` keeps the tensor, and so its id
 
     def watched(name, layer, call):
         def replacement(*args, **kwargs):
-            outputs = call(*args, **kwargs)
-            calls = sum(each is layer for _, each, _ in seen)
-            for tensor in keras.tree.flatten(outputs):
-                if keras.backend.is_float_dtype(keras.backend.standardize_dtype(tensor.dtype)):
-                    seen.append((f"{name}:{calls}" if calls else name, layer, tensor))
-                    calls += 1
+            with watch_operations() as operations:
+                outputs = call(*args, **kwargs)
+            add(name, layer, outputs, (args, kwargs), operations or [])
             return outputs
 
         return replacement
 
-    for name, layer in named:
-        layer.call = watched(name, layer, layer.call)
+    def watched_inputs(part, network, call):
+        def replacement(inputs, *args, **kwargs):
+            for x, place in zip(keras.tree.flatten(inputs), network.inputs, strict=True):
+                if part:
+                    add(f"{part}/{place.name}", network.get_layer(place.name), x, [x], [])
+                else:
+                    names[id(x)] = place.name
+                    kept.append(x)
+            return call(inputs, *args, **kwargs)
+
+        return replacement
+
+    replaced = []
+    for part, network in networks.items():
+        replaced.append((network, watched_inputs(part, network, network.call)))
+        for name, layer in leaves(network, _prefix(part)):
+            replaced.append((layer, watched(name, layer, layer.call)))
+    for layer, call in replaced:
+        layer.call = call
     try:
         yield seen
     finally:
-        for _, layer in named:
+        for layer, _ in replaced:
             del layer.call  # the class's own shows again
 
 
-def _follow(found, model, batches, precision, tell):
+@contextlib.contextmanager
+def watching_updates(optimizers):
+    """Collects the gradients that optimizers get: a list of dicts, id of a variable -> array."""
+    updates = []
+
+    def watched(apply):
+        def replacement(grads, variables=None):
+            pairs = [pair for pair in zip(grads, variables, strict=True) if pair[0] is not None]
+            updates.append({id(v): _numpy(gradient).astype("float64") for gradient, v in pairs})
+            return apply([gradient for gradient, _ in pairs], [v for _, v in pairs])
+
+        return replacement
+
+    for optimizer in optimizers:
+        optimizer.apply = watched(optimizer.apply)
+    try:
+        yield updates
+    finally:
+        for optimizer in optimizers:
+            del optimizer.apply
+
+
+def _follow(found, model, batches, precision, subject, tell):
     """Trains the model on the batches and adds what it computes to the record."""
     arrays, first = found.arrays, precision == LOW
-    named = list(leaves(model))
+    networks, optimizers = subject.parts(model), _optimizers(model)
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
 
     def keep(kind, name, value):
         arrays[f"{precision}/{kind}/{name}"] = sample(_numpy(value), name, SAMPLE)
 
     tell(f"every layer in inference, {precision}")
-    with watching(named) as seen:
-        model(batches[0][0], training=False)
-    for name, _, tensor in seen:
-        keep("inference", name, tensor)
-    weights = {}  # each weight's id -> its name, under that of the first layer that has it
-    for name, layer in named:
-        for weight in getattr(layer, "weights", []):
-            weights.setdefault(id(weight), _unique(f"{name}/{weight.name}", weights.values()))
-    if first:
-        found.layers = [_layer_record(name, layer, tensor, weights) for name, layer, tensor in seen]
+    with watching(networks) as seen:
+        subject.run_layers(model, *_tensors(batches[0], precision))
+    for each in seen:
+        keep("inference", each.name, each.tensor)
     del seen
+    weights = _names_of_weights(model, networks)
 
     steps = {"loss": [], "gradient_norm": [], "update_norm": [], "weights": [], "statistics": []}
-    trainable = model.trainable_variables
+    trainable = [v for v in model.trainable_variables if id(v) in weights]
     statistics = [
         variable
         for variable in model.non_trainable_variables
         if keras.backend.is_float_dtype(variable.dtype) and id(variable) in weights
     ]
-    before = [_numpy(variable) for variable in trainable]
-    for k, (images, target) in enumerate(batches):
+    started = {id(variable): _numpy(variable) for variable in (*trainable, *statistics)}
+    before = [started[id(variable)] for variable in trainable]
+    for k, batch in enumerate(batches):
         tell(f"step {k + 1} of {len(batches)}, {precision}")
-        seen, loss, by_variables, by_tensors = _step(model, images, target, named if k == 0 else [])
-        for (name, layer, tensor), gradient in zip(seen, by_tensors, strict=True):
-            keep("training", name, tensor)
-            if gradient is not None:
-                keep("output_gradient", name, gradient)
-            if first and _limit(layer) is not None:
-                _keep_gates(arrays, name, layer, _numpy(tensor))
-        gradients = [
-            None if gradient is None else _numpy(gradient).astype("float64")
-            for gradient in by_variables
-        ]
+        model.reset_metrics()
+        with watching_updates(optimizers) as updates:
+            watch = watching(networks, updates, first) if k == 0 else contextlib.nullcontext([])
+            with watch as seen:
+                logs = model.train_step(_tensors(batch, precision))
+        gradients = {key: value for update in updates for key, value in update.items()}
+        if first and k == 0:
+            found.layers = [_layer_record(each, weights, started, updates) for each in seen]
+            found.layers += _model_record(model, weights, started, updates)
+        for each in seen:
+            keep("training", each.name, each.tensor)
+            if first and _limit(each.layer) is not None:
+                _keep_gates(arrays, each.name, each.layer, _numpy(each.tensor))
+        del seen
         after = [_numpy(variable) for variable in trainable]
         if k == 0:
-            for variable, gradient in zip(trainable, gradients, strict=True):
-                if gradient is not None:
-                    keep("gradient", weights[id(variable)], gradient)
+            for variable in trainable:
+                if id(variable) in gradients:
+                    keep("gradient", weights[id(variable)], gradients[id(variable)])
             for kind, variables in (("weights", trainable), ("statistics", statistics)):
                 for variable in variables:
                     keep(kind, weights[id(variable)], variable)
-        steps["loss"].append(float(loss))
-        steps["gradient_norm"].append(_norm(g for g in gradients if g is not None))
+        losses = [float(_numpy(logs[name])) for name in subject.losses if name in logs]
+        steps["loss"].append(losses if len(losses) > 1 else losses[0])
+        steps["gradient_norm"].append(_norm(gradients.values()))
         moved = zip(before, after, strict=True)
         steps["update_norm"].append(_norm(y.astype("float64") - x for x, y in moved))
         for kind, variables in (("weights", trainable), ("statistics", statistics)):
@@ -222,40 +339,90 @@ def _follow(found, model, batches, precision, tell):
             arrays[f"{precision}/steps/{kind}"] = np.stack(values)
 
 
-def _step(model, images, target, named):
-    """One training step; returns the outputs of the named layers, the loss and the gradients."""
-    seen = []
+def _tensors(batch, precision):
+    """A batch as tensors, floats in a precision."""
 
-    def loss_fn():
-        with watching(named) as found:
-            outputs = model(images, training=True)
-        seen.extend(found)
-        y = keras.tree.map_structure(ops.convert_to_tensor, target)
-        loss = model.compute_loss(x=images, y=y, y_pred=outputs)
-        return loss, [tensor for _, _, tensor in found]
+    def tensor(array):
+        return ops.convert_to_tensor(array, precision if array.dtype.kind == "f" else None)
 
-    trainable = model.trainable_variables
-    loss, tensors, by_variables, by_tensors = backend.gradients(loss_fn, trainable)
-    pairs = [pair for pair in zip(by_variables, trainable, strict=True) if pair[0] is not None]
-    model.optimizer.build(trainable)
-    model.optimizer.apply([gradient for gradient, _ in pairs], [variable for _, variable in pairs])
-    seen = [(name, layer, x) for (name, layer, _), x in zip(seen, tensors, strict=True)]
-    return seen, loss, by_variables, by_tensors
+    return keras.tree.map_structure(tensor, tuple(batch))
 
 
-def _layer_record(name, layer, tensor, weights):
+def _names_of_weights(model, networks):
+    """The name of each weight, under that of the first layer that has it: dict from its id.
+
+    Weights of the model itself, beside its networks, are under the model's name. Copies of
+    networks that no step trains, such as an average, have none.
+    """
+    names = {}
+    for part, network in networks.items():
+        for name, layer in leaves(network, _prefix(part)):
+            for weight in getattr(layer, "weights", []):
+                names.setdefault(id(weight), _unique(f"{name}/{weight.name}", names.values()))
+    for weight in _own_weights(model):
+        names.setdefault(id(weight), _unique(f"{model.name}/{weight.name}", names.values()))
+    return names
+
+
+def _own_weights(model):
+    """The float weights of a model that are in none of its layers."""
+    inside = {id(weight) for layer in model.layers for weight in layer.weights}
+    return [
+        weight
+        for weight in model.trainable_variables
+        if id(weight) not in inside and keras.backend.is_float_dtype(weight.dtype)
+    ]
+
+
+def _layer_record(seen, weights, started, updates):
     """The entry of a layer in a record, without its arrays."""
     # A layer that is called again has another name; its weights belong to the first.
+    layer, name = seen.layer, seen.name
     own = [weight for weight in getattr(layer, "weights", []) if _is_at(weights, weight, name)]
     settings, default = _layer_settings(layer)
     return {
         "name": name,
         "type": type(layer).__name__,
+        "module": type(layer).__module__,
         "settings": settings,
         "default": default,
-        "shape": [int(size) for size in tensor.shape],
+        "shape": [int(size) for size in seen.tensor.shape],
+        "sources": seen.sources,
+        "input_shapes": seen.shapes,
+        "operations": seen.operations,
+        "turn": seen.turn,
+        "moved": _turn_of(own, updates, seen.turn),
+        **_weights_record(own, name, weights, started),
+    }
+
+
+def _model_record(model, weights, started, updates):
+    """The entry of a model for the weights that are in none of its layers: a list of one, or []."""
+    own = _own_weights(model)
+    if not own:
+        return []
+    entry = {"name": model.name, "type": type(model).__name__, "module": type(model).__module__}
+    entry |= {"settings": {}, "default": [], "shape": [], "sources": [], "input_shapes": []}
+    entry |= {"operations": [], "turn": 0, "moved": _turn_of(own, updates, 0)}
+    return [{**entry, **_weights_record(own, model.name, weights, started)}]
+
+
+def _turn_of(own, updates, otherwise):
+    """How many updates came before that of some weights; `otherwise` if none moved them."""
+    return next(
+        (k for k, update in enumerate(updates) if any(id(weight) in update for weight in own)),
+        otherwise,
+    )
+
+
+def _weights_record(own, name, weights, started):
+    """The names of weights under an entry's name, and checksums of their values at the start."""
+    return {
         "weights": [weights[id(weight)].removeprefix(f"{name}/") for weight in own],
-        "start": [zlib.crc32(np.ascontiguousarray(_numpy(weight))) for weight in own],
+        "start": [
+            zlib.crc32(np.ascontiguousarray(started.get(id(weight), _numpy(weight))))
+            for weight in own
+        ],
     }
 
 
