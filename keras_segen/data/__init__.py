@@ -20,14 +20,7 @@ from keras_segen.data.imbalance import (
 )
 from keras_segen.data.inspection import describe
 from keras_segen.data.instances import Instance, Instances, as_instances
-from keras_segen.data.pictures import (
-    Cifar10,
-    FashionMnist,
-    ImageFolder,
-    Mnist,
-    as_pictures,
-    mirror,
-)
+from keras_segen.data.pictures import Cifar10, FashionMnist, ImageFolder, Mnist, as_pictures, mirror
 from keras_segen.data.public import Pets
 from keras_segen.data.shapes import Shapes
 from keras_segen.data.splitting import split_folder

@@ -184,5 +184,7 @@ def resize_mask(mask, size):
 
 
 def to_float(image):
-    """Returns uint8 or uint16 as float32 in [0, 1]."""
+    """Returns uint8, uint16 or floats as float32 in [0, 1]; float32 is not copied."""
+    if image.dtype.kind == "f":
+        return image.astype(np.float32, copy=False)
     return np.divide(image, np.iinfo(image.dtype).max, dtype=np.float32)
