@@ -1,7 +1,6 @@
 """Judging generated images: how far they are from real ones, and whether they are copies."""
 
 import hashlib
-import warnings
 from typing import NamedTuple
 
 import keras
@@ -30,13 +29,7 @@ LEAST = 40  # images of each side: two halves of 20
 
 
 def evaluate(
-    fakes,
-    reals,
-    count=None,
-    extractor="efficientnet_lite0",
-    seed=0,
-    checkpoint=None,
-    batch_size=16,
+    fakes, reals, count=None, extractor="efficientnet_lite0", seed=0, checkpoint=None, batch_size=16
 ):
     """Measures the distance of generated images from real ones.
 
@@ -184,8 +177,7 @@ def nearest_neighbours(fakes, reals, neighbours=1, extractor=None, batch_size=16
     def vectors(images):
         if extractor is not None:
             return extractor(images, batch_size)
-        pixels = images if images.dtype.kind == "f" else to_float(images)
-        return pixels.reshape(len(pixels), -1).astype("float32")
+        return to_float(images).reshape(len(images), -1)
 
     wanted = vectors(fakes)
     indices = np.zeros((len(fakes), 0), "int64")
@@ -303,15 +295,8 @@ def _cached_features(extractor, source, count, batch_size, shape):
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):  # not there, or not whole
         features = _features(extractor, source, count, 0, batch_size, shape)
-    try:
-        with files.write_atomically(path) as temporary:
-            np.save(temporary, features)
-    except OSError as error:
-        warnings.warn(
-            f"{path} could not be written ({error}), so it will be computed again next time; "
-            "set KERAS_SEGEN_CACHE to a folder that can be written",
-            stacklevel=3,
-        )
+    with cache.if_possible(path), files.write_atomically(path) as temporary:
+        np.save(temporary, features)
     return features
 
 

@@ -111,8 +111,7 @@ class Extractor:
 
     def prepare(self, image):
         """Prepares one image for the model: float32 `(height, width, 3)` in [0, 1]."""
-        image = image.astype("float32") if image.dtype.kind == "f" else to_float(image)
-        return resize_image(to_channels(image, 3), self.size)
+        return resize_image(to_channels(to_float(image), 3), self.size)
 
     @property
     def distance_name(self):
@@ -192,8 +191,7 @@ class FidExtractor(Extractor):
         super().__init__(inception_v3(path), size=299)
 
     def prepare(self, image):
-        image = image.astype("float32") if image.dtype.kind == "f" else to_float(image)
-        whole = np.rint(to_channels(image, 3) * 255).astype("float32")
+        whole = np.rint(to_channels(to_float(image), 3) * 255).astype("float32")
         return resize_from_corners(whole, self.size) / np.float32(255)
 
 

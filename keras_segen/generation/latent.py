@@ -6,10 +6,11 @@ from keras import ops
 
 from keras_segen import backend
 from keras_segen.determinism import rng
-from keras_segen.networks import ClearErrors
+from keras_segen.generation import noise
+from keras_segen.networks import Composite
 
 
-class LatentModel(ClearErrors, keras.Model):
+class LatentModel(Composite):
     """Decodes codes, vectors of `latent_dim` standard normal numbers, to images.
 
     Users see images as float32 in [0, 1] or as uint8; the networks see [-1, 1].
@@ -43,6 +44,19 @@ class LatentModel(ClearErrors, keras.Model):
         self.step = self.add_weight(
             shape=(), initializer="zeros", dtype="int64", trainable=False, name="step"
         )
+
+    def random_codes(self, count, seen=None):
+        """Draws the codes of a batch: a standard normal tensor `(count, latent_dim)`.
+
+        Args:
+            count: integer, a number or a tensor.
+            seen: None in training, where they depend on the step; else the number of images that
+                this evaluation has seen before.
+        """
+        name, step, first_row = "codes", self.step, 0
+        if seen is not None:
+            name, step, first_row = "codes of tests", 0, seen
+        return noise.normal((name, self.seed), step, (count, self.latent_dim), first_row)
 
     def decoded(self, inputs, training=False):
         """Decodes codes, or `[codes, labels]`, to images in [0, 1]: tensors to a float32 tensor."""
