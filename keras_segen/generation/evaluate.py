@@ -127,11 +127,11 @@ def compare_features(reals, fakes, seed=0):
     }
 
 
-class Neighbours(NamedTuple):
-    """What `nearest_neighbours` finds, the nearest first.
+class Neighbors(NamedTuple):
+    """What `nearest_neighbors` finds, the nearest first.
 
-    `indices`: int64 `(number, neighbours)`. `distances`: float64 `(number, neighbours)`.
-    `images`: `(number, neighbours, height, width, channels)`, as they are in the real ones.
+    `indices`: int64 `(number, neighbors)`. `distances`: float64 `(number, neighbors)`.
+    `images`: `(number, neighbors, height, width, channels)`, as they are in the real ones.
     """
 
     indices: np.ndarray
@@ -139,7 +139,7 @@ class Neighbours(NamedTuple):
     images: np.ndarray
 
 
-def nearest_neighbours(fakes, reals, neighbours=1, extractor=None, batch_size=16):
+def nearest_neighbors(fakes, reals, neighbors=1, extractor=None, batch_size=16):
     """Finds the real images nearest to each generated one: is it a copy?
 
     A distance alone says little. Compare it with the distances of new real images (of the test
@@ -148,30 +148,30 @@ def nearest_neighbours(fakes, reals, neighbours=1, extractor=None, batch_size=16
     Args:
         fakes: images `(number, height, width, channels)`, float in [0, 1] or uint8.
         reals: a data set whose images have the same shape, the training split; or images.
-        neighbours: int, how many for each.
+        neighbors: int, how many for each.
         extractor: as in `load_extractor`, to compare features; None compares pixels.
         batch_size: int, how many images go through the extractor at once.
 
     Returns:
-        `Neighbours`: indices into `reals`, Euclidean distances between the features or between
-        the pixels in [0, 1], and the real images, which `keras_segen.plot.neighbours` draws.
+        `Neighbors`: indices into `reals`, Euclidean distances between the features or between
+        the pixels in [0, 1], and the real images, which `keras_segen.plot.neighbors` draws.
 
     Raises:
         ValueError: if these are not images, shapes differ, or there are fewer reals than
-            `neighbours`; or what `load_extractor` raises.
+            `neighbors`; or what `load_extractor` raises.
 
     Example:
 
     >>> reals = np.linspace(0, 1, 5).reshape(5, 1, 1, 1) * np.ones((1, 2, 2, 1))
-    >>> found = nearest_neighbours(reals[2:3] + 0.05, reals, neighbours=2)
+    >>> found = nearest_neighbors(reals[2:3] + 0.05, reals, neighbors=2)
     >>> found.indices, found.distances.round(3)
     (array([[2, 3]]), array([[0.1, 0.4]]))
     """
     fakes, reals = check_images(np.asarray(fakes)), _as_source(reals, "reals")
     if not _is_finite(reals):
         raise ValueError("reals is a generator; expected a data set or an array of images.")
-    if not 1 <= neighbours <= len(reals):
-        raise ValueError(f"neighbours is {neighbours}, expected 1 to {len(reals)}, the reals.")
+    if not 1 <= neighbors <= len(reals):
+        raise ValueError(f"neighbors is {neighbors}, expected 1 to {len(reals)}, the reals.")
     extractor = None if extractor is None else load_extractor(extractor)
 
     def vectors(images):
@@ -184,24 +184,24 @@ def nearest_neighbours(fakes, reals, neighbours=1, extractor=None, batch_size=16
     distances = np.zeros((len(fakes), 0))
     first = 0
     for images in _pick(reals, np.arange(len(reals)), fakes.shape[1:]):
-        found, how_far = _nearest(wanted, vectors(images), min(neighbours, len(images)))
+        found, how_far = _nearest(wanted, vectors(images), min(neighbors, len(images)))
         indices = np.concatenate([indices, found + first], axis=1)
         distances = np.concatenate([distances, how_far], axis=1)
-        order = np.argsort(distances, axis=1, kind="stable")[:, :neighbours]
+        order = np.argsort(distances, axis=1, kind="stable")[:, :neighbors]
         indices = np.take_along_axis(indices, order, axis=1)
         distances = np.take_along_axis(distances, order, axis=1)
         first += len(images)
     found = np.concatenate(list(_pick(reals, indices.ravel(), fakes.shape[1:])))
-    return Neighbours(indices, distances, found.reshape(*indices.shape, *fakes.shape[1:]))
+    return Neighbors(indices, distances, found.reshape(*indices.shape, *fakes.shape[1:]))
 
 
-def _nearest(wanted, candidates, neighbours):
-    """Finds the rows nearest to each wanted one: indices and distances `(number, neighbours)`."""
-    indices = np.empty((len(wanted), neighbours), "int64")
-    distances = np.empty((len(wanted), neighbours))
+def _nearest(wanted, candidates, neighbors):
+    """Finds the rows nearest to each wanted one: indices and distances `(number, neighbors)`."""
+    indices = np.empty((len(wanted), neighbors), "int64")
+    distances = np.empty((len(wanted), neighbors))
     for rows, _, squared in squared_distances(wanted, candidates):
-        indices[rows] = np.argpartition(squared, neighbours - 1, axis=1)[:, :neighbours]
-    for column in range(neighbours):  # from differences, which are exact where two are close
+        indices[rows] = np.argpartition(squared, neighbors - 1, axis=1)[:, :neighbors]
+    for column in range(neighbors):  # from differences, which are exact where two are close
         apart = wanted.astype("float64") - candidates[indices[:, column]]
         distances[:, column] = np.linalg.norm(apart, axis=1)
     return indices, distances
