@@ -68,6 +68,7 @@ __all__ = [
     "write_arrays",
 ]
 
+_SQUASHED = functools.partial(ImageFolder, fit="squash")
 # Usage, class, description. CAPITALS stand for the user's path; brackets are optional.
 _TABLE = (
     ("shapes", Shapes, "drawn scenes of discs, boxes, triangles, stars, rings; no download"),
@@ -81,11 +82,7 @@ _TABLE = (
     ("mnist[:PATH]", Mnist, "pictures: digits, 28 x 28, gray; --download, .npz or IDX"),
     ("fashion_mnist[:PATH]", FashionMnist, "pictures: clothes, as mnist; --download, .npz or IDX"),
     ("images:PATH", ImageFolder, "pictures: any folder of them, cut to a common shape"),
-    (
-        "squashed:PATH",
-        functools.partial(ImageFolder, fit="squash"),
-        "pictures: any folder of them, squashed to size",
-    ),
+    ("squashed:PATH", _SQUASHED, "pictures: any folder of them, squashed to size"),
 )
 DATASETS = {usage: text for usage, _, text in _TABLE}
 

@@ -76,8 +76,7 @@ class Extractor:
         images = keras.Input((*self.size, 3), name="images")
         outputs = keras.tree.flatten(model(images))[-1]
         if len(outputs.shape) == 4:
-            pool = layers.GlobalAveragePooling2D(dtype="float32", name="pool")
-            outputs = pool(outputs)  # (batch, dimension)
+            outputs = layers.GlobalAveragePooling2D(dtype="float32", name="pool")(outputs)
         if len(outputs.shape) != 2 or outputs.shape[1] is None:
             raise ValueError(
                 f"{model.name!r} gives {tuple(outputs.shape)}; expected features (batch, "

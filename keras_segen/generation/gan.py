@@ -143,11 +143,8 @@ class GAN(LatentModel):
             ),
             auto_scale_loss=False,  # each of the two scales for itself
         )
-        names = ["d_loss", "g_loss"]
-        if self.threshold is None:
-            names += ["d_distance"]
-        else:
-            names += ["d_real_accuracy", "d_fake_accuracy"]
+        right = ["d_real_accuracy", "d_fake_accuracy"]
+        names = ["d_loss", "g_loss", *(["d_distance"] if self.threshold is None else right)]
         if r1 or gradient_penalty:
             names += ["d_penalty"]
         self.trackers = {name: keras.metrics.Mean(name=name) for name in names}
@@ -254,11 +251,9 @@ class GAN(LatentModel):
         if self.threshold is None:
             self._track(images, d_distance=ops.mean(real) - ops.mean(fake))
             return
-        right = {
-            "d_real_accuracy": ops.cast(real > self.threshold, "float32"),
-            "d_fake_accuracy": ops.cast(fake <= self.threshold, "float32"),
-        }
-        self._track(images, **{name: ops.mean(value) for name, value in right.items()})
+        real_right = ops.mean(ops.cast(real > self.threshold, "float32"))
+        fake_right = ops.mean(ops.cast(fake <= self.threshold, "float32"))
+        self._track(images, d_real_accuracy=real_right, d_fake_accuracy=fake_right)
 
     def _track(self, images, **values):
         """Updates the means over all images: a batch counts by its number of images."""
