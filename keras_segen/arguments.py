@@ -30,11 +30,8 @@ def as_ints(values):
         given = tuple(values)
     except TypeError:
         return None
-    numbers = tuple(map(as_int, given))
-    wrong = (
-        number is None and value is not None for number, value in zip(numbers, given, strict=True)
-    )
-    return None if any(wrong) else numbers
+    wrong = any(as_int(value) is None for value in given if value is not None)
+    return None if wrong else tuple(map(as_int, given))
 
 
 def as_number(value):

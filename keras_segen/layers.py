@@ -65,23 +65,40 @@ def _tent(size):
     return 1 - np.abs(np.arange(size) - (size - 1) / 2) / (size / 2)
 
 
-def check_dropout(dropout):
-    """Checks a share of values to drop.
+def drop(x, dropout, name):
+    """Dropout with a random state that `initialize` sets; a `dropout` of 0 adds no layer.
 
     Raises:
-        ValueError: when it is not a number of at least 0 and below 1.
+        ValueError: when `dropout` is not a number of at least 0 and below 1.
     """
     share = as_number(dropout)
     if share is None or not 0 <= share < 1:
         raise ValueError(f"dropout is {dropout!r}, expected a share of at least 0 and below 1.")
-
-
-def drop(x, dropout, name):
-    """Dropout with a random state that `initialize` sets; a `dropout` of 0 adds no layer."""
-    if not dropout:
+    if not share:
         return x
     # The seed makes Keras keep that state, on both backends; without it PyTorch has none.
     return layers.Dropout(dropout, seed=0, name=f"{name}_dropout")(x)
+
+
+def codes_with_class(latent_dim, num_classes):
+    """The inputs of a network that decodes codes, of a class if there are classes.
+
+    Args:
+        latent_dim: int, numbers in a code.
+        num_classes: int or None.
+
+    Returns:
+        inputs: the codes `(batch, latent_dim)`; with classes `[codes, labels]`, labels int32
+            `(batch,)`.
+        x: the codes; with classes `(batch, 2 * latent_dim)`, a learned vector of the class
+            appended.
+    """
+    codes = keras.Input((latent_dim,), name="codes")
+    if num_classes is None:
+        return codes, codes
+    labels = keras.Input((), dtype="int32", name="labels")
+    of_class = layers.Embedding(num_classes, latent_dim, name="class_embedding")(labels)
+    return [codes, labels], layers.Concatenate(name="class")([codes, of_class])
 
 
 def check_encoder(encoder, input_shape, num_features):
@@ -144,12 +161,8 @@ def check_arguments(input_shape, num_classes, filters, any_size=False):
             f"positive integers, such as (64, 128, 256); found {filters!r}."
         )
     shape = as_ints(input_shape)
-    if (
-        shape is None
-        or len(shape) != 3
-        or shape[2] is None
-        or not all(side is None or side > 0 for side in shape)
-    ):
+    is_shape = shape is not None and len(shape) == 3 and shape[2] is not None
+    if not is_shape or not all(side is None or side > 0 for side in shape):
         raise ValueError(
             "input_shape is (height, width, channels), positive integers without the batch, such "
             f"as (64, 64, 3); height and width may be None; found {input_shape!r}."
@@ -259,11 +272,9 @@ class SpectralNormalization(layers.Wrapper):
     def build(self, input_shape=None):
         super().build(input_shape)
         self.vector_u_initializer = keras.initializers.RandomNormal()
+        shape = (1, self._kernel().shape[-1])
         self.vector_u = self.add_weight(
-            shape=(1, self._kernel().shape[-1]),
-            initializer=self.vector_u_initializer,
-            trainable=False,
-            name="vector_u",
+            shape=shape, initializer=self.vector_u_initializer, trainable=False, name="vector_u"
         )
 
     def call(self, inputs, training=False):

@@ -48,6 +48,30 @@ class ClearErrors:
             raise ValueError(f"There are no images: found an array of shape {images.shape}.")
 
 
+class Composite(ClearErrors, keras.Model):
+    """A model made of networks and settings, all of which its file holds.
+
+    A subclass keeps each in an attribute, and takes it as an argument of the same name.
+    """
+
+    NETWORKS = ()  # names of those that are a `keras.Model`
+    SETTINGS = ("name",)  # names of the others
+
+    def get_config(self):
+        networks = [(name, getattr(self, name)) for name in self.NETWORKS]
+        return {
+            **{name: keras.saving.serialize_keras_object(network) for name, network in networks},
+            **{name: getattr(self, name) for name in self.SETTINGS},
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        networks = {
+            name: keras.saving.deserialize_keras_object(config[name]) for name in cls.NETWORKS
+        }
+        return cls(**{**config, **networks})
+
+
 class Network(ClearErrors, keras.Model):
     """A functional model from images in [0, 1] to logits of every pixel.
 
@@ -126,7 +150,7 @@ def raise_own_errors(run, loaders, *args, **kwargs):
 
     Args:
         run: callable, such as `model.fit`.
-        loaders: what `keras_segen.data.loader.batches` returned; other objects are ignored.
+        loaders: what `batches` of a data set returned; other objects are ignored.
     """
     try:
         return run(*args, **kwargs)

@@ -444,14 +444,14 @@ def comparison(images, truth, predictions, *, palette, class_names, ignore_class
     return _grid(rows, names, notes, _legend(ids, palette, class_names, ignore_class, signal))
 
 
-def neighbours(images, nearest, distances=None):
+def neighbors(images, nearest, distances=None):
     """Draws generated images beside their nearest real images: are they copies?
 
     Args:
         images: as in `masks`, the generated ones.
-        nearest: array `(batch, neighbours, height, width, channels)`, real images as those of
-            `keras_segen.generation.nearest_neighbours`, the nearest first.
-        distances: array `(batch, neighbours)`, written under the real images, or None.
+        nearest: array `(batch, neighbors, height, width, channels)`, real images as those of
+            `keras_segen.generation.nearest_neighbors`, the nearest first.
+        distances: array `(batch, neighbors)`, written under the real images, or None.
 
     Returns:
         A `Picture`: columns generated, nearest, 2nd, 3rd, ….
@@ -462,7 +462,7 @@ def neighbours(images, nearest, distances=None):
     Example:
 
     >>> images = np.zeros((2, 8, 8, 1))
-    >>> len(neighbours(images, np.zeros((2, 3, 8, 8, 1))).axes)
+    >>> len(neighbors(images, np.zeros((2, 3, 8, 8, 1))).axes)
     8
     """
     images, nearest = _items(images), _items(nearest)

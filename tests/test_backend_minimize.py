@@ -1,4 +1,4 @@
-"""Minimising one player of two, gradients of gradients, and random numbers inside a graph."""
+"""Minimizing one player of two, gradients of gradients, and random numbers inside a graph."""
 
 import keras
 import numpy as np
@@ -83,7 +83,7 @@ def test_results_come_without_gradients():
     assert float(loss) == pytest.approx(float(np.mean(np.asarray(results["outputs"]) ** 2)))
 
 
-def test_a_minimisation_inside_another_is_the_one_before_it():
+def test_a_minimization_inside_another_is_the_one_before_it():
     """The inner one moves its variables; the outer loss sees them moved."""
     inner = keras.Variable([1.0])
     outer = keras.Variable([1.0])

@@ -53,7 +53,7 @@ def test_classes_come_from_names_or_from_the_masks():
 def test_pixel_counts_and_weights_follow_their_definition():
     masks = np.zeros((3, 2, 5), np.int32)
     masks[0, 0, :2] = 1  # 2 of 10 pixels of image 0
-    masks[1, 0, :4] = 1  # 4 of the 8 labelled pixels of image 1
+    masks[1, 0, :4] = 1  # 4 of the 8 labeled pixels of image 1
     masks[1, 1, :2] = 255
     masks[2, 0, 0] = 2  # 1 of 10 pixels of image 2
     dataset = data.arrays(np.zeros((3, 2, 5), np.uint8), masks, "abcd", ignore_class=255)

@@ -140,33 +140,33 @@ def test_links_that_lead_in_a_circle_are_named(tmp_path):
             data.load(f"{kind}:{tmp_path / 'self'}")
 
 
-GREY, RGB, RGBA = photo(channels=1)[..., 0], photo(), photo(channels=4)
-GREY16, RGB16 = photo(channels=1, dtype=np.uint16)[..., 0], photo(dtype=np.uint16)
+GRAY, RGB, RGBA = photo(channels=1)[..., 0], photo(), photo(channels=4)
+GRAY16, RGB16 = photo(channels=1, dtype=np.uint16)[..., 0], photo(dtype=np.uint16)
 RGBA16 = photo(channels=4, dtype=np.uint16)
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "TIFF", "BMP", "WEBP"])
-@pytest.mark.parametrize("name", ["grey", "rgb", "rgba", "palette", "one bit", "grey + alpha"])
+@pytest.mark.parametrize("name", ["gray", "rgb", "rgba", "palette", "one bit", "gray + alpha"])
 def test_eight_bit_files_are_decoded_by_content(tmp_path, file_format, name):
     picture = {
-        "grey": Image.fromarray(GREY),
+        "gray": Image.fromarray(GRAY),
         "rgb": Image.fromarray(RGB),
         "rgba": Image.fromarray(RGBA),
-        "palette": Image.fromarray(GREY % 7).convert("P"),
-        "one bit": Image.fromarray(GREY > 99),
-        "grey + alpha": Image.fromarray(photo(channels=2)),
+        "palette": Image.fromarray(GRAY % 7).convert("P"),
+        "one bit": Image.fromarray(GRAY > 99),
+        "gray + alpha": Image.fromarray(photo(channels=2)),
     }[name]
     if name == "palette":
         picture.putpalette(distinct_palette(256).tobytes())
-    if file_format == "BMP" and name == "grey + alpha":
-        pytest.skip("BMP has no grey with alpha")
+    if file_format == "BMP" and name == "gray + alpha":
+        pytest.skip("BMP has no gray with alpha")
     expected = {
-        "grey": np.repeat(GREY[..., None], 3, -1),
+        "gray": np.repeat(GRAY[..., None], 3, -1),
         "rgb": RGB,
         "rgba": RGBA[..., :3],
-        "palette": distinct_palette(7)[GREY % 7],
-        "one bit": np.repeat(255 * (GREY > 99).astype(np.uint8)[..., None], 3, -1),
-        "grey + alpha": np.repeat(photo(channels=2)[..., :1], 3, -1),
+        "palette": distinct_palette(7)[GRAY % 7],
+        "one bit": np.repeat(255 * (GRAY > 99).astype(np.uint8)[..., None], 3, -1),
+        "gray + alpha": np.repeat(photo(channels=2)[..., :1], 3, -1),
     }[name]
     path = tmp_path / "wrong_suffix.jpg"
     options = {"lossless": True, "exact": True} if file_format == "WEBP" else {}
@@ -174,12 +174,12 @@ def test_eight_bit_files_are_decoded_by_content(tmp_path, file_format, name):
     read = images.read_image(path)
     assert read.dtype == np.uint8 and np.array_equal(read, expected)
     luma = cv2.cvtColor(expected, cv2.COLOR_RGB2GRAY)[..., None]
-    grey = images.read_image(path, channels=1)
-    assert grey.shape == (12, 16, 1) and np.abs(grey.astype(int) - luma).max() <= 1
+    gray = images.read_image(path, channels=1)
+    assert gray.shape == (12, 16, 1) and np.abs(gray.astype(int) - luma).max() <= 1
 
 
 @pytest.mark.parametrize("suffix", ["png", "tiff"])
-@pytest.mark.parametrize("array", [GREY16, RGB16, RGBA16], ids=["grey", "rgb", "rgba"])
+@pytest.mark.parametrize("array", [GRAY16, RGB16, RGBA16], ids=["gray", "rgb", "rgba"])
 def test_sixteen_bit_files_keep_sixteen_bits(tmp_path, suffix, array):
     path = tmp_path / f"image.{suffix}"
     order = [0, 1, 2, 3] if array.ndim == 2 else [2, 1, 0, 3][: array.shape[-1]]
@@ -192,7 +192,7 @@ def test_sixteen_bit_files_keep_sixteen_bits(tmp_path, suffix, array):
     assert np.array_equal(as_float, (expected / 65535).astype(np.float32))
 
 
-def write_sixteen_bit_png(path, array, colour_type, *chunks):
+def write_sixteen_bit_png(path, array, color_type, *chunks):
     """Writes what neither Pillow nor OpenCV can write."""
 
     def chunk(name, content):
@@ -201,19 +201,19 @@ def write_sixteen_bit_png(path, array, colour_type, *chunks):
 
     height, width = array.shape[:2]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
-    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0)
     content = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in content))
 
 
-def test_sixteen_bit_grey_with_alpha_keeps_sixteen_bits(tmp_path):
-    grey_alpha = photo(channels=2, dtype=np.uint16)
-    write_sixteen_bit_png(tmp_path / "image.png", grey_alpha, 4)
+def test_sixteen_bit_gray_with_alpha_keeps_sixteen_bits(tmp_path):
+    gray_alpha = photo(channels=2, dtype=np.uint16)
+    write_sixteen_bit_png(tmp_path / "image.png", gray_alpha, 4)
     read = images.read_image(tmp_path / "image.png", channels=1)
-    assert read.dtype == np.uint16 and np.array_equal(read[..., 0], grey_alpha[..., 0])
+    assert read.dtype == np.uint16 and np.array_equal(read[..., 0], gray_alpha[..., 0])
 
 
-def test_a_sixteen_bit_colour_image_that_exif_turns_is_refused(tmp_path):
+def test_a_sixteen_bit_color_image_that_exif_turns_is_refused(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     content = exif.tobytes().removeprefix(b"Exif\0\0")
@@ -244,15 +244,15 @@ def test_photos_of_two_views_are_read_as_the_first(tmp_path):
     assert np.abs(images.read_image(tmp_path / "a.jpg").astype(int) - smooth).mean() < 6
 
 
-def test_grey_and_colour_may_be_mixed_in_one_folder(tmp_path):
+def test_gray_and_color_may_be_mixed_in_one_folder(tmp_path):
     make(tmp_path)
-    save(tmp_path / "train/images/item1.png", GREY)
+    save(tmp_path / "train/images/item1.png", GRAY)
     save(tmp_path / "train/images/item2.png", RGBA)
     assert [image.shape for image, _ in folder(tmp_path)] == [(12, 16, 3)] * 3
     assert [image.shape for image, _ in folder(tmp_path, channels=1)] == [(12, 16, 1)] * 3
 
 
-def test_resizing_keeps_labels_and_mean_colours(tmp_path):
+def test_resizing_keeps_labels_and_mean_colors(tmp_path):
     save(tmp_path / "train/images/a.png", photo(40, 60))
     save(tmp_path / "train/masks/a.png", labels(40, 60, (0, 2, 5)))
     for size in ((20, 30), (80, 120), (13, 71), 32):
@@ -266,7 +266,7 @@ def test_resizing_keeps_labels_and_mean_colours(tmp_path):
     assert np.abs(small - blocks).max() < 1 / 255  # area: the mean of the pixels below
 
 
-def test_masks_shrink_and_grow_around_pixel_centres():
+def test_masks_shrink_and_grow_around_pixel_centers():
     mask = np.arange(12, dtype=np.uint8).reshape(3, 4)
     assert np.array_equal(images.resize_mask(mask, (6, 8)), mask.repeat(2, 0).repeat(2, 1))
     fine = np.arange(9 * 15).reshape(9, 15)
@@ -288,7 +288,7 @@ def test_classes_csv_names_classes_and_takes_ids(tmp_path):
     assert np.array_equal(dataset[1][1], np.array([0, 1, 255, 2])[labels(ids=(0, 1, 2, 3), seed=1)])
 
 
-def test_ids_may_be_grey_sixteen_bit_or_palette_indices(tmp_path):
+def test_ids_may_be_gray_sixteen_bit_or_palette_indices(tmp_path):
     ids = labels(ids=(0, 1, 2, 3))
     expected = np.array([0, 1, 255, 2])[ids]
     picture = Image.fromarray(ids).convert("P")
@@ -302,11 +302,11 @@ def test_ids_may_be_grey_sixteen_bit_or_palette_indices(tmp_path):
             assert np.array_equal(folder(root)[0][1], expected)
 
 
-def test_colours_of_classes_csv_become_labels(tmp_path):
+def test_colors_of_classes_csv_become_labels(tmp_path):
     ids = labels(ids=(0, 1, 2, 3))
-    colours = np.array([[10, 20, 30], [40, 50, 60], [0, 0, 0], [70, 80, 90]], np.uint8)[ids]
-    opaque = np.dstack([colours, np.full(ids.shape, 255, np.uint8)])
-    for number, pixels in enumerate((colours, opaque)):
+    colors = np.array([[10, 20, 30], [40, 50, 60], [0, 0, 0], [70, 80, 90]], np.uint8)[ids]
+    opaque = np.dstack([colors, np.full(ids.shape, 255, np.uint8)])
+    for number, pixels in enumerate((colors, opaque)):
         root = make(tmp_path / str(number), number=1, table=CSV)
         save(root / "train/masks/item0.png", pixels)
         assert np.array_equal(folder(root)[0][1], np.array([0, 1, 255, 2])[ids])
@@ -320,7 +320,7 @@ def test_classes_csv_may_lack_ignore_and_have_a_byte_order_mark(tmp_path):
     assert dataset.class_names == ("sky", "road") and dataset.ignore_class is None
 
 
-def test_two_equal_colours_are_fine_with_ids(tmp_path):
+def test_two_equal_colors_are_fine_with_ids(tmp_path):
     make(tmp_path, table=CSV.replace("40,50,60", "10,20,30"))
     assert folder(tmp_path)[0][1].max() == 2
 
@@ -356,21 +356,21 @@ def test_ids_are_counted_over_all_splits(tmp_path):
 
 def test_one_bit_masks_are_background_and_foreground(tmp_path):
     make(tmp_path, number=1)
-    save(tmp_path / "train/masks/item0.png", GREY > 99)
+    save(tmp_path / "train/masks/item0.png", GRAY > 99)
     dataset = folder(tmp_path)
     assert dataset.class_names == ("background", "foreground") and dataset.label_ids == (0, 255)
-    assert np.array_equal(dataset[0][1], GREY > 99)
+    assert np.array_equal(dataset[0][1], GRAY > 99)
     (tmp_path / "classes.csv").write_text(CSV)
-    assert np.array_equal(folder(tmp_path)[0][1], GREY > 99)
+    assert np.array_equal(folder(tmp_path)[0][1], GRAY > 99)
 
 
-def test_grey_masks_saved_as_rgb_hold_ids(tmp_path):
+def test_gray_masks_saved_as_rgb_hold_ids(tmp_path):
     make(tmp_path, number=1)
     save(tmp_path / "train/masks/item0.png", np.repeat(labels()[..., None], 3, -1))
     assert np.array_equal(folder(tmp_path)[0][1], np.searchsorted([0, 1, 3], labels()))
 
 
-def test_up_to_254_classes_have_distinct_colours():
+def test_up_to_254_classes_have_distinct_colors():
     assert len(np.unique(distinct_palette(254), axis=0)) == 254
 
 
@@ -419,7 +419,7 @@ def test_the_cache_folder_is_the_users_unless_said(tmp_path, monkeypatch):
 @pytest.mark.parametrize("size", [None, (9, 10)])
 def test_cached_items_are_equal_and_never_stale(tmp_path, where, size):
     make(tmp_path)
-    save(tmp_path / "train/images/item1.png", GREY16)
+    save(tmp_path / "train/images/item1.png", GRAY16)
     plain, cached = folder(tmp_path, size=size), folder(tmp_path, size=size, cache=where)
 
     def check():
@@ -583,7 +583,7 @@ def test_a_label_that_appeared_after_counting_is_named(tmp_path):
         dataset[0]
 
 
-def test_an_unknown_colour_is_named(tmp_path):
+def test_an_unknown_color_is_named(tmp_path):
     make(tmp_path, table=CSV)
     pixels = np.full((12, 16, 3), [10, 20, 30], np.uint8)
     pixels[3, :5] = [41, 50, 58]
@@ -597,14 +597,14 @@ def test_an_unknown_colour_is_named(tmp_path):
         folder(tmp_path)[0]
 
 
-def test_two_equal_colours_are_an_error_with_colour_masks(tmp_path):
+def test_two_equal_colors_are_an_error_with_color_masks(tmp_path):
     make(tmp_path, table=CSV.replace("70,80,90", "10,20,30"))
     save(tmp_path / "train/masks/item0.png", np.full((12, 16, 3), [10, 20, 30], np.uint8))
     with pytest.raises(ValueError, match=r"classes.csv, line 5: car has the same color .* as sky"):
         folder(tmp_path)[0]
 
 
-def test_colour_masks_without_classes_csv_ask_for_it(tmp_path):
+def test_color_masks_without_classes_csv_ask_for_it(tmp_path):
     make(tmp_path)
     save(tmp_path / "train/masks/item1.png", photo())
     message = "item1.png: a mask of colors, .* with the columns name,red,green,blue,ignore"
@@ -667,7 +667,7 @@ def test_a_sixteen_bit_file_cut_short_is_named(tmp_path, suffix):
 
 def test_files_that_are_no_image_are_named(tmp_path):
     path = tmp_path / "a.png"
-    save(path, GREY, format="PPM")
+    save(path, GRAY, format="PPM")
     for content in (b"hello", path.read_bytes(), b"\x89PNG\r\n\x1a\n" + bytes(100)):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="a.png: cannot be read as an image, .* expected PNG"):

@@ -22,8 +22,8 @@ def photo(number):
     """A photo of its own size, and its trimap."""
     rng = np.random.default_rng(number)
     height, width = 8 + number, 12
-    colours = rng.integers(0, 256, (height, width, 3), np.uint8)
-    return colours, rng.integers(1, 4, (height, width), np.uint8)
+    colors = rng.integers(0, 256, (height, width, 3), np.uint8)
+    return colors, rng.integers(1, 4, (height, width), np.uint8)
 
 
 def write_archives(root):
@@ -35,13 +35,13 @@ def write_archives(root):
         lines = [f"beagle_{number} 5 2 3" for number in numbers]
         (root / "annotations" / f"{name}.txt").write_text("\n".join(lines) + "\n")
         for number in numbers:
-            colours, trimap = photo(number)
+            colors, trimap = photo(number)
             kind = "JPEG" if number == 0 else ("PNG", "BMP", "TIFF")[number % 3]
             options = {"exif": turned()} if number == 0 else {}
-            Image.fromarray(colours).save(root / f"images/beagle_{number}.jpg", kind, **options)
+            Image.fromarray(colors).save(root / f"images/beagle_{number}.jpg", kind, **options)
             Image.fromarray(trimap).save(root / f"annotations/trimaps/beagle_{number}.png")
-    grey = Image.fromarray(photo(1)[0]).convert("P")
-    grey.save(root / "images" / "beagle_1.jpg", "GIF")
+    gray = Image.fromarray(photo(1)[0]).convert("P")
+    gray.save(root / "images" / "beagle_1.jpg", "GIF")
     return {"images": str(root), "annotations": str(root)}
 
 
@@ -98,12 +98,12 @@ def test_photos_are_decoded_by_content_and_trimaps_are_classes(prepared):
     assert sorted(found) == sorted(f"beagle_{number}" for number in range(26))
     for number in range(26):
         split, image, mask = found[f"beagle_{number}"]
-        colours, trimap = photo(number)
+        colors, trimap = photo(number)
         assert (split == "test") == (number >= 20)
         assert (image.dtype, mask.dtype) == (np.float32, np.int32)
         assert np.array_equal(mask, trimap - 1)
         if number > 1:
-            assert np.array_equal(image, colours / np.float32(255))
+            assert np.array_equal(image, colors / np.float32(255))
     for number in (0, 1):  # a JPEG that is not turned, and a GIF
         with Image.open(prepared[0] / f"archives/images/beagle_{number}.jpg") as stored:
             pixels = np.asarray(stored.convert("RGB"))

@@ -87,7 +87,7 @@ def test_splits_and_seeds_share_no_scene():
 def test_every_size_shows_the_same_scene(size, larger):
     small, large = data.Shapes("test", size), data.Shapes("test", larger)
     for index in range(20):
-        # The centre of each small pixel is the centre of the middle one of 3 x 3 large ones.
+        # The center of each small pixel is the center of the middle one of 3 x 3 large ones.
         mask, fine = small[index][1], large[index][1][1::3, 1::3]
         assert (mask == fine).mean() > 0.999
         tiny = large[index][0].reshape(*mask.shape[:1], 3, mask.shape[1], 3, 3).mean((1, 3))
@@ -145,16 +145,16 @@ def test_every_class_occurs_and_none_fills_the_scene():
     assert 0.6 < shares[0] < 0.85 and shares[1:].min() > 0.02
 
 
-def test_colour_alone_does_not_tell_the_class():
-    # The best guess from a pixel's colour, learned from all of train, gets a third wrong.
-    def colours_and_labels(split):
+def test_color_alone_does_not_tell_the_class():
+    # The best guess from a pixel's color, learned from all of train, gets a third wrong.
+    def colors_and_labels(split):
         images, masks = (np.stack(arrays) for arrays in zip(*data.Shapes(split), strict=True))
         return (images * 15.99).astype(int) @ (256, 16, 1), masks
 
-    colours, masks = colours_and_labels("train")
-    votes = np.bincount((colours * 6 + masks).ravel(), minlength=4096 * 6).reshape(4096, 6)
-    colours, masks = colours_and_labels("val")
-    guess = votes.argmax(1)[colours]
+    colors, masks = colors_and_labels("train")
+    votes = np.bincount((colors * 6 + masks).ravel(), minlength=4096 * 6).reshape(4096, 6)
+    colors, masks = colors_and_labels("val")
+    guess = votes.argmax(1)[colors]
     ious = [
         ((guess == label) & (masks == label)).sum() / ((guess == label) | (masks == label)).sum()
         for label in range(6)

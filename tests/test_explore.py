@@ -150,7 +150,7 @@ def test_copies_are_told_from_new_images():
     model = gan()
     reals = np.concatenate([model.generate(20, seed=5), model.generate(64, seed=0)])
     held_out = ks.data.Shapes("test", size=8, length=10, channels=1)
-    figure = explore.neighbours(model, reals, held_out, rows=3)
+    figure = explore.neighbors(model, reals, held_out, rows=3)
     np.testing.assert_array_equal(
         figure.axes[0].images[0].get_array(), figure.axes[1].images[0].get_array()
     )
@@ -160,9 +160,9 @@ def test_copies_are_told_from_new_images():
     assert above[2].startswith("10 new real images: ")
     assert float(above[2].split()[-1]) > 0.5
     images = np.stack([held_out[index][0] for index in range(10)])
-    assert explore.neighbours(model, reals, images, rows=1).get_suptitle() == "\n".join(above)
+    assert explore.neighbors(model, reals, images, rows=1).get_suptitle() == "\n".join(above)
     with pytest.raises(ValueError, match="1 to 32 samples can be drawn beside real ones; not 33"):
-        explore.neighbours(model, reals, rows=33)
+        explore.neighbors(model, reals, rows=33)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def enlarge(x, factor):
 
 
 @pytest.mark.parametrize("factor", [2, 8, 16, 32])
-def test_bilinear_kernel_interpolates_between_the_centres_of_pixels(factor):
+def test_bilinear_kernel_interpolates_between_the_centers_of_pixels(factor):
     x = np.random.default_rng(0).normal(size=(5, 6, 2))
     rows, columns = ((np.arange(n * factor) + 0.5) / factor - 0.5 for n in x.shape[:2])
     grid = np.meshgrid(rows, columns, indexing="ij")
@@ -82,7 +82,7 @@ def test_fcn16s_starts_as_what_fcn32s_computes():
     """Enlarging by 2 and then by 16 is enlarging by 32, but for the corners of the interpolation.
 
     Between two coarse pixels both are linear. Enlarging by 2 keeps the values at a quarter of the
-    way and at three quarters; between those of two neighbours, around a coarse pixel's centre, the
+    way and at three quarters; between those of two neighbors, around a coarse pixel's center, the
     second step draws a straight line, which misses the corner there by at most 1/8 of the second
     difference.
     """
@@ -98,7 +98,7 @@ def test_fcn16s_starts_as_what_fcn32s_computes():
     scores = backend.infer(scores, images)[0]  # (6, 7, classes)
     np.testing.assert_allclose(found, enlarge(enlarge(scores, 2), 16), atol=1e-4)
 
-    def between(size):  # at least a quarter of a coarse pixel away from each centre
+    def between(size):  # at least a quarter of a coarse pixel away from each center
         place = (np.arange(size) + 0.5) / 32 - 0.5
         away = np.abs(place - np.round(place)) >= 0.25
         return away & (np.arange(size) >= 32) & (np.arange(size) < size - 32)

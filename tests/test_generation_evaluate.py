@@ -1,4 +1,4 @@
-"""Distances between features against other implementations, extractors, evaluate, neighbours."""
+"""Distances between features against other implementations, extractors, evaluate, neighbors."""
 
 import importlib
 import json
@@ -181,7 +181,7 @@ def test_kernel_distance_uses_every_row_and_repeats():
     assert kernel_distance(draw(0, 24, 3), draw(1, 24, 3), subset_size=2).standard_error > 0
 
 
-# --- neighbours
+# --- neighbors
 
 
 def of_a_tree(reals, fakes, k_balls, k_density):
@@ -203,7 +203,7 @@ def of_a_tree(reals, fakes, k_balls, k_density):
 
 
 @pytest.mark.parametrize("k_balls, k_density", [(1, 1), (3, 5), (5, 9)])
-def test_neighbour_scores_are_those_of_a_tree(small_tiles, k_balls, k_density):
+def test_neighbor_scores_are_those_of_a_tree(small_tiles, k_balls, k_density):
     reals, fakes = draw(0, 40, 3), draw(1, 25, 3, shift=0.7)
     found = precision_recall(reals, fakes, k_balls) + density_coverage(reals, fakes, k_density)
     expected = of_a_tree(reals, fakes, k_balls, k_density)
@@ -273,10 +273,10 @@ def test_features_that_do_not_fit_are_refused(function, first, second, message):
 
 def test_numbers_out_of_range_are_refused():
     rows = np.zeros((30, 2))
-    with pytest.raises(ValueError, match="neighbours is 0, expected 1 to 29"):
-        precision_recall(rows, rows, neighbours=0)
+    with pytest.raises(ValueError, match="neighbors is 0, expected 1 to 29"):
+        precision_recall(rows, rows, neighbors=0)
     with pytest.raises(ValueError, match="30 rows of features; expected 31 or more"):
-        density_coverage(rows, rows, neighbours=30)
+        density_coverage(rows, rows, neighbors=30)
     with pytest.raises(ValueError, match="subset_size is 1, expected 2 or more"):
         kernel_distance(rows, rows, subset_size=1)
 
@@ -567,10 +567,10 @@ def test_data_sets_of_several_sizes_are_refused(tiny, picture_folder, tmp_path):
 
 
 @pytest.mark.parametrize("at_once", [500, 7])
-def test_nearest_neighbours_are_those_of_every_pair(monkeypatch, at_once):
+def test_nearest_neighbors_are_those_of_every_pair(monkeypatch, at_once):
     monkeypatch.setattr(module, "AT_ONCE", at_once)
     fakes, reals = pictures(1, 9), pictures(0, 30)
-    found = generation.nearest_neighbours(fakes, reals, neighbours=8)
+    found = generation.nearest_neighbors(fakes, reals, neighbors=8)
     apart = np.linalg.norm(
         fakes.reshape(9, 1, -1).astype("float64") - reals.reshape(1, 30, -1), axis=-1
     )
@@ -585,27 +585,27 @@ def test_copies_are_found_at_distance_zero(tiny, monkeypatch):
     reals = data.Shapes("train", size=16, length=40)
     copies = np.stack([reals[index][0] for index in (5, 35, 2)])
     for extractor in (None, tiny):
-        found = generation.nearest_neighbours(copies, reals, extractor=extractor)
+        found = generation.nearest_neighbors(copies, reals, extractor=extractor)
         assert found.indices.tolist() == [[5], [35], [2]]
         np.testing.assert_allclose(found.distances, 0, atol=1e-6)
         np.testing.assert_array_equal(found.images[:, 0], copies)
 
 
-def test_neighbours_in_features_are_not_those_of_pixels(tiny):
+def test_neighbors_in_features_are_not_those_of_pixels(tiny):
     reals = pictures(0, 40)
     moved = np.roll(reals, 1, axis=2)
-    by_features = generation.nearest_neighbours(moved, reals, extractor=tiny)
+    by_features = generation.nearest_neighbors(moved, reals, extractor=tiny)
     apart = np.linalg.norm(tiny(moved)[:, None] - tiny(reals)[None], axis=-1)
     np.testing.assert_array_equal(by_features.indices[:, 0], apart.argmin(axis=1))
-    by_pixels = generation.nearest_neighbours(moved, reals)
+    by_pixels = generation.nearest_neighbors(moved, reals)
     assert (by_features.indices != by_pixels.indices).any()
 
 
-def test_neighbours_that_cannot_be_found_are_refused():
+def test_neighbors_that_cannot_be_found_are_refused():
     reals = pictures(0, 10)
-    with pytest.raises(ValueError, match="neighbours is 11, expected 1 to 10, the reals"):
-        generation.nearest_neighbours(reals, reals, neighbours=11)
+    with pytest.raises(ValueError, match="neighbors is 11, expected 1 to 10, the reals"):
+        generation.nearest_neighbors(reals, reals, neighbors=11)
     with pytest.raises(ValueError, match=r"differ in shape: \(8, 8, 3\) and \(9, 9, 3\)"):
-        generation.nearest_neighbours(pictures(0, 3, size=9), reals)
+        generation.nearest_neighbors(pictures(0, 3, size=9), reals)
     with pytest.raises(ValueError, match="reals is a generator"):
-        generation.nearest_neighbours(reals, lambda count, seed: reals)
+        generation.nearest_neighbors(reals, lambda count, seed: reals)

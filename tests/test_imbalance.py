@@ -40,7 +40,7 @@ some_counts = st.lists(
 ).filter(lambda counts: np.sum(counts) > 0)
 
 
-def test_frequencies_are_shares_of_the_labelled_pixels():
+def test_frequencies_are_shares_of_the_labeled_pixels():
     np.testing.assert_allclose(data.class_frequencies(of_counts(COUNTS)), [0.85, 0.1, 0.05, 0])
     assert data.class_frequencies(dataset([[[255, 255]]])).tolist() == [0, 0, 0, 0]
 
@@ -202,7 +202,7 @@ def test_weights_are_made_of_masks_and_of_counts_that_are_not_negative(weights):
 
 
 class Rare(data.Dataset):
-    """16 items of one colour each; class 1 is in items 0 and 1 only."""
+    """16 items of one color each; class 1 is in items 0 and 1 only."""
 
     def __init__(self):
         super().__init__("rare", "train", ("common", "rare"), image_shape=(2, 2, 1))

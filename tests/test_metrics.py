@@ -424,7 +424,7 @@ def test_probabilities_are_the_softmax_also_of_large_logits():
 
 
 def boundary_pixels(labels, void):
-    """For each pixel by itself: has it a neighbour of another class, neither of them void?"""
+    """For each pixel by itself: has it a neighbor of another class, neither of them void?"""
     found = set()
     height, width = labels.shape
     for i, j in np.ndindex(labels.shape):

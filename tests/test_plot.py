@@ -303,10 +303,10 @@ def test_figure_shows_itself_in_jupyter_once():
         assert ["image/png" in output.get("data", {}) for output in each.outputs] == [True]
 
 
-def test_neighbours_shows_real_images_beside_generated_ones():
+def test_neighbors_shows_real_images_beside_generated_ones():
     images, _, _ = scene(count=6)
     nearest = images.reshape(2, 3, *images.shape[1:])
-    figure = plot.neighbours(images[:2], nearest, distances=[[0, 0.5, 1.23456], [1, 2, 3]])
+    figure = plot.neighbors(images[:2], nearest, distances=[[0, 0.5, 1.23456], [1, 2, 3]])
     assert titles(figure) == ["generated", "nearest", "2nd", "3rd"]
     assert [axes.get_xlabel() for axes in figure.axes] == [
         "",
@@ -323,9 +323,9 @@ def test_neighbours_shows_real_images_beside_generated_ones():
         for j in range(3):
             np.testing.assert_allclose(cell(figure, row, j + 1), nearest[row, j] * 255, atol=0.5)
     many = np.repeat(nearest, 2, axis=1)
-    assert titles(plot.neighbours(images[:2], many))[3:] == ["3rd", "4th", "5th", "6th"]
+    assert titles(plot.neighbors(images[:2], many))[3:] == ["3rd", "4th", "5th", "6th"]
     with pytest.raises(ValueError, match="`nearest` has 2 items, `images` has 3; expected as many"):
-        plot.neighbours(images[:3], nearest)
+        plot.neighbors(images[:3], nearest)
 
 
 def drawn(figure):

@@ -55,22 +55,3 @@ else:
         uniform,
         without_the_other_framework,
     )
-
-__all__ = [
-    "bincount",
-    "check",
-    "double_precision",
-    "infer",
-    "input_gradient",
-    "limit_threads",
-    "make_loader",
-    "minimize",
-    "operations",
-    "peak_device_memory",
-    "save_model",
-    "settings",
-    "share_of_replica",
-    "synchronize",
-    "uniform",
-    "without_the_other_framework",
-]

@@ -20,14 +20,7 @@ from keras_segen.data.imbalance import (
 )
 from keras_segen.data.inspection import describe
 from keras_segen.data.instances import Instance, Instances, as_instances
-from keras_segen.data.pictures import (
-    Cifar10,
-    FashionMnist,
-    ImageFolder,
-    Mnist,
-    as_pictures,
-    mirror,
-)
+from keras_segen.data.pictures import Cifar10, FashionMnist, ImageFolder, Mnist, as_pictures, mirror
 from keras_segen.data.public import Pets
 from keras_segen.data.shapes import Shapes
 from keras_segen.data.splitting import split_folder
@@ -75,6 +68,7 @@ __all__ = [
     "write_arrays",
 ]
 
+_SQUASHED = functools.partial(ImageFolder, fit="squash")
 # Usage, class, description. CAPITALS stand for the user's path; brackets are optional.
 _TABLE = (
     ("shapes", Shapes, "drawn scenes of discs, boxes, triangles, stars, rings; no download"),
@@ -88,11 +82,7 @@ _TABLE = (
     ("mnist[:PATH]", Mnist, "pictures: digits, 28 x 28, gray; --download, .npz or IDX"),
     ("fashion_mnist[:PATH]", FashionMnist, "pictures: clothes, as mnist; --download, .npz or IDX"),
     ("images:PATH", ImageFolder, "pictures: any folder of them, cut to a common shape"),
-    (
-        "squashed:PATH",
-        functools.partial(ImageFolder, fit="squash"),
-        "pictures: any folder of them, squashed to size",
-    ),
+    ("squashed:PATH", _SQUASHED, "pictures: any folder of them, squashed to size"),
 )
 DATASETS = {usage: text for usage, _, text in _TABLE}
 

@@ -3,22 +3,23 @@
 import base64
 import binascii
 import collections
-import csv
 import dataclasses
 import io
 import json
 import math
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image
 
 from keras_segen.data import images as image_files
 from keras_segen.data.dataset import check_split, distinct_palette
 from keras_segen.data.folder import COLUMNS, MOST_CLASSES, classes_of_table, read_classes
+from keras_segen.data.instances import pixels_in
 from keras_segen.data.pairs import in_words, resolved
-from keras_segen.data.splitting import place_file
-from keras_segen.files import write_atomically, write_folder_atomically
+from keras_segen.data.splitting import check_new, place_file
+from keras_segen.files import write_csv, write_folder_atomically
 
 BACKGROUND, NOTHING = "background", "void"  # names of classes that have a meaning
 MOST_OBJECTS = 255  # of a class in an image: a number is a byte
@@ -109,8 +110,7 @@ def import_annotations(source, out, *, images=None, split=None, link=False):
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist: expected a .json file or a folder")
     target = out if split is None else out / check_split(split)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"{target} is there already; name a folder that is not")
+    check_new(target)
     kind, names, pictures, notes = _read(source, None if images is None else Path(images))
     _check_files(pictures)
     table = out / "classes.csv"
@@ -423,17 +423,8 @@ def _labelme_shape(kind, record, where):
         return draw_circle
     data = _decode_base64(_take(record, "mask", str, where), f"{where}, mask")
     pixels, _ = image_files.read_mask(f"{where}, mask", data)
-    top, left = round(min(y, other_y)), round(min(x, other_x))
-
-    def draw_mask(shape):
-        found = np.zeros(shape, bool)
-        window = pixels[max(-top, 0) :, max(-left, 0) :]
-        window = window[: max(shape[0] - max(top, 0), 0), : max(shape[1] - max(left, 0), 0)]
-        rows, columns = max(top, 0), max(left, 0)
-        found[rows : rows + window.shape[0], columns : columns + window.shape[1]] = window > 0
-        return found
-
-    return draw_mask
+    corner = round(min(y, other_y)), round(min(x, other_x))
+    return lambda shape: pixels_in(pixels > 0, corner, (0, 0, *shape))
 
 
 def _decode_base64(text, where):
@@ -504,12 +495,7 @@ def _known_classes(table, names):
 def _write_classes(path, class_names):
     palette = distinct_palette(len(class_names) + 1).tolist()
     rows = [(name, *color, "") for name, color in zip(class_names, palette, strict=False)]
-    rows.append((NOTHING, *palette[-1], "yes"))
-    with (
-        write_atomically(path) as temporary,
-        open(temporary, "w", newline="", encoding="utf-8") as file,
-    ):
-        csv.writer(file).writerows([COLUMNS, *rows])
+    write_csv(path, [COLUMNS, *rows, (NOTHING, *palette[-1], "yes")])
 
 
 def _write(picture, class_names, folder, link):
@@ -546,10 +532,8 @@ def paint(objects, class_names, shape):
     firsts, masks = [same[0] for same in parts.values()], []
     for same in parts.values():
         mask = _union(each.draw(shape) for each in same)
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        window = tuple(
-            slice(side[0], side[-1] + 1) if len(side) else slice(0) for side in (rows, columns)
-        )
+        left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
+        window = slice(top, top + height), slice(left, left + width)
         masks.append((window, mask[window].copy(), int(mask.sum())))
     seen = np.zeros(shape, np.int32)  # 1 + the place of the object
     for place in sorted(range(len(masks)), key=lambda i: (not _void(firsts[i]), -masks[i][2])):

@@ -105,13 +105,11 @@ class ArrayFiles(Dataset):
 
     def read(self, index):
         image = self._arrays()[0][self._indices[index]]
-        if image.dtype.kind == "f":
+        if image.dtype.kind == "f":  # OpenCV takes no float16
             image = image.astype(np.float32)
         image = images.to_channels(image, self.image_shape[2])
         image = images.resize_image(image, self.image_shape[:2])
-        if image.dtype.kind != "f":
-            image = images.to_float(image)
-        return np.array(image), self.read_mask(index)
+        return np.array(images.to_float(image)), self.read_mask(index)
 
     def read_mask(self, index):
         mask = self._arrays()[1][self._indices[index]]
@@ -148,8 +146,7 @@ class ArrayFiles(Dataset):
         numbers = images.resize_mask(numbers, self.image_shape[:2]).astype(np.int32)
         where = f"{self._store.where('instances_' + self._source)}, item {place}"
         mask = self.read_mask(self._index(index))
-        classes = np.where(mask == self.ignore_class, -1, mask)
-        check_numbers(where, classes, numbers, self.class_names)
+        check_numbers(where, mask, self.ignore_class, numbers, self.class_names)
         return numbers
 
     def _arrays(self):
@@ -169,8 +166,7 @@ class ArrayFiles(Dataset):
             return soft, *classes_of_table(read_classes(table))
         if soft:
             return soft, ["background", "foreground"], None, [0, 1], []
-        names, label_ids, void_ids = classes_of(ids)
-        return soft, names, None, label_ids, void_ids
+        return soft, *classes_of(ids)
 
     def _count(self):
         table = (tuple(self.label_ids), tuple(self._void_ids), self.split, self.image_shape[:2])
@@ -198,18 +194,15 @@ def write_arrays(folder, train, val=None):
         table.append(["(ignored)", 0, 0, 0, "yes"])
     write_csv(folder / "classes.csv", table)
     for split, dataset in (("train", train), ("val", val)):
-        names = [f"{kind}_{split}.npy" for kind in "xy"]
+        x_path, y_path = (folder / f"{kind}_{split}.npy" for kind in "xy")
         if dataset is None:
-            for name in names:
-                (folder / name).unlink(missing_ok=True)
+            x_path.unlink(missing_ok=True)
+            y_path.unlink(missing_ok=True)
             continue
         shape = (len(dataset), *dataset.image_shape)
-        with (
-            write_atomically(folder / names[0]) as x_path,
-            write_atomically(folder / names[1]) as y_path,
-        ):
-            x = np.lib.format.open_memmap(x_path, "w+", np.float32, shape)
-            y = np.lib.format.open_memmap(y_path, "w+", np.uint8, shape[:3])
+        with write_atomically(x_path) as x_file, write_atomically(y_path) as y_file:
+            x = np.lib.format.open_memmap(x_file, "w+", np.float32, shape)
+            y = np.lib.format.open_memmap(y_file, "w+", np.uint8, shape[:3])
             for index in range(len(dataset)):
                 x[index], mask = dataset[index]
                 y[index] = np.where(mask == dataset.ignore_class, void, mask)
@@ -314,7 +307,7 @@ class Store:
         """Returns sizes and times that change with the files."""
         names = [f"{kind}_{split}" for kind in kinds for split in ("train", "val", "test")]
         paths = sorted({self.where(name) for name in names if name in self})
-        return [(str(path), *stamp(path)) for path in paths]
+        return [stamp(path) for path in paths]
 
     def _candidates(self, name):
         idx = [IDX_NAMES[name], f"{IDX_NAMES[name]}.gz"] if name in IDX_NAMES else []
@@ -393,16 +386,8 @@ def check_unpacked(size, packed):
 def open_pair(store, split):
     """Returns the arrays of images and of masks of a split, with their shapes checked."""
     pictures, masks = store[f"x_{split}"], store[f"y_{split}"]
-    if (
-        pictures.ndim not in (3, 4)
-        or 0 in pictures.shape
-        or pictures.shape[3:]
-        not in (
-            (),
-            (1,),
-            (3,),
-        )
-    ):
+    shape_fits = pictures.ndim in (3, 4) and pictures.shape[3:] in ((), (1,), (3,))
+    if not shape_fits or 0 in pictures.shape:
         raise ValueError(
             f"{store.path}: x_{split} has shape {pictures.shape}; expected (number, height, "
             "width) or (number, height, width, channels) with 1 or 3 channels"

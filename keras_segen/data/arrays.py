@@ -4,8 +4,8 @@ import functools
 
 import numpy as np
 
-from keras_segen.data import images as image_files
 from keras_segen.data.dataset import Dataset
+from keras_segen.data.images import to_float
 from keras_segen.data.instances import check_numbers
 
 
@@ -70,14 +70,8 @@ class Arrays(Dataset):
                 f"0 to {len(class_names) - 1}"
                 + ("" if ignore_class is None else f" or ignore_class {ignore_class}")
             )
-        super().__init__(
-            "arrays",
-            "train",
-            class_names,
-            palette,
-            ignore_class,
-            image_shape=self.images.shape[1:],
-        )
+        shape = self.images.shape[1:]
+        super().__init__("arrays", "train", class_names, palette, ignore_class, image_shape=shape)
         self.numbers = self._check_instances(instances)
 
     def __len__(self):
@@ -87,9 +81,7 @@ class Arrays(Dataset):
         return f"item_{self._index(index):05d}"
 
     def read(self, index):
-        image = self.images[index]
-        image = image.astype(np.float32) if image.dtype.kind == "f" else image_files.to_float(image)
-        return np.ascontiguousarray(image), self.read_mask(index)
+        return np.array(to_float(self.images[index]), order="C"), self.read_mask(index)
 
     def read_mask(self, index):
         return np.ascontiguousarray(self.masks[index]).astype(np.int32)
@@ -114,8 +106,8 @@ class Arrays(Dataset):
                 f"{self.masks.shape}, as the masks"
             )
         for index, (mask, numbers) in enumerate(zip(self.masks, instances, strict=True)):
-            classes = np.where(mask == self.ignore_class, -1, mask)
-            check_numbers(f"instances[{index}]", classes, numbers, self.class_names)
+            where = f"instances[{index}]"
+            check_numbers(where, mask, self.ignore_class, numbers, self.class_names)
         return instances
 
 

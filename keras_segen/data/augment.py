@@ -155,9 +155,8 @@ class Augment:
             cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
             matrix = np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]]) @ matrix
         if slant is not None:
-            matrix = (
-                np.array([[1, math.tan(math.radians(slant)), 0], [0, 1, 0], [0, 0, 1]]) @ matrix
-            )
+            tangent = math.tan(math.radians(slant))
+            matrix = np.array([[1, tangent, 0], [0, 1, 0], [0, 0, 1]]) @ matrix
         if self._happens("shift", rows):
             x, y = self._strength("shift", rows, 1), self._strength("shift", rows, 2)
             matrix = move(x * width, y * height) @ matrix
@@ -180,13 +179,10 @@ class Augment:
             mean = float(image.mean(dtype=np.float64)) + offset
             matrix, offset = contrast * matrix, contrast * offset + (1 - contrast) * mean
         if channels == 3:
-            saturation, hue = self._strength("saturation", rows), self._strength("hue", rows)
-            for step in (
-                None if saturation is None else saturation_matrix(saturation),
-                None if hue is None else hue_matrix(hue),
-            ):
-                if step is not None:
-                    matrix, offset = step @ matrix, step @ offset
+            for name, make in (("saturation", saturation_matrix), ("hue", hue_matrix)):
+                strength = self._strength(name, rows)
+                if strength is not None:
+                    matrix, offset = make(strength) @ matrix, make(strength) @ offset
         if np.array_equal(matrix, np.eye(channels)) and not offset.any():
             return image
         if channels == 1:

@@ -1,5 +1,6 @@
 """The cache of computed values, and the folder of downloaded data sets."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -57,15 +58,22 @@ def remember(key, compute):
     except (OSError, ValueError):  # not there, or not whole
         pass
     value = compute()
-    try:
+    with if_possible(path):
         files.write_json(path, value)
+    return value
+
+
+@contextlib.contextmanager
+def if_possible(path):
+    """Only warns if the file `path` of the cache cannot be written."""
+    try:
+        yield
     except OSError as error:
         warnings.warn(
             f"{path} could not be written ({error}), so it will be computed again next time; "
             "set KERAS_SEGEN_CACHE to a folder that can be written",
-            stacklevel=2,
+            stacklevel=4,
         )
-    return value
 
 
 class ItemCache:

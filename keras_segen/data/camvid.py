@@ -61,12 +61,9 @@ class CamVid(Pairs):
                 f"{root}: neither {split}/images and {split}/masks nor {split} and {split}annot. "
                 f"{SOURCE}"
             )
-        names, palette = zip(*CLASSES, strict=True)
-        ids = range(len(CLASSES))
+        classes = *zip(*CLASSES, strict=True), range(len(CLASSES)), [11]
         pairs = pair_files(root, *there[0])
-        super().__init__(
-            f"camvid:{path}", split, pairs, names, palette, ids, [11], size, channels, cache
-        )
+        super().__init__(f"camvid:{path}", split, pairs, *classes, size, channels, cache)
 
     @property
     def groups(self):

@@ -3,8 +3,7 @@
 import numpy as np
 
 from keras_segen.data import images
-from keras_segen.data.dataset import check_split
-from keras_segen.data.pairs import Pairs, require_files, resolved
+from keras_segen.data.pairs import Pairs, check_labeled, require_files, resolved
 
 # Label id, name, color of the 19 classes, in the order of their train ids.
 CLASSES = (
@@ -69,11 +68,7 @@ class Cityscapes(Pairs):
 
     def __init__(self, path, split="train", size=None, channels=3, cache=None):
         root = resolved(path)
-        if check_split(split) == "test":
-            raise ValueError(
-                "The labels of Cityscapes' test split are not public, so nothing can be measured "
-                "on it; use split='val' (on the command line --split val)"
-            )
+        check_labeled(split, "Cityscapes'")
         for folder in (root / "leftImg8bit" / split, root / "gtFine" / split):
             if not folder.is_dir():
                 raise FileNotFoundError(f"{folder}: no such folder. {SOURCE}")
@@ -85,20 +80,9 @@ class Cityscapes(Pairs):
         pairs = [(image, truth_of(root, image, "labelIds")) for image in found]
         require_files([mask for _, mask in pairs], "masks", SOURCE)
         ids, names, palette = zip(*CLASSES, strict=True)
-        void_ids = sorted(set(ALL_IDS) - set(ids))
+        classes = names, palette, ids, sorted(set(ALL_IDS) - set(ids))
         self.path = root
-        super().__init__(
-            f"cityscapes:{path}",
-            split,
-            pairs,
-            names,
-            palette,
-            ids,
-            void_ids,
-            size,
-            channels,
-            cache,
-        )
+        super().__init__(f"cityscapes:{path}", split, pairs, *classes, size, channels, cache)
 
     @property
     def groups(self):

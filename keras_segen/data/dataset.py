@@ -1,6 +1,7 @@
 """The base classes of data sets: images with masks, or pictures with labels."""
 
 import operator
+import warnings
 
 import numpy as np
 
@@ -134,18 +135,23 @@ class Items:
         first_epoch=0,
         sampling="uniform",
     ):
-        """Makes batches for `fit` on the backend in use; see `keras_segen.data.loader.batches`."""
-        from keras_segen.data import loader
+        """Makes batches for `fit` on the backend in use; see `keras_segen.data.loader.Batches`."""
+        from keras_segen import backend  # imports the framework, which workers do not need
+        from keras_segen.data.loader import Batches
 
-        return loader.batches(
-            self,
-            batch_size,
-            seed=seed,
-            augment=augment,
-            workers=workers,
-            drop_last=drop_last,
-            first_epoch=first_epoch,
-            sampling=sampling,
+        # Keras warns about every loader given to `fit`; with a seed, these batches are shuffled.
+        warnings.filterwarnings("ignore", message="`shuffle=True` was passed, but will be ignored")
+        return backend.make_loader(
+            Batches(
+                self,
+                batch_size,
+                seed=seed,
+                augment=augment,
+                workers=workers,
+                drop_last=drop_last,
+                first_epoch=first_epoch,
+                sampling=sampling,
+            )
         )
 
 
@@ -290,6 +296,20 @@ class Pictures(Items):
     def __init__(self, name, split, class_names=(), image_shape=None, mirror=True):
         super().__init__(name, split, class_names, image_shape)
         self.mirror = mirror
+
+
+class Wrapped:
+    """What a data set takes over from the one of whose items it is made, `self.dataset`."""
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def item_name(self, index):
+        return self.dataset.item_name(index)
+
+    @property
+    def groups(self):
+        return self.dataset.groups
 
 
 def require_masks(dataset):

@@ -85,26 +85,14 @@ class Folder(Pairs):
         self._table = None
         if os.path.lexists(self.path / "classes.csv"):  # a broken link is an error, too
             self._table = read_classes(inside(self.path, self.path / "classes.csv"))
-            names, palette, label_ids, void_ids = classes_of_table(self._table)
+            classes = classes_of_table(self._table)
         else:
-            names, label_ids, void_ids = classes_of(count_label_ids(self.path))
-            palette = None
+            classes = classes_of(count_label_ids(self.path))
         self._groups = None
         if os.path.lexists(self.path / "groups.csv"):
             path_of_groups = inside(self.path, self.path / "groups.csv")
             self._groups = read_groups(path_of_groups, [image.stem for image, _ in pairs])
-        super().__init__(
-            f"folder:{path}",
-            split,
-            pairs,
-            names,
-            palette,
-            label_ids,
-            void_ids,
-            size,
-            channels,
-            cache,
-        )
+        super().__init__(f"folder:{path}", split, pairs, *classes, size, channels, cache)
 
     @property
     def groups(self):
@@ -112,7 +100,27 @@ class Folder(Pairs):
 
     @functools.cached_property
     def object_classes(self):
-        ids = count_object_ids(self)
+        parts = []
+        for split in SPLITS:
+            if (self.path / split / "instances").is_dir():
+                parts.append(self if split == self.split else Folder(self.path, split))
+        files = [
+            stamp(path)
+            for part in parts
+            for i in range(len(part))
+            for path in (part.pairs[i][1], part._numbers_path(i))
+        ]
+
+        def compute():
+            found = set()
+            for part in parts:
+                for i in range(len(part)):
+                    labels = part._stored_labels(i)
+                    numbers = read_numbers(part._numbers_path(i), labels, part)
+                    found.update(np.unique(labels[numbers > 0]).tolist())
+            return sorted(part.label_ids[k] for k in found if k < len(part.label_ids))
+
+        ids = caches.remember(("object ids", files, self._translation()), compute)
         return tuple(k for k, label_id in enumerate(self.label_ids) if label_id in ids)
 
     @functools.cached_property
@@ -131,9 +139,12 @@ class Folder(Pairs):
         return self._numbers_paths[self.pairs[index][0].stem]
 
     def _to_numbers(self, path, index):
-        mask_path, content = self._file(index, 1)
-        pixels, one_bit = images.read_mask(mask_path, content)
-        return read_numbers(path, self._to_labels(mask_path, pixels, one_bit), self)
+        return read_numbers(path, self._stored_labels(index), self)
+
+    def _stored_labels(self, index):
+        """Returns the labels of a mask at its file's own size."""
+        path, content = self._file(index, 1)
+        return self._to_labels(path, *images.read_mask(path, content))
 
     def _sizes(self):  # of all splits, which share one `image_shape`
         folders = [self.path / split / "images" for split in SPLITS]
@@ -148,16 +159,15 @@ class Folder(Pairs):
         if self._table is None:
             return self._labels_of_ids(path, to_label_ids(path, pixels, one_bit))
         if pixels.ndim == 3:
-            return self._labels_of_colors(path, pixels)
-        return self._labels_of_rows(path, to_label_ids(path, pixels, one_bit, self._table))
-
-    def _labels_of_rows(self, path, ids):
-        return self._labels_of_ids(path, ids, " (the rows of classes.csv, counted from 0)")
+            rows = self._rows_of_colors(path, pixels)
+        else:
+            rows = to_label_ids(path, pixels, one_bit, self._table)
+        return self._labels_of_ids(path, rows, " (the rows of classes.csv, counted from 0)")
 
     def _colors(self):
         return None if self._table is None else tuple(row["color"] for row in self._table)
 
-    def _labels_of_colors(self, path, pixels):
+    def _rows_of_colors(self, path, pixels):
         seen = {}
         for row in self._table:
             if row["color"] in seen:
@@ -183,7 +193,7 @@ class Folder(Pairs):
                 f"{nearest['color']}, {nearest['name']}. Masks need exact colors: save them "
                 "without smoothing and lossless, or as label ids in one channel"
             )
-        return self._labels_of_rows(path, ids[place])
+        return ids[place]
 
 
 def list_pairs(root, split):
@@ -217,34 +227,7 @@ def count_label_ids(root):
                 )
         return sorted(found)
 
-    masks = [(str(path), *stamp(path)) for path in paths]
-    return caches.remember(("label ids", masks), compute)
-
-
-def count_object_ids(folder):
-    """Returns the label ids that objects of a `Folder` have in all splits; kept in the cache."""
-    parts = []
-    for split in SPLITS:
-        if (folder.path / split / "instances").is_dir():
-            parts.append(folder if split == folder.split else Folder(folder.path, split))
-    files = [
-        (str(path), *stamp(path))
-        for part in parts
-        for i in range(len(part))
-        for path in (part.pairs[i][1], part._numbers_path(i))
-    ]
-
-    def compute():
-        found = set()
-        for part in parts:
-            for i in range(len(part)):
-                mask_path, content = part._file(i, 1)
-                labels = part._to_labels(mask_path, *images.read_mask(mask_path, content))
-                numbers = read_numbers(part._numbers_path(i), labels, part)
-                found.update(np.unique(labels[numbers > 0]).tolist())
-        return sorted(part.label_ids[k] for k in found if k < len(part.label_ids))
-
-    return caches.remember(("object ids", files, folder._translation()), compute)
+    return caches.remember(("label ids", [stamp(path) for path in paths]), compute)
 
 
 def read_numbers(path, labels, folder):
@@ -269,19 +252,18 @@ def read_numbers(path, labels, folder):
             f"{path}: the instances have {in_words(pixels.shape)} pixels, but their mask has "
             f"{in_words(labels.shape)}; expected the same"
         )
-    classes = np.where(labels == VOID, -1, labels.astype(np.int32))
-    check_numbers(path, classes, pixels, folder.class_names)
+    check_numbers(path, labels, VOID, pixels, folder.class_names)
     return pixels.astype(np.uint16)
 
 
 def classes_of(ids):
-    """Returns class names, their label ids, and the ids of no class, for the ids that occur."""
+    """Returns the same as `classes_of_table`, without colors, for the ids that occur."""
     if ids == [0, 255]:
-        return ["background", "foreground"], ids, []
+        return ["background", "foreground"], None, ids, []
     others = [value for value in ids if value != VOID]
     if VOID in ids and others and 1 <= max(others) < VOID:
-        return [f"class {value}" for value in others], others, [VOID]
-    return [f"class {value}" for value in ids], ids, []
+        return [f"class {value}" for value in others], None, others, [VOID]
+    return [f"class {value}" for value in ids], None, ids, []
 
 
 def classes_of_table(table):
@@ -308,18 +290,14 @@ def to_label_ids(path, pixels, one_bit, table=None):
 
 def read_classes(path):
     """Reads a classes.csv: a list of dicts with id, name, color, ignore and line."""
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        try:
-            reader = csv.DictReader(file, skipinitialspace=True, strict=True)
-            missing = [name for name in COLUMNS[:4] if name not in (reader.fieldnames or [])]
-            if missing:
-                raise ValueError(
-                    f"{path}, line 1: no column {' and '.join(missing)}; expected the columns "
-                    f"{','.join(COLUMNS)}, found {','.join(reader.fieldnames or ['nothing'])}"
-                )
-            rows = [read_row(path, reader.line_num, row) for row in reader]
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: not a table in UTF-8 with commas: {error}") from error
+    columns, rows = read_table(path)
+    missing = [name for name in COLUMNS[:4] if name not in columns]
+    if missing:
+        raise ValueError(
+            f"{path}, line 1: no column {' and '.join(missing)}; expected the columns "
+            f"{','.join(COLUMNS)}, found {','.join(columns or ['nothing'])}"
+        )
+    rows = [read_row(path, line, row) for line, row in rows]
     names = {}
     for index, row in enumerate(rows):
         row["id"] = index
@@ -338,15 +316,20 @@ def read_classes(path):
     return rows
 
 
-def read_groups(path, stems):
-    """Reads groups.csv, the columns name and group: returns the group of each stem."""
+def read_table(path):
+    """Reads a CSV file: the names of its columns, and pairs of a line's number and its row."""
     with open(path, encoding="utf-8-sig", newline="") as file:
         try:
-            rows = list(csv.DictReader(file, skipinitialspace=True, strict=True))
+            reader = csv.DictReader(file, skipinitialspace=True, strict=True)
+            return list(reader.fieldnames or []), [(reader.line_num, row) for row in reader]
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: not a table in UTF-8 with commas: {error}") from error
+
+
+def read_groups(path, stems):
+    """Reads groups.csv, the columns name and group: returns the group of each stem."""
     groups = {}
-    for line, row in enumerate(rows, start=2):
+    for line, (_, row) in enumerate(read_table(path)[1], start=2):
         name, group = ((row.get(key) or "").strip() for key in ("name", "group"))
         if not name or not group:
             raise ValueError(
@@ -371,21 +354,15 @@ def read_row(path, line, row):
     row = {key: (value or "").strip() for key, value in row.items()}
     if not row["name"]:
         raise ValueError(f"{path}, line {line}: the class has no name")
-    color = []
     for name in COLUMNS[1:4]:
         if not (row[name].isdecimal() and int(row[name]) <= 255):
             raise ValueError(
                 f"{path}, line {line}: {name} is {row[name]!r}; expected a whole number, 0 to 255"
             )
-        color.append(int(row[name]))
     ignore = row.get("ignore", "").lower()
     if ignore not in YES + NO:
         raise ValueError(
             f"{path}, line {line}: ignore is {row['ignore']!r}; expected yes or nothing"
         )
-    return {
-        "name": from_csv(row["name"]),
-        "color": tuple(color),
-        "ignore": ignore in YES,
-        "line": line,
-    }
+    name, color = from_csv(row["name"]), tuple(int(row[name]) for name in COLUMNS[1:4])
+    return {"name": name, "color": color, "ignore": ignore in YES, "line": line}

@@ -84,10 +84,9 @@ class OfAlbumentations:
         pixels = np.round(image * 255).astype(np.uint8)
         if hasattr(self.transform, "set_random_seed"):  # since version 1.4.19
             self.transform.set_random_seed(int(rng.integers(2**32)))
-            found = self._call(pixels, mask)
+            pixels, mask = self._call(pixels, mask)
         else:  # those before draw from the shared generators
-            found = OfImageAndMask(self._call)(pixels, mask, rng)
-        pixels, mask = found
+            pixels, mask = OfImageAndMask(self._call)(pixels, mask, rng)
         if np.ndim(pixels) == 2:
             pixels = pixels[..., None]
         scale = 255 if pixels.dtype == np.uint8 else 1

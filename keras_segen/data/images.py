@@ -166,9 +166,8 @@ def resize_image(image, size):
     if image.shape[:2] == (height, width):
         return image
     shrinks = height <= image.shape[0] and width <= image.shape[1]
-    resized = cv2.resize(
-        image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    )
+    way = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    resized = cv2.resize(image, (width, height), interpolation=way)
     return resized.reshape(height, width, image.shape[2])
 
 
@@ -184,5 +183,7 @@ def resize_mask(mask, size):
 
 
 def to_float(image):
-    """Returns uint8 or uint16 as float32 in [0, 1]."""
+    """Returns uint8, uint16 or floats as float32 in [0, 1]; float32 is not copied."""
+    if image.dtype.kind == "f":
+        return image.astype(np.float32, copy=False)
     return np.divide(image, np.iinfo(image.dtype).max, dtype=np.float32)

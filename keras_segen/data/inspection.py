@@ -154,15 +154,9 @@ def _augmentation(augment, dataset):
 def _findings(datasets, looks):
     """Returns what is worth a look, the gravest first."""
     read = [look for look in looks if not look.error]
-    found = [
-        _Finding(
-            "cannot be read",
-            "A training would stop at these.",
-            [look for look in looks if look.error],
-            tuple(f"{look.name}: {look.error}" for look in looks if look.error),
-            bad=True,
-        )
-    ]
+    others = [look for look in looks if look.error]
+    errors = tuple(f"{look.name}: {look.error}" for look in others)
+    found = [_Finding("cannot be read", "A training would stop at these.", others, errors, True)]
     alike = collections.defaultdict(list)
     for look in read:
         alike[look.image].append(look)
@@ -179,23 +173,14 @@ def _findings(datasets, looks):
         found.append(_Finding(text, note, [look for same in groups for look in same], lines, bad))
     found.append(_torn_groups(datasets, looks))
     masked = [look for look in read if isinstance(look.dataset, Dataset)]
+    empty = [look for look in masked if not look.counts.any()]
+    alone = [look for look in masked if (look.counts > 0).sum() == 1]
+    plain = [look for look in read if look.plain]
+    often = "Right where nothing else is to be seen; often a mask that nobody drew."
     found += [
-        _Finding(
-            "a mask of nothing but void",
-            "Nothing can be learned from it.",
-            [look for look in masked if not look.counts.any()],
-            bad=True,
-        ),
-        _Finding(
-            "a mask of one class only",
-            "Right where nothing else is to be seen; often a mask that nobody drew.",
-            [look for look in masked if (look.counts > 0).sum() == 1],
-        ),
-        _Finding(
-            "an image of one color",
-            "Often a file that was written empty.",
-            [look for look in read if look.plain],
-        ),
+        _Finding("a mask of nothing but void", "Nothing can be learned from it.", empty, bad=True),
+        _Finding("a mask of one class only", often, alone),
+        _Finding("an image of one color", "Often a file that was written empty.", plain),
     ]
     found = [finding for finding in found if finding.looks]
     return found + _missing_classes(datasets, read)
@@ -203,18 +188,14 @@ def _findings(datasets, looks):
 
 def _torn_groups(datasets, looks):
     """Groups such as patients with items in two splits."""
-    splits, groups = collections.defaultdict(set), {}
+    groups = {id(dataset): dataset.groups or [None] * len(dataset) for dataset in datasets}
+    splits = collections.defaultdict(set)
     for dataset in datasets:
-        groups[id(dataset)] = dataset.groups
-        for group in dataset.groups or ():
-            if group is not None:
-                splits[group].add(dataset.split)
+        for group in groups[id(dataset)]:
+            splits[group].add(dataset.split)
+    splits.pop(None, None)  # items that are independent
     torn = {group: sorted(names) for group, names in splits.items() if len(names) > 1}
-    members = [
-        look
-        for look in looks
-        if groups[id(look.dataset)] and groups[id(look.dataset)][look.index] in torn
-    ]
+    members = [look for look in looks if groups[id(look.dataset)][look.index] in torn]
     lines = tuple(f"{group}: in {' and '.join(names)}" for group, names in torn.items())
     return _Finding(
         "of a group that is in two splits",
@@ -234,15 +215,10 @@ def _missing_classes(datasets, read):
         missing = np.flatnonzero(np.sum(counts, axis=0) == 0)
         if len(missing):
             trained = dataset.split == "train"
-            found.append(
-                _Finding(
-                    f"classes that nothing in {dataset.split} has",
-                    "They cannot be learned." if trained else "They cannot be measured.",
-                    [],
-                    tuple(dataset.class_names[index] for index in missing),
-                    bad=trained,
-                )
-            )
+            text = f"classes that nothing in {dataset.split} has"
+            note = "They cannot be learned." if trained else "They cannot be measured."
+            names = tuple(dataset.class_names[index] for index in missing)
+            found.append(_Finding(text, note, [], names, bad=trained))
     return found
 
 
@@ -274,34 +250,26 @@ def _describe(datasets, looks, augment, seed, partly):
             f"{show(len(looks))} of {show(sum(map(len, datasets)))} items were read, evenly "
             "spread: images that are there twice may have been missed."
         )
+    figures = {"data": first.name, "class_names": list(first.class_names), "splits": splits}
+    figures["findings"] = [
+        {"text": each.text, "items": [look.name for look in each.looks], "details": each.details}
+        for each in findings
+    ]
+    legend = list(zip(first.class_names, _colors(first), strict=True))
     tables = [_class_table(datasets, splits)] if first.num_classes else []
     if len(sizes) > 1:
         tables.append(_size_table(datasets, looks, sizes))
     return Description(
         subject=first.name,
         result=f"{listing(counted)}, {classes}",
-        figures=plain(
-            {
-                "data": first.name,
-                "class_names": list(first.class_names),
-                "splits": splits,
-                "findings": [
-                    {
-                        "text": finding.text,
-                        "items": [look.name for look in finding.looks],
-                        "details": list(finding.details),
-                    }
-                    for finding in findings
-                ],
-            }
-        ),
+        figures=plain(figures),
         cards=cards,
         tables=tables,
         findings=_finding_table(findings),
         suspects=_suspects(findings),
         samples=[_shown(look, _contents(look)) for look in samples],
         augmented=[] if augment is None else _augmented(samples[:AUGMENTED], augment, seed),
-        legend=_legend(first),
+        legend=legend if isinstance(first, Dataset) else [],
         notes=notes,
     )
 
@@ -329,14 +297,14 @@ def _class_table(datasets, splits):
     known = [each for each in datasets if "class_shares" in splits[each.split]]
     highest = max((max(splits[each.split]["class_shares"]) for each in known), default=0) or 1
     rows = []
-    for index, name in enumerate(first.class_names):
+    for index, color in enumerate(_colors(first)):
         cells = []
         for each in known:
             share = float(splits[each.split]["class_shares"][index])
             images = f"in {show(int(splits[each.split]['items_with_class'][index]))} images"
             mark = None if share else "bad"
             cells.append(Cell(share, (images,), mark, bar=share / highest))
-        rows.append([Cell(name, swatch=_color(first, index)), *cells])
+        rows.append([Cell(first.class_names[index], swatch=color), *cells])
     footer = []
     if masks and first.ignore_class is not None:
         footer = [["void, of all pixels", *(splits[each.split]["void_share"] for each in known)]]
@@ -426,7 +394,7 @@ def _shown(look, note):
     image, target = read_item(look.dataset, look.index)
     pictures = {"image": _rgb(image)}
     if isinstance(look.dataset, Dataset):
-        pictures["mask"] = _over(look.dataset, image, target)
+        pictures["mask"] = _drawn(look.dataset, image, target)
     return Shown(look.name, note, pictures)
 
 
@@ -441,40 +409,35 @@ def _augmented(looks, augment, seed):
         options = {}
         if isinstance(augment, Augment):
             options["ignore_class"] = getattr(dataset, "ignore_class", None)
-        masks = isinstance(dataset, Dataset)
-        if not masks and options:
+        if options and not isinstance(dataset, Dataset):
             target = np.zeros(image.shape[:2], np.int32)
-        pictures = {"stored": _over(dataset, image, target) if masks else _rgb(image)}
+        pictures = {"stored": _drawn(dataset, image, target)}
         for epoch in range(EPOCHS):
             rng = determinism.rng("augment", seed, epoch, look.index)
-            changed, labels = augment(image, target, rng, **options)
-            pictures[f"epoch {epoch + 1}"] = (
-                _over(dataset, changed, labels) if masks else _rgb(changed)
-            )
+            changed = augment(image, target, rng, **options)
+            pictures[f"epoch {epoch + 1}"] = _drawn(dataset, *changed)
         found.append(Shown(look.name, "", pictures))
     return found
 
 
-def _over(dataset, image, mask):
+def _drawn(dataset, image, target):
+    """An image, with its mask over it if there is one."""
     from keras_segen import plot
 
-    return plot.overlay(image, mask, dataset.palette, dataset.ignore_class, alpha=0.45)
+    if not isinstance(dataset, Dataset):
+        return _rgb(image)
+    return plot.overlay(image, target, dataset.palette, dataset.ignore_class, alpha=0.45)
 
 
 def _rgb(image):
     return np.rint(np.broadcast_to(image, (*image.shape[:2], 3)).clip(0, 1) * 255).astype("uint8")
 
 
-def _legend(dataset):
+def _colors(dataset):
+    """The colors of the classes for CSS, or None for each if there are no masks."""
     if not isinstance(dataset, Dataset):
-        return []
-    return [(name, _color(dataset, index)) for index, name in enumerate(dataset.class_names)]
-
-
-def _color(dataset, index):
-    if not isinstance(dataset, Dataset):
-        return None
-    return "#" + "".join(f"{value:02x}" for value in dataset.palette[index].tolist())
+        return [None] * dataset.num_classes
+    return [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in dataset.palette.tolist()]
 
 
 def _times(size):

@@ -3,9 +3,10 @@
 import dataclasses
 import warnings
 
+import cv2
 import numpy as np
 
-from keras_segen.data.dataset import Dataset, require_masks
+from keras_segen.data.dataset import Dataset, Wrapped, require_masks
 
 # A plane that is stored and augmented holds 65536 * class + number for a pixel of an object. Its
 # numbers go to 65534, those of the training's target only to 254: see `to_slots`. Number 0 of a
@@ -45,10 +46,7 @@ class Instance:
     @property
     def mask(self):
         """Its pixels: bool `(height, width)` of the whole image."""
-        mask = np.zeros(self.image_size, bool)
-        (top, left), (rows, columns) = self.corner, self.pixels.shape
-        mask[top : top + rows, left : left + columns] = self.pixels
-        return mask
+        return pixels_in(self.pixels, self.corner, (0, 0, *self.image_size))
 
     @property
     def area(self):
@@ -88,7 +86,7 @@ def as_instances(dataset, max_instances=20):
     return Instances(dataset, max_instances)
 
 
-class Instances(Dataset):
+class Instances(Wrapped, Dataset):
     """What `as_instances` returns. Its classes are those of the objects only, counted from 1.
 
     `data[i]` is `(image, plane)`: plane int32 `(height, width)`, `256 * class + number` for a pixel
@@ -114,28 +112,12 @@ class Instances(Dataset):
             )
         self.dataset = dataset
         self.max_instances = int(max_instances)
-        super().__init__(
-            dataset.name,
-            dataset.split,
-            [dataset.class_names[k] for k in classes],
-            dataset.palette[classes],
-            VOID,
-            [dataset.label_ids[k] for k in classes],
-            dataset.image_shape,
-        )
+        names = [dataset.class_names[k] for k in classes]
+        kinds = names, dataset.palette[classes], VOID, [dataset.label_ids[k] for k in classes]
+        super().__init__(dataset.name, dataset.split, *kinds, dataset.image_shape)
         self.sizes = dataset.sizes
         self._classes = classes
         self._told = False
-
-    def __len__(self):
-        return len(self.dataset)
-
-    def item_name(self, index):
-        return self.dataset.item_name(index)
-
-    @property
-    def groups(self):
-        return self.dataset.groups
 
     def read(self, index):
         """Returns image and plane `65536 * class + number`; see `NUMBERS` and `VOID`."""
@@ -190,7 +172,7 @@ class Instances(Dataset):
         table[-1] = -1
         void = mask == self.dataset.ignore_class
         classes = table[np.where(void, -1, mask)]
-        check_numbers(name, classes, numbers, ("background", *self.class_names))
+        check_numbers(name, classes, -1, numbers, ("background", *self.class_names))
         plane = np.where(classes > 0, classes * NUMBERS + numbers, 0)
         plane[void] = VOID
         return plane.astype(np.int32)
@@ -201,12 +183,31 @@ def instance_of(mask, class_id, name, score=None, crowd=False):
 
     Its box is the smallest one around them.
     """
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
-    box = np.array([left, top, right, bottom], "float32")
-    pixels = mask[top:bottom, left:right].copy()
-    corner = int(top), int(left)
-    return Instance(int(class_id), name, box, corner, pixels, mask.shape, score, crowd)
+    left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    box = np.array([left, top, left + width, top + height], "float32")
+    pixels = mask[top : top + height, left : left + width].copy()
+    return Instance(int(class_id), name, box, (top, left), pixels, mask.shape, score, crowd)
+
+
+def pixels_in(pixels, corner, window):
+    """Lays pixels into an image, of which only a window is made.
+
+    Args:
+        pixels: bool `(rows, columns)`.
+        corner: `(row, column)` of the first of them in the image; they may lie beyond its border.
+        window: `(top, left, bottom, right)` in the image.
+
+    Returns:
+        bool `(bottom - top, right - left)`.
+    """
+    top, left, bottom, right = window
+    found = np.zeros((bottom - top, right - left), bool)
+    row, column = corner[0] - top, corner[1] - left
+    y1, y2 = max(row, 0), min(row + pixels.shape[0], bottom - top)
+    x1, x2 = max(column, 0), min(column + pixels.shape[1], right - left)
+    if y1 < y2 and x1 < x2:
+        found[y1:y2, x1:x2] = pixels[y1 - row : y2 - row, x1 - column : x2 - column]
+    return found
 
 
 def to_slots(plane, max_instances):
@@ -229,12 +230,13 @@ def to_slots(plane, max_instances):
     return new[place].reshape(plane.shape).astype(np.int32), len(places) - len(kept)
 
 
-def check_numbers(where, classes, numbers, class_names):
+def check_numbers(where, classes, void, numbers, class_names):
     """Raises a ValueError if an object has pixels of two classes.
 
     Args:
         where: str or path, for the error.
-        classes: int `(height, width)`, -1 where it is not known.
+        classes: int `(height, width)`.
+        void: int, what stands in `classes` where the class is not known, or None.
         numbers: int `(height, width)`, 0 where there is no object.
         class_names: sequence of str, by class.
     """
@@ -243,8 +245,8 @@ def check_numbers(where, classes, numbers, class_names):
             f"{where}: numbers of objects from {numbers.min()} to {numbers.max()}, expected 0 to "
             f"{NUMBERS - 2}."
         )
-    known = (numbers > 0) & (classes >= 0)
-    pairs = np.unique(numbers[known].astype(np.int64) * NUMBERS + classes[known])
+    known = (numbers > 0) & (classes != void)
+    pairs = np.unique(numbers[known].astype(np.int64) * NUMBERS + classes[known].astype(np.int64))
     number, twice = np.unique(pairs // NUMBERS, return_counts=True)
     if (twice > 1).any():
         wrong = int(number[twice > 1][0])

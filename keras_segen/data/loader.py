@@ -14,7 +14,6 @@ import os
 import pickle
 import threading
 import time
-import warnings
 import weakref
 from concurrent.futures.process import BrokenProcessPool
 
@@ -29,36 +28,6 @@ from keras_segen.data.tree import Spec, conform, map_tree
 from keras_segen.determinism import order, rng, sample
 
 SAMPLINGS = ("uniform", "rare_classes")
-
-
-def batches(
-    dataset,
-    batch_size,
-    *,
-    seed=None,
-    augment=None,
-    workers=0,
-    drop_last=False,
-    first_epoch=0,
-    sampling="uniform",
-):
-    """Makes the loader of the running backend, with the arguments of `Batches`."""
-    from keras_segen import backend  # imports the framework, which worker processes do not need
-
-    # Keras warns about every loader given to `fit`; with a seed, these batches are shuffled.
-    warnings.filterwarnings("ignore", message="`shuffle=True` was passed, but will be ignored")
-    return backend.make_loader(
-        Batches(
-            dataset,
-            batch_size,
-            seed=seed,
-            augment=augment,
-            workers=workers,
-            drop_last=drop_last,
-            first_epoch=first_epoch,
-            sampling=sampling,
-        )
-    )
 
 
 class Batches:
@@ -114,9 +83,8 @@ class Batches:
         if augment is not None and seed is None:
             raise ValueError("Augmentation needs a seed: batches(..., seed=0, augment=...).")
         if sampling not in SAMPLINGS:
-            raise ValueError(
-                f"sampling is {sampling!r}, expected " + " or ".join(map(repr, SAMPLINGS)) + "."
-            )
+            expected = " or ".join(map(repr, SAMPLINGS))
+            raise ValueError(f"sampling is {sampling!r}, expected {expected}.")
         if sampling == "rare_classes" and seed is None:
             raise ValueError(
                 "Sampling needs a seed: batches(..., seed=0, sampling='rare_classes')."

@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_segen.data import cache as caches
 from keras_segen.data import images
-from keras_segen.data.dataset import Dataset, check_channels, check_size
+from keras_segen.data.dataset import Dataset, check_channels, check_size, check_split
 
 VOID = 255  # the label of ignored pixels, in every data set of files that has any
 
@@ -47,15 +47,9 @@ class Pairs(Dataset):
         self.pairs = pairs
         self._void_ids = tuple(void_ids)
         sizes = self._sizes() if self.size is None else {self.size: len(pairs)}
-        super().__init__(
-            name,
-            split,
-            class_names,
-            palette,
-            VOID if self._void_ids else None,
-            label_ids,
-            (*next(iter(sizes)), self.channels) if len(sizes) == 1 else None,
-        )
+        void = VOID if self._void_ids else None
+        shape = (*next(iter(sizes)), self.channels) if len(sizes) == 1 else None
+        super().__init__(name, split, class_names, palette, void, label_ids, shape)
         self.sizes = sizes
 
     def __len__(self):
@@ -73,10 +67,7 @@ class Pairs(Dataset):
 
     def read(self, index):
         image, mask = self._cache.take(
-            index,
-            ("image", "mask"),
-            lambda: self._key(index),
-            lambda: self._decode(index),
+            index, ("image", "mask"), lambda: self._key(index), lambda: self._decode(index)
         )
         return images.to_float(image), mask.astype(np.int32)
 
@@ -88,23 +79,14 @@ class Pairs(Dataset):
         (numbers,) = self._cache.take(
             ("numbers", index),
             ("numbers",),
-            lambda: (*self._key(index), self._stamp_of_numbers(index)),
-            lambda: [self._decode_numbers(index)],
+            lambda: (*self._key(index), stamp(self._numbers_path(index))),
+            lambda: [self._at_size(self._to_numbers(self._numbers_path(index), index))],
         )
         return numbers.astype(np.int32)
 
     def _numbers_path(self, index):
         """Returns the path of the file that tells the objects of item `index` apart."""
         raise NotImplementedError
-
-    def _stamp_of_numbers(self, index):
-        path = self._numbers_path(index)
-        return str(path), *stamp(path)
-
-    def _decode_numbers(self, index):
-        """Returns the numbers of the objects, uint16 at the size of the items."""
-        numbers = self._to_numbers(self._numbers_path(index), index)
-        return numbers if self.size is None else images.resize_mask(numbers, self.size)
 
     def _to_numbers(self, path, index):
         """Returns the numbers of the objects as in a file, uint16 `(height, width)`, 0 for none."""
@@ -116,7 +98,7 @@ class Pairs(Dataset):
 
     def _stamps(self, index):
         """Returns sizes and times that change with the files of item `index`."""
-        return [(str(path), *stamp(path)) for path in self.pairs[index]]
+        return [stamp(path) for path in self.pairs[index]]
 
     def _translation(self):
         """Returns everything that the conversion of mask files to labels depends on."""
@@ -145,7 +127,9 @@ class Pairs(Dataset):
                 f"{image[0]} has {in_words(image[1])} (turned as its EXIF "
                 "orientation says); expected the same"
             )
-        mask = self._to_labels(path, pixels, one_bit)
+        return self._at_size(self._to_labels(path, pixels, one_bit))
+
+    def _at_size(self, mask):
         return mask if self.size is None else images.resize_mask(mask, self.size)
 
     def _to_labels(self, path, pixels, one_bit):
@@ -219,6 +203,15 @@ def inside(root, path):
     return path
 
 
+def check_labeled(split, name):
+    """Raises a ValueError for the test split of a data set whose labels there are secret."""
+    if check_split(split) == "test":
+        raise ValueError(
+            f"The labels of {name} test split are not public, so nothing can be measured "
+            "on it; use split='val' (on the command line --split val)"
+        )
+
+
 def require_files(paths, kind, source):
     """Raises if files of a published data set are missing; the message tells how to get them.
 
@@ -267,8 +260,8 @@ def header_sizes(paths, turn=True):
         except Exception:  # what Pillow raises for damaged files has no common type
             return None
 
-    files = [(str(path), *stamp(path)) for path in paths]
-    found = caches.remember(("sizes", turn, files), lambda: [size(path) for path in paths])
+    key = ("sizes", turn, [stamp(path) for path in paths])
+    found = caches.remember(key, lambda: [size(path) for path in paths])
     return [each and tuple(each) for each in found]
 
 
@@ -282,9 +275,9 @@ def count_sizes(paths, turn=True):
 
 
 def stamp(path):
-    """Returns a file's size and time of change."""
+    """Returns a file's path, size and time of change."""
     status = path.stat()
-    return status.st_size, status.st_mtime_ns
+    return str(path), status.st_size, status.st_mtime_ns
 
 
 def labels_of_ids(path, ids, label_ids, void_ids, hint=""):

@@ -10,6 +10,7 @@ from keras_segen.data.dataset import (
     SPLITS,
     Dataset,
     Pictures,
+    Wrapped,
     carve,
     check_channels,
     check_size,
@@ -150,18 +151,8 @@ class Cifar10(PictureArrays):
     """
 
     KIND = "cifar10"
-    CLASSES = (
-        "airplane",
-        "automobile",
-        "bird",
-        "cat",
-        "deer",
-        "dog",
-        "frog",
-        "horse",
-        "ship",
-        "truck",
-    )
+    CLASSES = ("airplane", "automobile", "bird", "cat", "deer")
+    CLASSES += ("dog", "frog", "horse", "ship", "truck")
     SHAPE = (32, 32, 3)
     DOWNLOAD = "170 MB from www.cs.toronto.edu"
 
@@ -199,18 +190,8 @@ class FashionMnist(PictureArrays):
     """
 
     KIND = "fashion_mnist"
-    CLASSES = (
-        "T-shirt/top",
-        "trouser",
-        "pullover",
-        "dress",
-        "coat",
-        "sandal",
-        "shirt",
-        "sneaker",
-        "bag",
-        "ankle boot",
-    )
+    CLASSES = ("T-shirt/top", "trouser", "pullover", "dress", "coat")
+    CLASSES += ("sandal", "shirt", "sneaker", "bag", "ankle boot")
     SHAPE = (28, 28, 1)
     DOWNLOAD = "31 MB from storage.googleapis.com"
 
@@ -300,7 +281,7 @@ class ImageFolder(Pictures):
         (image,) = self._cache.take(
             index,
             ("image",),
-            lambda: ((str(path), *stamp(path)), self.size, self.channels, self.fit),
+            lambda: (stamp(path), self.size, self.channels, self.fit),
             lambda: (self._decode(path),),
         )
         return images.to_float(image), np.int32(self._labels[index])
@@ -314,23 +295,13 @@ class ImageFolder(Pictures):
         return images.resize_image(image, self.size)
 
 
-class WithoutMasks(Pictures):
+class WithoutMasks(Wrapped, Pictures):
     """The images of a data set with masks, see `as_pictures`."""
 
     def __init__(self, dataset):
         self.dataset = dataset
         super().__init__(dataset.name, dataset.split, (), dataset.image_shape)
         self.sizes = dataset.sizes
-
-    def __len__(self):
-        return len(self.dataset)
-
-    def item_name(self, index):
-        return self.dataset.item_name(index)
-
-    @property
-    def groups(self):
-        return self.dataset.groups
 
     def read(self, index):
         return self.dataset.read(index)[0], np.int32(0)

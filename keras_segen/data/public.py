@@ -54,18 +54,10 @@ class Pets(Pairs):
         self._source = "test" if split == "test" else "train"
         self._opened = None
         length = len(self._records())
-        super().__init__(
-            "pets" if path is None else f"pets:{path}",
-            split,
-            np.arange(length) if split == "test" else carve(length, split),
-            ("foreground", "background", "outline"),
-            None,
-            (1, 2, 3),
-            (),
-            size,
-            channels,
-            cache,
-        )
+        name = "pets" if path is None else f"pets:{path}"
+        indices = np.arange(length) if split == "test" else carve(length, split)
+        classes = ("foreground", "background", "outline"), None, (1, 2, 3), ()
+        super().__init__(name, split, indices, *classes, size, channels, cache)
 
     def __getstate__(self):
         return self.__dict__ | {"_opened": None}  # each worker process opens the records itself
@@ -104,7 +96,7 @@ class Pets(Pairs):
 
     def _stamps(self, index):
         path = self._prepared / "dataset_info.json"
-        return [(str(path), *stamp(path), self._source, int(self.pairs[index]))]
+        return [(*stamp(path), self._source, int(self.pairs[index]))]
 
     @classmethod
     def download(cls, say=print):

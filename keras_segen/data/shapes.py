@@ -172,10 +172,7 @@ def outline(name, x, y, center, radius, rng):
     """Returns how far inside the shape each pixel is; negative outside, in units."""
     angle, aspect, thickness = rng.uniform(0, 2 * np.pi), rng.uniform(0.5, 1), rng.uniform(0.2, 0.4)
     x, y = x - center[0], y - center[1]
-    x, y = (
-        math.cos(angle) * x + math.sin(angle) * y,
-        math.cos(angle) * y - math.sin(angle) * x,
-    )
+    x, y = (math.cos(angle) * x + math.sin(angle) * y, math.cos(angle) * y - math.sin(angle) * x)
     if name == "box":
         side = radius * 0.7
         return np.minimum(side - np.abs(x), side * aspect - np.abs(y))

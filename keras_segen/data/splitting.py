@@ -1,6 +1,5 @@
 """One folder of images and masks, shared out among the splits."""
 
-import collections
 import csv
 import errno
 import os
@@ -11,6 +10,7 @@ from pathlib import Path
 from keras_segen.data.dataset import SPLITS
 from keras_segen.data.folder import read_groups
 from keras_segen.data.pairs import inside, list_files, pair_files, resolved
+from keras_segen.data.subset import shuffled_groups
 from keras_segen.determinism import rng
 from keras_segen.files import write_folder_atomically
 
@@ -55,8 +55,7 @@ def split_folder(folder, out, *, val=0.2, test=0.1, seed=0, groups=None, link=Fa
         raise ValueError(
             f"{folder} has the folder {there[0]}, so it is split already: --data folder:{folder}"
         )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} is there already; name a folder that is not")
+    check_new(out)
     shares = check_shares(val, test)
     pairs = pair_files(root, root / "images", root / "masks")
     kinds = {"images": [image for image, _ in pairs], "masks": [mask for _, mask in pairs]}
@@ -78,6 +77,12 @@ def split_folder(folder, out, *, val=0.2, test=0.1, seed=0, groups=None, link=Fa
     for name, split in zip(names, places, strict=True):
         found[split].append(name)
     return found | {"groups": None if of_items is None else len(set(of_items))}
+
+
+def check_new(folder):
+    """Raises a FileExistsError if a folder to make is there, and not empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is there already; name a folder that is not")
 
 
 def check_shares(val, test):
@@ -114,27 +119,22 @@ def assign_splits(length, shares, seed, groups=None):
     >>> assign_splits(5, {"train": 0.6, "val": 0.4}, seed=0, groups="aabba")
     ['train', 'train', 'val', 'val', 'train']
     """
-    members = collections.defaultdict(list)
-    for index, group in enumerate(range(length) if groups is None else groups):
-        members[group].append(index)
+    members = shuffled_groups(length, groups, rng("split", seed))
     if len(members) < len(shares):
         what = "items" if groups is None else f"groups of {length} items"
         raise ValueError(
             f"{len(members)} {what} cannot be dealt to {', '.join(shares)}; expected at least "
             f"{len(shares)}"
         )
-    names = list(members)
-    names = [names[place] for place in rng("split", seed).permutation(len(names))]
     lacking = {split: share * length for split, share in shares.items()}
     splits, empty = [None] * length, set(shares)
-    names.sort(key=lambda name: -len(members[name]))  # stable: shuffled else
-    for dealt, name in enumerate(names):
+    for dealt, indices in enumerate(members):
         # The last groups go to splits that would have none.
-        open_to = empty if len(names) - dealt == len(empty) else shares
+        open_to = empty if len(members) - dealt == len(empty) else shares
         split = max((each for each in shares if each in open_to), key=lacking.get)
-        lacking[split] -= len(members[name])
+        lacking[split] -= len(indices)
         empty.discard(split)
-        for index in members[name]:
+        for index in indices:
             splits[index] = split
     return splits
 

@@ -41,15 +41,8 @@ class Subset(Dataset):
             raise ValueError("an index comes twice, expected each item of the part once")
         self.dataset = dataset
         self.indices = indices
-        super().__init__(
-            dataset.name,
-            split,
-            dataset.class_names,
-            dataset.palette,
-            dataset.ignore_class,
-            dataset.label_ids,
-            dataset.image_shape,
-        )
+        classes = dataset.class_names, dataset.palette, dataset.ignore_class, dataset.label_ids
+        super().__init__(dataset.name, split, *classes, dataset.image_shape)
         self.sizes = dataset.sizes
 
     def __len__(self):
@@ -116,24 +109,34 @@ def assign_folds(length, num_folds, seed, groups=None):
     """
     if num_folds < 2:
         raise ValueError(f"num_folds is {num_folds}, expected at least 2")
-    if groups is None:
-        groups = [None] * length
-    if len(groups) != length:
+    if groups is not None and len(groups) != length:
         raise ValueError(f"{len(groups)} group names for {length} items, expected one for each")
-    members = collections.defaultdict(list)
-    for index, group in enumerate(groups):
-        members[index if group is None else group].append(index)
+    members = shuffled_groups(length, groups, rng("folds", seed, num_folds))
     if len(members) < num_folds:
         what = "items" if len(members) == length else f"groups of {length} items"
         raise ValueError(
             f"{len(members)} {what} cannot fill {num_folds} folds, expected at most "
             f"{len(members)} folds: a group is in one fold as a whole"
         )
-    names = list(members)
-    names = [names[place] for place in rng("folds", seed, num_folds).permutation(len(names))]
     folds, sizes = np.empty(length, np.int64), np.zeros(num_folds, np.int64)
-    for name in sorted(names, key=lambda name: -len(members[name])):  # stable: shuffled else
+    for indices in members:
         smallest = sizes.argmin()
-        folds[members[name]] = smallest
-        sizes[smallest] += len(members[name])
+        folds[indices] = smallest
+        sizes[smallest] += len(indices)
     return folds
+
+
+def shuffled_groups(length, groups, generator):
+    """Returns the items of each group: lists of int, the longest first, else in random order.
+
+    Args:
+        length: int, number of items.
+        groups: as in `assign_folds`.
+        generator: `numpy.random.Generator`.
+    """
+    members = collections.defaultdict(list)
+    for index, group in enumerate([None] * length if groups is None else groups):
+        members[index if group is None else group].append(index)
+    found = list(members.values())
+    found = [found[place] for place in generator.permutation(len(found))]
+    return sorted(found, key=len, reverse=True)  # keeps the order of equal ones

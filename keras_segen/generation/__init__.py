@@ -9,8 +9,8 @@ from keras_segen.generation.distances import (
     moments,
     precision_recall,
 )
-from keras_segen.generation.evaluate import compare_features, evaluate, nearest_neighbours
-from keras_segen.generation.explore import interpolation, neighbours, samples, traversal
+from keras_segen.generation.evaluate import compare_features, evaluate, nearest_neighbors
+from keras_segen.generation.explore import interpolation, neighbors, samples, traversal
 from keras_segen.generation.extractors import Extractor, load_extractor
 from keras_segen.generation.gan import GAN
 from keras_segen.generation.sngan import sngan_discriminator, sngan_generator
@@ -38,8 +38,8 @@ __all__ = [
     "kernel_distance",
     "load_extractor",
     "moments",
-    "nearest_neighbours",
-    "neighbours",
+    "nearest_neighbors",
+    "neighbors",
     "precision_recall",
     "samples",
     "sngan_discriminator",

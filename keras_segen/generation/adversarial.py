@@ -1,7 +1,7 @@
-"""What two networks play for: the losses of GANs, their penalties, and two optimizers as one.
+"""How a generator G and a discriminator D are trained: losses, penalties, and their optimizers.
 
-D scores images, with one number each: high for real, low for fake. Scores are logits, float32
-`(batch, 1)`; `real` and `fake` are those of real and of generated images.
+D gives each image a score: high for real, low for fake. Scores are logits, float32 `(batch, 1)`;
+`real` and `fake` are the scores of real and of generated images.
 """
 
 import dataclasses
@@ -43,13 +43,14 @@ def raise_scores(fake):
     return -ops.mean(fake)
 
 
-# For each game the loss of D, the loss of G, and the score above which D says "real".
+# The loss of D, the loss of G, and the score above which an image counts as real.
 #   non_saturating  Goodfellow et al. (2014), https://arxiv.org/abs/1406.2661: binary
 #                   cross-entropy; G maximizes log D(fake) instead of minimizing log(1 - D(fake)).
 #   hinge           Lim, Ye (2017), https://arxiv.org/abs/1705.02894.
 #   least_squares   Mao et al. (2017), https://arxiv.org/abs/1611.04076, with targets 0, 1, 1.
-#   wasserstein     Arjovsky et al. (2017), https://arxiv.org/abs/1701.07875: D's scores have no
-#                   zero; their difference is a distance, if the penalty keeps their slope at 1.
+#   wasserstein     Arjovsky et al. (2017), https://arxiv.org/abs/1701.07875: no score means
+#                   "real"; the difference of the means estimates the distance between real and
+#                   fake images, if the penalty keeps D's slope at 1.
 LOSSES = {
     "non_saturating": (non_saturating_d, non_saturating_g, 0.0),
     "hinge": (hinge_d, raise_scores, 0.0),
@@ -69,7 +70,7 @@ class R1:
 
     Args:
         weight: float, gamma of the paper; 0 for no penalty.
-        every: int, the penalty is due in one step of so many, with so many times the weight.
+        every: int, n to compute the penalty in every n-th step only, with n times the weight.
 
     Raises:
         ValueError: when a number is out of range.
@@ -93,14 +94,17 @@ class R1:
         if not self.weight:
             return discriminate(images), 0.0
 
-        def due():
+        def with_penalty():
             scores, gradient = backend.input_gradient(discriminate, images)
             r1 = ops.mean(_squared_lengths(gradient)) / 2
             return scores, self.weight * self.every * r1
 
+        def without_penalty():
+            return discriminate(images), ops.zeros(())
+
         if self.every == 1:
-            return due()
-        return ops.cond(step % self.every == 0, due, lambda: (discriminate(images), ops.zeros(())))
+            return with_penalty()
+        return ops.cond(step % self.every == 0, with_penalty, without_penalty)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +119,7 @@ class GradientPenalty:
 
     Args:
         weight: float, lambda of the paper; 0 for no penalty.
-        seed: int, for the places on the lines.
+        seed: int, for the random places on the lines.
 
     Raises:
         ValueError: when the weight is below 0.
@@ -149,28 +153,24 @@ def _squared_lengths(x):
 
 
 class TwoOptimizers(keras.optimizers.Optimizer):
-    """The optimizers of two players, which Keras sees, saves and asks as one.
+    """The optimizers of G and of D in one object, since a Keras model has one optimizer.
 
     Args:
-        generator: `keras.optimizers.Optimizer`.
-        discriminator: `keras.optimizers.Optimizer`.
-        generator_variables: list of `keras.Variable`, what the first one moves.
-        discriminator_variables: list of `keras.Variable`, what the second one moves.
+        generator, discriminator: `keras.optimizers.Optimizer`.
+        generator_variables: list of `keras.Variable`, which `generator` updates.
+        discriminator_variables: list of `keras.Variable`, which `discriminator` updates.
 
     Attributes:
         learning_rate: that of the generator. Setting it, as callbacks do, changes that of the
             discriminator by the same factor.
-        iterations: the steps of the discriminator, which moves in every batch.
+        iterations: the steps of the discriminator, which learns from every batch.
     """
 
     def __init__(self, generator, discriminator, generator_variables, discriminator_variables):
         super().__init__(learning_rate=0.0, name="two_optimizers")
         self.generator = generator
         self.discriminator = discriminator
-        self._players = [
-            (generator, generator_variables),
-            (discriminator, discriminator_variables),
-        ]
+        self._players = [(generator, generator_variables), (discriminator, discriminator_variables)]
         for optimizer, variables in self._players:
             if not optimizer.built:
                 optimizer.build(variables)

@@ -18,7 +18,7 @@ import keras
 from keras import layers
 from keras.initializers import RandomNormal
 
-from keras_segen.layers import check_image_shape
+from keras_segen.layers import check_image_shape, codes_with_class
 
 
 def dcgan_generator(image_shape, latent_dim=100, filters=None, num_classes=None):
@@ -48,14 +48,7 @@ def dcgan_generator(image_shape, latent_dim=100, filters=None, num_classes=None)
     """
     filters = default_filters(image_shape) if filters is None else filters
     height, width = check_image_shape(image_shape, filters, latent_dim, num_classes)
-    codes = x = keras.Input((latent_dim,), name="codes")  # (b, latent_dim)
-    inputs = codes
-    if num_classes is not None:
-        labels = keras.Input((), dtype="int32", name="labels")
-        x = layers.Concatenate(name="class")(
-            [x, layers.Embedding(num_classes, latent_dim, name="class_embedding")(labels)]
-        )  # (b, 2 * latent_dim)
-        inputs = [codes, labels]
+    inputs, x = codes_with_class(latent_dim, num_classes)  # (b, latent_dim), or twice as many
 
     # The smallest feature map, of height x width; n = len(filters).
     x = layers.Dense(
@@ -147,13 +140,7 @@ def small():
 def double(x, filters, use_bias, name):
     """A 4x4 transposed convolution: (b, h, w, …) to (b, 2h, 2w, filters)."""
     return layers.Conv2DTranspose(
-        filters,
-        4,
-        strides=2,
-        padding="same",
-        use_bias=use_bias,
-        kernel_initializer=small(),
-        name=f"{name}_conv",
+        filters, 4, 2, "same", use_bias=use_bias, kernel_initializer=small(), name=f"{name}_conv"
     )(x)
 
 

@@ -188,7 +188,7 @@ def _kernel(x, y):
     return (x @ y.T / x.shape[1] + 1) ** 3
 
 
-def precision_recall(reals, fakes, neighbours=3):
+def precision_recall(reals, fakes, neighbors=3):
     """Computes the share of fakes that look real, and of reals that the fakes include.
 
     Around each real image is a ball whose radius is the distance to its k-th nearest real
@@ -200,7 +200,7 @@ def precision_recall(reals, fakes, neighbours=3):
 
     Args:
         reals, fakes: features `(number, dimension)`.
-        neighbours: int, the k; fewer than there are rows.
+        neighbors: int, the k; fewer than there are rows.
 
     Returns:
         `PrecisionRecall`. Both depend on the number of rows: compare only equal numbers.
@@ -211,11 +211,11 @@ def precision_recall(reals, fakes, neighbours=3):
     Example:
 
     >>> line = np.arange(5.0)[:, None]
-    >>> precision_recall(line, np.array([[0.5], [1.5], [2.5], [30.0]]), neighbours=1)
+    >>> precision_recall(line, np.array([[0.5], [1.5], [2.5], [30.0]]), neighbors=1)
     PrecisionRecall(precision=0.75, recall=1.0)
     """
-    reals, fakes = check_pair(reals, fakes, at_least=neighbours + 1)
-    of_reals, of_fakes = neighbor_radii(reals, neighbours), neighbor_radii(fakes, neighbours)
+    reals, fakes = check_pair(reals, fakes, at_least=neighbors + 1)
+    of_reals, of_fakes = neighbor_radii(reals, neighbors), neighbor_radii(fakes, neighbors)
     looks_real, is_made = np.zeros(len(fakes), bool), np.zeros(len(reals), bool)
     for rows, columns, squared in squared_distances(reals, fakes):
         looks_real[columns] |= (squared <= of_reals[rows, None]).any(axis=0)
@@ -223,7 +223,7 @@ def precision_recall(reals, fakes, neighbours=3):
     return PrecisionRecall(float(looks_real.mean()), float(is_made.mean()))
 
 
-def density_coverage(reals, fakes, neighbours=5):
+def density_coverage(reals, fakes, neighbors=5):
     """Computes how densely fakes surround the reals, and the share of reals with a fake near.
 
     With the balls of `precision_recall`: density is the mean number of balls that contain a fake,
@@ -236,11 +236,11 @@ def density_coverage(reals, fakes, neighbours=5):
 
     Args:
         reals, fakes: features `(number, dimension)`.
-        neighbours: int, the k; fewer than there are rows of reals.
+        neighbors: int, the k; fewer than there are rows of reals.
 
     Returns:
         `DensityCoverage`. For equal distributions, density is 1 on average, and
-        coverage about `1 - 0.5**neighbours` for equal numbers of rows.
+        coverage about `1 - 0.5**neighbors` for equal numbers of rows.
 
     Raises:
         ValueError: if there are too few rows, or the dimensions differ.
@@ -248,31 +248,31 @@ def density_coverage(reals, fakes, neighbours=5):
     Example:
 
     >>> line = np.arange(5.0)[:, None]
-    >>> density_coverage(line, np.array([[0.5], [1.5], [2.5], [30.0]]), neighbours=1)
+    >>> density_coverage(line, np.array([[0.5], [1.5], [2.5], [30.0]]), neighbors=1)
     DensityCoverage(density=1.5, coverage=0.8)
     """
-    reals, fakes = check_pair(reals, fakes, at_least=neighbours + 1)
-    radii = neighbor_radii(reals, neighbours)
+    reals, fakes = check_pair(reals, fakes, at_least=neighbors + 1)
+    radii = neighbor_radii(reals, neighbors)
     inside, covered = 0, np.zeros(len(reals), bool)
     for rows, _, squared in squared_distances(reals, fakes):
         within = squared < radii[rows, None]
         inside += int(np.count_nonzero(within))
         covered[rows] |= within.any(axis=1)
-    return DensityCoverage(inside / (neighbours * len(fakes)), float(covered.mean()))
+    return DensityCoverage(inside / (neighbors * len(fakes)), float(covered.mean()))
 
 
-def neighbor_radii(features, neighbours):
+def neighbor_radii(features, neighbors):
     """Computes the squared distance of each row to its k-th nearest other row: `(number,)`."""
-    if not 1 <= neighbours < len(features):
+    if not 1 <= neighbors < len(features):
         raise ValueError(
-            f"neighbours is {neighbours}, expected 1 to {len(features) - 1}, the other rows."
+            f"neighbors is {neighbors}, expected 1 to {len(features) - 1}, the other rows."
         )
-    nearest = np.full((len(features), neighbours), np.inf)
+    nearest = np.full((len(features), neighbors), np.inf)
     for rows, columns, squared in squared_distances(features, features):
         if rows == columns:
             np.fill_diagonal(squared, np.inf)  # itself
         candidates = np.concatenate([nearest[rows], squared], axis=1)
-        nearest[rows] = np.partition(candidates, neighbours - 1, axis=1)[:, :neighbours]
+        nearest[rows] = np.partition(candidates, neighbors - 1, axis=1)[:, :neighbors]
     return nearest.max(axis=1)
 
 

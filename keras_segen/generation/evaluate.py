@@ -1,7 +1,6 @@
 """Judging generated images: how far they are from real ones, and whether they are copies."""
 
 import hashlib
-import warnings
 from typing import NamedTuple
 
 import keras
@@ -30,13 +29,7 @@ LEAST = 40  # images of each side: two halves of 20
 
 
 def evaluate(
-    fakes,
-    reals,
-    count=None,
-    extractor="efficientnet_lite0",
-    seed=0,
-    checkpoint=None,
-    batch_size=16,
+    fakes, reals, count=None, extractor="efficientnet_lite0", seed=0, checkpoint=None, batch_size=16
 ):
     """Measures the distance of generated images from real ones.
 
@@ -134,11 +127,11 @@ def compare_features(reals, fakes, seed=0):
     }
 
 
-class Neighbours(NamedTuple):
-    """What `nearest_neighbours` finds, the nearest first.
+class Neighbors(NamedTuple):
+    """What `nearest_neighbors` finds, the nearest first.
 
-    `indices`: int64 `(number, neighbours)`. `distances`: float64 `(number, neighbours)`.
-    `images`: `(number, neighbours, height, width, channels)`, as they are in the real ones.
+    `indices`: int64 `(number, neighbors)`. `distances`: float64 `(number, neighbors)`.
+    `images`: `(number, neighbors, height, width, channels)`, as they are in the real ones.
     """
 
     indices: np.ndarray
@@ -146,7 +139,7 @@ class Neighbours(NamedTuple):
     images: np.ndarray
 
 
-def nearest_neighbours(fakes, reals, neighbours=1, extractor=None, batch_size=16):
+def nearest_neighbors(fakes, reals, neighbors=1, extractor=None, batch_size=16):
     """Finds the real images nearest to each generated one: is it a copy?
 
     A distance alone says little. Compare it with the distances of new real images (of the test
@@ -155,61 +148,60 @@ def nearest_neighbours(fakes, reals, neighbours=1, extractor=None, batch_size=16
     Args:
         fakes: images `(number, height, width, channels)`, float in [0, 1] or uint8.
         reals: a data set whose images have the same shape, the training split; or images.
-        neighbours: int, how many for each.
+        neighbors: int, how many for each.
         extractor: as in `load_extractor`, to compare features; None compares pixels.
         batch_size: int, how many images go through the extractor at once.
 
     Returns:
-        `Neighbours`: indices into `reals`, Euclidean distances between the features or between
-        the pixels in [0, 1], and the real images, which `keras_segen.plot.neighbours` draws.
+        `Neighbors`: indices into `reals`, Euclidean distances between the features or between
+        the pixels in [0, 1], and the real images, which `keras_segen.plot.neighbors` draws.
 
     Raises:
         ValueError: if these are not images, shapes differ, or there are fewer reals than
-            `neighbours`; or what `load_extractor` raises.
+            `neighbors`; or what `load_extractor` raises.
 
     Example:
 
     >>> reals = np.linspace(0, 1, 5).reshape(5, 1, 1, 1) * np.ones((1, 2, 2, 1))
-    >>> found = nearest_neighbours(reals[2:3] + 0.05, reals, neighbours=2)
+    >>> found = nearest_neighbors(reals[2:3] + 0.05, reals, neighbors=2)
     >>> found.indices, found.distances.round(3)
     (array([[2, 3]]), array([[0.1, 0.4]]))
     """
     fakes, reals = check_images(np.asarray(fakes)), _as_source(reals, "reals")
     if not _is_finite(reals):
         raise ValueError("reals is a generator; expected a data set or an array of images.")
-    if not 1 <= neighbours <= len(reals):
-        raise ValueError(f"neighbours is {neighbours}, expected 1 to {len(reals)}, the reals.")
+    if not 1 <= neighbors <= len(reals):
+        raise ValueError(f"neighbors is {neighbors}, expected 1 to {len(reals)}, the reals.")
     extractor = None if extractor is None else load_extractor(extractor)
 
     def vectors(images):
         if extractor is not None:
             return extractor(images, batch_size)
-        pixels = images if images.dtype.kind == "f" else to_float(images)
-        return pixels.reshape(len(pixels), -1).astype("float32")
+        return to_float(images).reshape(len(images), -1)
 
     wanted = vectors(fakes)
     indices = np.zeros((len(fakes), 0), "int64")
     distances = np.zeros((len(fakes), 0))
     first = 0
     for images in _pick(reals, np.arange(len(reals)), fakes.shape[1:]):
-        found, how_far = _nearest(wanted, vectors(images), min(neighbours, len(images)))
+        found, how_far = _nearest(wanted, vectors(images), min(neighbors, len(images)))
         indices = np.concatenate([indices, found + first], axis=1)
         distances = np.concatenate([distances, how_far], axis=1)
-        order = np.argsort(distances, axis=1, kind="stable")[:, :neighbours]
+        order = np.argsort(distances, axis=1, kind="stable")[:, :neighbors]
         indices = np.take_along_axis(indices, order, axis=1)
         distances = np.take_along_axis(distances, order, axis=1)
         first += len(images)
     found = np.concatenate(list(_pick(reals, indices.ravel(), fakes.shape[1:])))
-    return Neighbours(indices, distances, found.reshape(*indices.shape, *fakes.shape[1:]))
+    return Neighbors(indices, distances, found.reshape(*indices.shape, *fakes.shape[1:]))
 
 
-def _nearest(wanted, candidates, neighbours):
-    """Finds the rows nearest to each wanted one: indices and distances `(number, neighbours)`."""
-    indices = np.empty((len(wanted), neighbours), "int64")
-    distances = np.empty((len(wanted), neighbours))
+def _nearest(wanted, candidates, neighbors):
+    """Finds the rows nearest to each wanted one: indices and distances `(number, neighbors)`."""
+    indices = np.empty((len(wanted), neighbors), "int64")
+    distances = np.empty((len(wanted), neighbors))
     for rows, _, squared in squared_distances(wanted, candidates):
-        indices[rows] = np.argpartition(squared, neighbours - 1, axis=1)[:, :neighbours]
-    for column in range(neighbours):  # from differences, which are exact where two are close
+        indices[rows] = np.argpartition(squared, neighbors - 1, axis=1)[:, :neighbors]
+    for column in range(neighbors):  # from differences, which are exact where two are close
         apart = wanted.astype("float64") - candidates[indices[:, column]]
         distances[:, column] = np.linalg.norm(apart, axis=1)
     return indices, distances
@@ -303,15 +295,8 @@ def _cached_features(extractor, source, count, batch_size, shape):
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):  # not there, or not whole
         features = _features(extractor, source, count, 0, batch_size, shape)
-    try:
-        with files.write_atomically(path) as temporary:
-            np.save(temporary, features)
-    except OSError as error:
-        warnings.warn(
-            f"{path} could not be written ({error}), so it will be computed again next time; "
-            "set KERAS_SEGEN_CACHE to a folder that can be written",
-            stacklevel=3,
-        )
+    with cache.if_possible(path), files.write_atomically(path) as temporary:
+        np.save(temporary, features)
     return features
 
 

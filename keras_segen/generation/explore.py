@@ -12,7 +12,7 @@ from keras_segen import plot
 from keras_segen.data.dataset import Items
 from keras_segen.determinism import rng
 from keras_segen.files import write_atomically
-from keras_segen.generation.evaluate import nearest_neighbours
+from keras_segen.generation.evaluate import nearest_neighbors
 from keras_segen.generation.vae import VAE
 
 EXTENT = 3.0  # how far a traversal goes to each side, in standard deviations of a code
@@ -140,7 +140,7 @@ def _changes(model, label, seed):
     return changes
 
 
-def neighbours(model, reals, held_out=None, rows=8, extractor=None, label=None, seed=0):
+def neighbors(model, reals, held_out=None, rows=8, extractor=None, label=None, seed=0):
     """Draws samples beside their nearest real images: are they copies?
 
     A copy is much nearer to a training image than new real images are, and much nearer to that
@@ -162,13 +162,13 @@ def neighbours(model, reals, held_out=None, rows=8, extractor=None, label=None, 
         A `Picture`; `get_suptitle()` returns its title.
 
     Raises:
-        ValueError: what `nearest_neighbours` finds wrong.
+        ValueError: what `nearest_neighbors` finds wrong.
     """
     if not 1 <= rows <= plot.MAX_ROWS:
         raise ValueError(f"1 to {plot.MAX_ROWS} samples can be drawn beside real ones; not {rows}.")
     fakes = model.generate(TO_MEASURE, label, seed)
-    found = nearest_neighbours(fakes, reals, 3, extractor)
-    figure = plot.neighbours(fakes[:rows], found.images[:rows], found.distances[:rows])
+    found = nearest_neighbors(fakes, reals, 3, extractor)
+    figure = plot.neighbors(fakes[:rows], found.images[:rows], found.distances[:rows])
     by = "pixels" if extractor is None else f"features of {getattr(extractor, 'name', extractor)}"
     lines = [
         f"Distance by {by} to the nearest of {len(reals)} real images, and its share of that to "
@@ -177,7 +177,7 @@ def neighbours(model, reals, held_out=None, rows=8, extractor=None, label=None, 
     ]
     if held_out is not None:
         others = pick(held_out, TO_MEASURE, seed)
-        distances = nearest_neighbours(others, reals, 2, extractor).distances
+        distances = nearest_neighbors(others, reals, 2, extractor).distances
         lines.append(_describe_distances("new real images", distances))
     figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=9.5)
     return figure

@@ -76,8 +76,7 @@ class Extractor:
         images = keras.Input((*self.size, 3), name="images")
         outputs = keras.tree.flatten(model(images))[-1]
         if len(outputs.shape) == 4:
-            pool = layers.GlobalAveragePooling2D(dtype="float32", name="pool")
-            outputs = pool(outputs)  # (batch, dimension)
+            outputs = layers.GlobalAveragePooling2D(dtype="float32", name="pool")(outputs)
         if len(outputs.shape) != 2 or outputs.shape[1] is None:
             raise ValueError(
                 f"{model.name!r} gives {tuple(outputs.shape)}; expected features (batch, "
@@ -111,8 +110,7 @@ class Extractor:
 
     def prepare(self, image):
         """Prepares one image for the model: float32 `(height, width, 3)` in [0, 1]."""
-        image = image.astype("float32") if image.dtype.kind == "f" else to_float(image)
-        return resize_image(to_channels(image, 3), self.size)
+        return resize_image(to_channels(to_float(image), 3), self.size)
 
     @property
     def distance_name(self):
@@ -192,8 +190,7 @@ class FidExtractor(Extractor):
         super().__init__(inception_v3(path), size=299)
 
     def prepare(self, image):
-        image = image.astype("float32") if image.dtype.kind == "f" else to_float(image)
-        whole = np.rint(to_channels(image, 3) * 255).astype("float32")
+        whole = np.rint(to_channels(to_float(image), 3) * 255).astype("float32")
         return resize_from_corners(whole, self.size) / np.float32(255)
 
 

@@ -16,15 +16,8 @@ import keras
 from keras import ops
 
 from keras_segen import backend
-from keras_segen.generation import noise
-from keras_segen.generation.adversarial import (
-    LOSSES,
-    R1,
-    SMOOTHED,
-    GradientPenalty,
-    TwoOptimizers,
-    describe_optimizer,
-)
+from keras_segen.generation import adversarial
+from keras_segen.generation.adversarial import LOSSES, SMOOTHED
 from keras_segen.generation.latent import LatentModel, check_inputs
 
 
@@ -38,16 +31,16 @@ class GAN(LatentModel):
     have no zero, `d_distance` instead; `d_penalty` if there is one. `evaluate` and validation
     give the same for other images and the images that the averaged generator makes.
 
-    A batch normalization uses the statistics of the batch it sees: D sees real and fake images in
-    batches of their own. Its running averages are moved by what the network sees in its own turn
-    only: nothing of D moves in G's turn, and nothing of G in D's.
+    Batch normalization uses the statistics of its batch: D gets real and fake images in separate
+    batches. The running averages of a network change in its own turn only: nothing in D changes
+    while G learns, and nothing in G while D does.
 
     Args:
         generator: a `keras.Model` from codes `(batch, latent_dim)` to images in [-1, 1].
         discriminator: a `keras.Model` from images in [-1, 1] to scores `(batch, 1)`, logits.
         num_classes: int or None. With classes both networks take `[…, labels]`.
-        ema: float in [0, 1), how much of the averaged generator stays in each step of G; it is
-            less during the first steps, t / (t + 10) after t of them.
+        ema: float in [0, 1), the share of the averaged generator that is kept in a step of G. In
+            the first steps less is kept: at most t / (t + 10) after t steps.
         seed: int, for the codes in training.
 
     Attributes:
@@ -67,6 +60,9 @@ class GAN(LatentModel):
     >>> gan.generate(3).shape
     (3, 8, 8, 1)
     """
+
+    NETWORKS = ("generator", "discriminator")
+    SETTINGS = ("num_classes", "ema", "seed", "name")
 
     def __init__(self, generator, discriminator, num_classes=None, ema=0.999, seed=0, name="gan"):
         super().__init__(generator, num_classes, seed, name)
@@ -106,14 +102,14 @@ class GAN(LatentModel):
             generator_optimizer, discriminator_optimizer: `keras.optimizers.Optimizer`; None for
                 Adam with learning rate 2e-4 and beta_1 0.5 (Radford et al., 2016).
             loss: str, `"non_saturating"`, `"hinge"`, `"least_squares"` or `"wasserstein"`.
-            r1: float, weight of half the squared gradient of D at real images (gamma).
+            r1: float, weight (gamma) of half the squared length of D's gradient at real images.
             gradient_penalty: float, weight of the penalty that keeps the length of D's gradient
                 between real and fake images at 1; 10 with the Wasserstein loss.
-            label_smoothing: float in [0, 0.5), what D's target for real images is below 1.
+            label_smoothing: float in [0, 0.5); D's target for real images is 1 minus this.
             discriminator_steps: int, steps of D, each on a batch of its own, for each step of G;
                 5 with the Wasserstein loss and its penalty.
-            r1_every: int, r1 is computed in one step of D out of so many, and then counts as many
-                times; 16 for StyleGAN2.
+            r1_every: int, n to compute r1 in every n-th step of D only, with n times the weight;
+                16 in StyleGAN2.
 
         Raises:
             ValueError: when a value is out of range, or there is no such loss.
@@ -127,8 +123,8 @@ class GAN(LatentModel):
             )
         if discriminator_steps < 1:
             raise ValueError(f"discriminator_steps is {discriminator_steps}, expected 1 or more.")
-        self.r1 = R1(r1, r1_every)
-        self.gradient_penalty = GradientPenalty(gradient_penalty, self.seed)
+        self.r1 = adversarial.R1(r1, r1_every)
+        self.gradient_penalty = adversarial.GradientPenalty(gradient_penalty, self.seed)
         self.rules = {
             "loss": loss,
             "r1": r1,
@@ -139,7 +135,7 @@ class GAN(LatentModel):
         }
         self.d_loss_fn, self.g_loss_fn, self.threshold = LOSSES[loss]
         super().compile(
-            TwoOptimizers(
+            adversarial.TwoOptimizers(
                 _optimizer(generator_optimizer, self.generator),
                 _optimizer(discriminator_optimizer, self.discriminator),
                 self.generator.trainable_variables,
@@ -147,11 +143,8 @@ class GAN(LatentModel):
             ),
             auto_scale_loss=False,  # each of the two scales for itself
         )
-        names = ["d_loss", "g_loss"]
-        if self.threshold is None:
-            names += ["d_distance"]
-        else:
-            names += ["d_real_accuracy", "d_fake_accuracy"]
+        right = ["d_real_accuracy", "d_fake_accuracy"]
+        names = ["d_loss", "g_loss", *(["d_distance"] if self.threshold is None else right)]
         if r1 or gradient_penalty:
             names += ["d_penalty"]
         self.trackers = {name: keras.metrics.Mean(name=name) for name in names}
@@ -170,8 +163,7 @@ class GAN(LatentModel):
     def train_step(self, data):
         images, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
         images, labels = self.check_images(images), self.check_labels(labels)
-        shape = (ops.shape(images)[0], self.latent_dim)
-        codes = noise.normal(("codes", self.seed), self.step, shape, dtype=self.float_dtype)
+        codes = self.random_codes(ops.shape(images)[0])
         every = self.rules["discriminator_steps"]
         if every == 1:
             self.generator_step(images, codes, labels)
@@ -207,13 +199,13 @@ class GAN(LatentModel):
         self._track_discriminator(images, **results)
 
     def generator_step(self, images, codes, labels):
-        """G learns to make fakes that D, which learns from them first, scores as real."""
+        """D learns from new fakes, then G learns to make fakes that D scores high."""
 
         def loss_fn():
             fakes = self.generator(self.join(codes, labels), training=True)
-            # D's turn comes first, while the way from G's weights to the fakes is kept for G's.
+            # Inside: the same fakes serve both, and G's gradient through them is yet to come.
             self.discriminator_step(images, fakes, labels)
-            # In G's turn D forgets at once what it would remember, such as averages.
+            # Discards what D would update, such as running averages: this is G's turn.
             with keras.StatelessScope():
                 scores = self.discriminator(self.join(fakes, labels), training=True)
             loss = self.g_loss_fn(scores)
@@ -226,7 +218,7 @@ class GAN(LatentModel):
         self._average_generator()
 
     def step_without_generator(self, images, codes, labels):
-        """A step of D alone: G forgets what it sees."""
+        """A step of D alone: what G would update, such as running averages, is discarded."""
         with keras.StatelessScope():
             fakes = self.generator(self.join(codes, labels), training=True)
         self.discriminator_step(images, fakes, labels)
@@ -243,10 +235,7 @@ class GAN(LatentModel):
     def test_step(self, data):
         images, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
         images, labels = self.check_images(images), self.check_labels(labels)
-        seen = self.trackers["d_loss"].count  # images of this evaluation so far
-        codes = noise.normal(
-            ("codes of tests", self.seed), 0, (ops.shape(images)[0], self.latent_dim), seen
-        )
+        codes = self.random_codes(ops.shape(images)[0], seen=self.trackers["d_loss"].count)
         fakes = self.ema_generator(self.join(codes, labels), training=False)
         real, fake = (
             self.discriminator(self.join(x, labels), training=False) for x in (images, fakes)
@@ -263,41 +252,22 @@ class GAN(LatentModel):
         if self.threshold is None:
             self._track(images, d_distance=ops.mean(real) - ops.mean(fake))
             return
-        right = {
-            "d_real_accuracy": ops.cast(real > self.threshold, "float32"),
-            "d_fake_accuracy": ops.cast(fake <= self.threshold, "float32"),
-        }
-        self._track(images, **{name: ops.mean(value) for name, value in right.items()})
+        real_right = ops.mean(ops.cast(real > self.threshold, "float32"))
+        fake_right = ops.mean(ops.cast(fake <= self.threshold, "float32"))
+        self._track(images, d_real_accuracy=real_right, d_fake_accuracy=fake_right)
 
     def _track(self, images, **values):
-        """Adds to the means over the images, each batch with its number of images."""
+        """Updates the means over all images: a batch counts by its number of images."""
         for name, value in values.items():
             self.trackers[name].update_state(value, sample_weight=ops.shape(images)[0])
-
-    def get_config(self):
-        return {
-            "generator": keras.saving.serialize_keras_object(self.generator),
-            "discriminator": keras.saving.serialize_keras_object(self.discriminator),
-            "num_classes": self.num_classes,
-            "ema": self.ema,
-            "seed": self.seed,
-            "name": self.name,
-        }
-
-    @classmethod
-    def from_config(cls, config):
-        networks = {
-            key: keras.saving.deserialize_keras_object(config[key])
-            for key in ("generator", "discriminator")
-        }
-        return cls(**{**config, **networks})
 
     def get_compile_config(self):
         if not self.compiled:
             return {}
+        describe = adversarial.describe_optimizer
         return {
-            "generator_optimizer": describe_optimizer(self.optimizer.generator),
-            "discriminator_optimizer": describe_optimizer(self.optimizer.discriminator),
+            "generator_optimizer": describe(self.optimizer.generator),
+            "discriminator_optimizer": describe(self.optimizer.discriminator),
             **self.rules,
         }
 

@@ -6,10 +6,11 @@ from keras import ops
 
 from keras_segen import backend
 from keras_segen.determinism import rng
-from keras_segen.networks import ClearErrors
+from keras_segen.generation import noise
+from keras_segen.networks import Composite
 
 
-class LatentModel(ClearErrors, keras.Model):
+class LatentModel(Composite):
     """Decodes codes, vectors of `latent_dim` standard normal numbers, to images.
 
     Users see images as float32 in [0, 1] or as uint8; the networks see [-1, 1].
@@ -48,6 +49,20 @@ class LatentModel(ClearErrors, keras.Model):
     def float_dtype(self):
         """What losses are computed in: float32, or float64 where a comparison copies the model."""
         return "float64" if self.variable_dtype == "float64" else "float32"
+
+    def random_codes(self, count, seen=None):
+        """Draws the codes of a batch: a standard normal tensor `(count, latent_dim)`.
+
+        Args:
+            count: integer, a number or a tensor.
+            seen: None in training, where they depend on the step; else the number of images that
+                this evaluation has seen before.
+        """
+        name, step, first_row = "codes", self.step, 0
+        if seen is not None:
+            name, step, first_row = "codes of tests", 0, seen
+        shape = (count, self.latent_dim)
+        return noise.normal((name, self.seed), step, shape, first_row, self.float_dtype)
 
     def decoded(self, inputs, training=False):
         """Decodes codes, or `[codes, labels]`, to images in [0, 1]: tensors to a float32 tensor."""

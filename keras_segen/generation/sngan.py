@@ -16,7 +16,7 @@ normalizations. Trained as there: hinge loss, Adam with beta_1 = 0, five steps o
 import keras
 from keras import layers
 
-from keras_segen.layers import SpectralNormalization, check_image_shape
+from keras_segen.layers import SpectralNormalization, check_image_shape, codes_with_class
 
 
 def sngan_generator(image_shape, latent_dim=128, filters=(256, 256, 256), num_classes=None):
@@ -44,14 +44,7 @@ def sngan_generator(image_shape, latent_dim=128, filters=(256, 256, 256), num_cl
     (None, 32, 32, 3)
     """
     height, width = check_image_shape(image_shape, filters, latent_dim, num_classes)
-    codes = x = keras.Input((latent_dim,), name="codes")  # (b, latent_dim)
-    inputs = codes
-    if num_classes is not None:
-        labels = keras.Input((), dtype="int32", name="labels")
-        x = layers.Concatenate(name="class")(
-            [x, layers.Embedding(num_classes, latent_dim, name="class_embedding")(labels)]
-        )  # (b, 2 * latent_dim)
-        inputs = [codes, labels]
+    inputs, x = codes_with_class(latent_dim, num_classes)  # (b, latent_dim), or twice as many
 
     # The smallest feature map: height is h/2^n, n the number of doublings.
     x = layers.Dense(height * width * filters[-1], name="start")(x)

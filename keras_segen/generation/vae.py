@@ -23,9 +23,8 @@ from keras import layers, ops
 
 from keras_segen import backend
 from keras_segen.determinism import rng
-from keras_segen.generation import noise
 from keras_segen.generation.latent import LatentModel
-from keras_segen.layers import check_image_shape
+from keras_segen.layers import check_image_shape, codes_with_class
 
 LIKELIHOODS = ("bernoulli", "gaussian")
 LEVELS = 256  # of a pixel, as a file stores it
@@ -80,6 +79,9 @@ class VAE(LatentModel):
     (3, 8, 8, 1)
     """
 
+    NETWORKS = ("encoder", "decoder")
+    SETTINGS = ("likelihood", "beta", "num_classes", "seed", "name")
+
     def __init__(
         self,
         encoder,
@@ -104,10 +106,8 @@ class VAE(LatentModel):
                 f"of this shape, found {[tuple(x.shape[1:]) for x in encoder.inputs]}."
             )
         if likelihood not in LIKELIHOODS:
-            raise ValueError(
-                f"likelihood is {likelihood!r}, expected one of "
-                f"{', '.join(map(repr, LIKELIHOODS))}."
-            )
+            expected = ", ".join(map(repr, LIKELIHOODS))
+            raise ValueError(f"likelihood is {likelihood!r}, expected one of {expected}.")
         if beta < 0:
             raise ValueError(f"beta is {beta}, expected 0 or more.")
         self.encoder = encoder
@@ -135,13 +135,10 @@ class VAE(LatentModel):
         images = self.as_floats(x)  # `call` saw that they are in [0, 1]
         labels = self.check_labels(y)
         mean, log_variance = y_pred
-        shape = (ops.shape(images)[0], self.latent_dim)
+        seen = None if training else self.trackers["elbo"].count
+        normal = self.random_codes(ops.shape(images)[0], seen)
         if training:
-            normal = noise.normal(("codes", self.seed), self.step, shape, 0, self.float_dtype)
             self.step.assign_add(1)
-        else:
-            seen = self.trackers["elbo"].count  # images of this evaluation so far
-            normal = noise.normal(("codes of tests", self.seed), 0, shape, seen, self.float_dtype)
         # Reparametrization: the gradient reaches mean and variance.
         codes = mean + ops.exp(log_variance / 2) * normal  # (b, latent_dim)
         outputs = self.decoder(self.join(codes, labels), training=training)  # (b, h, w, channels)
@@ -149,12 +146,8 @@ class VAE(LatentModel):
         reconstruction = -self.log_likelihood(images, outputs)  # (b,)
         kl = ops.sum(ops.square(mean) + ops.exp(log_variance) - 1 - log_variance, axis=1) / 2
         elbo = -(reconstruction + kl)
-        values = {
-            "elbo": elbo,
-            "reconstruction": reconstruction,
-            "kl": kl,
-            "bits_per_dimension": self.bits_per_dimension(elbo),
-        }
+        values = {"elbo": elbo, "reconstruction": reconstruction, "kl": kl}
+        values["bits_per_dimension"] = self.bits_per_dimension(elbo)
         for name, value in values.items():
             self.trackers[name].update_state(value)
         loss = ops.mean(reconstruction + self.beta * kl) + sum(self.losses)
@@ -270,25 +263,6 @@ class VAE(LatentModel):
             return ops.sigmoid(outputs)
         return ops.clip((outputs + 1) / 2, 0, 1)
 
-    def get_config(self):
-        return {
-            "encoder": keras.saving.serialize_keras_object(self.encoder),
-            "decoder": keras.saving.serialize_keras_object(self.decoder),
-            "likelihood": self.likelihood,
-            "beta": self.beta,
-            "num_classes": self.num_classes,
-            "seed": self.seed,
-            "name": self.name,
-        }
-
-    @classmethod
-    def from_config(cls, config):
-        networks = {
-            key: keras.saving.deserialize_keras_object(config[key])
-            for key in ("encoder", "decoder")
-        }
-        return cls(**{**config, **networks})
-
 
 def vae_encoder(image_shape, latent_dim=64, filters=(32, 64, 128)):
     """Builds a convolutional encoder.
@@ -354,14 +328,7 @@ def vae_decoder(image_shape, latent_dim=64, filters=(32, 64, 128), num_classes=N
     (None, 32, 32, 3)
     """
     height, width = check_image_shape(image_shape, filters, latent_dim, num_classes)
-    codes = x = keras.Input((latent_dim,), name="codes")  # (b, latent_dim)
-    inputs = codes
-    if num_classes is not None:
-        labels = keras.Input((), dtype="int32", name="labels")
-        x = layers.Concatenate(name="class")(
-            [x, layers.Embedding(num_classes, latent_dim, name="class_embedding")(labels)]
-        )  # (b, 2 * latent_dim)
-        inputs = [codes, labels]
+    inputs, x = codes_with_class(latent_dim, num_classes)  # (b, latent_dim), or twice as many
     x = layers.Dense(height * width * filters[-1], activation="swish", name="start")(x)
     x = layers.Reshape((height, width, filters[-1]), name="start_reshape")(x)
     for level in reversed(range(len(filters))):

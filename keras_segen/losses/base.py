@@ -117,11 +117,8 @@ class SumOfLosses(SegmentationLoss):
 
     @classmethod
     def from_config(cls, config):
-        terms = [
-            (weight, keras.saving.deserialize_keras_object(loss))
-            for weight, loss in config["terms"]
-        ]
-        return cls(terms, config["name"])
+        load = keras.saving.deserialize_keras_object
+        return cls([(weight, load(loss)) for weight, loss in config["terms"]], config["name"])
 
 
 def check_weights(class_weights):
@@ -146,18 +143,11 @@ def check_weights(class_weights):
 def check_number(name, value, above=None, least=None, below=None):
     """Raises a ValueError if an argument is no finite number, or lies outside its range."""
     number = as_number(value)
-    if (
-        number is None
-        or not math.isfinite(number)
-        or (above is not None and number <= above)
-        or (least is not None and number < least)
-        or (below is not None and number >= below)
-    ):
-        limits = [
-            f"{word} {limit}"
-            for word, limit in (("above", above), ("at least", least), ("below", below))
-            if limit is not None
-        ]
+    fits = number is not None and math.isfinite(number)
+    fits = fits and (above is None or number > above) and (least is None or number >= least)
+    if not fits or (below is not None and number >= below):
+        limits = {"above": above, "at least": least, "below": below}
+        limits = [f"{word} {limit}" for word, limit in limits.items() if limit is not None]
         raise ValueError(f"{name} must be finite and {' and '.join(limits)}; found {value!r}.")
 
 
@@ -199,15 +189,9 @@ def labels_and_valid(y_true, logits_shape, ignore_class):
         )
     if len(labels.shape) == 4 and labels.shape[-1] == 1:
         labels = labels[..., 0]
-    shapes_fit = (
-        len(labels.shape) == 3
-        and len(logits_shape) == 4
-        and all(
-            found is None or expected is None or found == expected
-            for found, expected in zip(labels.shape, logits_shape[:3], strict=True)
-        )
-    )
-    if not shapes_fit:
+    dimensions_fit = len(labels.shape) == 3 and len(logits_shape) == 4
+    sides = zip(labels.shape, logits_shape[:3], strict=True)
+    if not dimensions_fit or any(None not in pair and pair[0] != pair[1] for pair in sides):
         raise ValueError(
             "Expected masks (batch, height, width) and logits (batch, height, width, num_classes) "
             f"of the same size; found masks {tuple(labels.shape)} and logits "

@@ -1,10 +1,12 @@
 """Finds the objects of photos of any size with a Mask R-CNN."""
 
+import dataclasses
+
 import numpy as np
 
 from keras_segen import backend
 from keras_segen.data.images import resize_image, to_channels, to_float
-from keras_segen.data.instances import Instance
+from keras_segen.data.instances import Instance, pixels_in
 from keras_segen.segmentation.boxes import paste
 
 MIN_SCORE = 0.5
@@ -89,14 +91,12 @@ class Detector:
                 f"The photo has shape {photo.shape}; expected (height, width, 1 or 3)."
             )
         photo = to_channels(photo, self.channels)
-        if photo.dtype.kind != "f":
-            return to_float(photo)
-        if not (photo.min() >= 0 and photo.max() <= 1):
+        if photo.dtype.kind == "f" and not (photo.min() >= 0 and photo.max() <= 1):
             raise ValueError(
                 f"The photo has values from {photo.min()} to {photo.max()}; expected 0 to 1, or "
                 "uint8."
             )
-        return photo.astype("float32")
+        return to_float(photo)
 
     def _detect(self, images):
         """Yields what `MaskRCNN.detect` finds in each image: dict of arrays."""
@@ -176,8 +176,8 @@ def shifted(instance, top, left, image_size):
     height, width = image_size
     box = instance.box + np.float32((left, top, left, top))
     box = np.minimum(box, np.float32((width, height, width, height)))
-    return Instance(
-        instance.class_id, instance.name, box, (row, column), pixels, image_size, instance.score
+    return dataclasses.replace(
+        instance, box=box, corner=(row, column), pixels=pixels, image_size=image_size
     )
 
 
@@ -202,7 +202,7 @@ def merge(finds, tiles):
             if top >= bottom or left >= right or parts[i] is parts[j]:
                 continue
             shared = top, left, bottom, right
-            a, b = window(first, shared), window(finds[j], shared)
+            a, b = (pixels_in(each.pixels, each.corner, shared) for each in (first, finds[j]))
             if (a & b).sum() > SAME * (a | b).sum():
                 parts[i] |= parts[j]
                 for k in parts[j]:
@@ -210,19 +210,6 @@ def merge(finds, tiles):
     groups = {id(group): sorted(group) for group in parts}.values()
     merged = [unite([finds[k] for k in group]) for group in groups]
     return sorted(merged, key=lambda each: -each.score)
-
-
-def window(instance, part):
-    """The pixels of an instance in a part `(top, left, bottom, right)` of the image: bool."""
-    top, left, bottom, right = part
-    pixels = np.zeros((bottom - top, right - left), bool)
-    row, column = instance.corner[0] - top, instance.corner[1] - left
-    rows, columns = instance.pixels.shape
-    y1, y2 = max(row, 0), min(row + rows, bottom - top)
-    x1, x2 = max(column, 0), min(column + columns, right - left)
-    if y1 < y2 and x1 < x2:
-        pixels[y1:y2, x1:x2] = instance.pixels[y1 - row : y2 - row, x1 - column : x2 - column]
-    return pixels
 
 
 def unite(instances):
@@ -234,7 +221,7 @@ def unite(instances):
     box = np.concatenate([boxes_of_all[:, :2].min(axis=0), boxes_of_all[:, 2:].max(axis=0)])
     corners = np.array([each.corner for each in instances])
     ends = corners + [each.pixels.shape for each in instances]
-    (top, left), (bottom, right) = corners.min(axis=0), ends.max(axis=0)
-    pixels = np.any([window(each, (top, left, bottom, right)) for each in instances], axis=0)
-    corner = int(top), int(left)
-    return Instance(best.class_id, best.name, box, corner, pixels, best.image_size, best.score)
+    corner = tuple(corners.min(axis=0).tolist())
+    window = *corner, *ends.max(axis=0)
+    pixels = np.any([pixels_in(each.pixels, each.corner, window) for each in instances], axis=0)
+    return dataclasses.replace(best, box=box, corner=corner, pixels=pixels)

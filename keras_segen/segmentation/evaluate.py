@@ -9,7 +9,7 @@ import numpy as np
 from keras_segen import backend, metrics, plot
 from keras_segen.data.loader import Batches
 from keras_segen.report.evaluation import Evaluation, Shown
-from keras_segen.report.numbers import percent
+from keras_segen.report.numbers import percent, plain
 from keras_segen.report.tables import Cell, Column, Table, decimals
 
 # What the table of classes shows, beside the share of pixels: key -> heading.
@@ -66,7 +66,7 @@ def evaluate(model, dataset, batch_size=16):
         subject=f"{model.name} on {dataset.name}, {dataset.split}",
         result=f"mean IoU {found['mean_iou']:.4f} over {len(dataset)} images",
         figures=found,
-        tables=[_table_of_classes(found, names, colors, dataset.ignore_class is not None)],
+        tables=[_table_of_classes(found, colors, dataset.ignore_class is not None)],
         sentences=[
             f"pixel_accuracy {found['pixel_accuracy']:.4f}, expected_calibration_error "
             f"{found['expected_calibration_error']:.4f}; {len(dataset)} images of {dataset.split}."
@@ -191,10 +191,7 @@ def figures(matrix, class_names):
         "class_dice": by_class(class_names, dice),
         "class_precision": by_class(class_names, precision),
         "class_recall": by_class(class_names, recall),
-        "class_pixels": {
-            name: int(pixels)
-            for name, pixels in zip(class_names, np.sum(matrix, axis=1), strict=True)
-        },
+        "class_pixels": dict(zip(class_names, np.sum(matrix, axis=1).tolist(), strict=True)),
     }
 
 
@@ -206,41 +203,49 @@ def by_class(class_names, values):
     }
 
 
-def _table_of_classes(found, names, colors, void):
-    three = decimals(3)
+def _table_of_classes(found, colors, void):
     total = max(sum(found["class_pixels"].values()), 1)
-    rows = [
-        [
-            Cell(name, swatch=color),
-            found["class_pixels"][name],
-            *(
-                Cell(
-                    found[f"class_{key}"][name],
-                    bar=(found["class_iou"][name] or 0) if key == "iou" else None,
-                )
-                for key in CLASS_FIGURES
-            ),
-        ]
-        for name, color in zip(names, colors, strict=True)
-    ]
-    means = [Cell(found[f"mean_{key}"], mark="strong") for key in CLASS_FIGURES]
-    return Table(
-        "Classes",
-        [
-            Column("Class", str, numeric=False, key="class"),
-            Column(
-                "Pixels",
-                lambda count: "" if count is None else percent(count / total),
-                key="pixels",
-            ),
-            *(Column(heading, three, key=key) for key, heading in CLASS_FIGURES.items()),
-        ],
-        rows,
-        footer=[[Cell("Mean", mark="strong"), None, *means]],
-        note="From the counts of all pixels of the split"
+    pixels = Column(
+        "Pixels", lambda count: "" if count is None else percent(count / total), key="pixels"
+    )
+    note = (
+        "From the counts of all pixels of the split"
         + ("; void pixels do not count" if void else "")
         + ". A dash where there is nothing to measure: a class that occurs neither in the truth "
-        "nor in the prediction, or has no boundary.",
+        "nor in the prediction, or has no boundary."
+    )
+    means = [None, *(found[f"mean_{key}"] for key in CLASS_FIGURES)]
+    return table_of_classes(found, CLASS_FIGURES, pixels, means, colors, note)
+
+
+def table_of_classes(found, headings, counted, means, colors, note):
+    """Lays out the figures of every class, the first one with a bar, and their means.
+
+    Args:
+        found: dict with `class_KEY` for each key of `headings`, and for that of `counted`: dicts
+            by class name.
+        headings: dict of key -> heading.
+        counted: `Column`, of how much there is of each class.
+        means: list, the total of what was counted, then a mean for each heading.
+        colors: list of CSS colors, of the classes.
+        note: str.
+
+    Returns:
+        A `keras_segen.report.tables.Table`.
+    """
+    rows = []
+    for (name, count), color in zip(found[f"class_{counted.key}"].items(), colors, strict=True):
+        values = [plain(found[f"class_{key}"][name]) for key in headings]  # nan becomes None
+        first = Cell(values[0], bar=values[0] or 0)
+        rows.append([Cell(name, swatch=color), count, first, *values[1:]])
+    of_all = [Cell(plain(mean), mark="strong") for mean in means[1:]]
+    columns = [Column(heading, decimals(3), key=key) for key, heading in headings.items()]
+    return Table(
+        "Classes",
+        [Column("Class", str, numeric=False, key="class"), counted, *columns],
+        rows,
+        footer=[[Cell("Mean", mark="strong"), means[0], *of_all]],
+        note=note,
     )
 
 
@@ -326,16 +331,12 @@ def as_values(scored, dataset):
     """An image as plain values, with the confusion that cost it most pixels."""
     wrong = scored.matrix * (1 - np.eye(len(scored.matrix), dtype="int64"))
     truth, predicted = np.unravel_index(wrong.argmax(), wrong.shape)
-    pixels = scored.matrix.sum()
+    pixels, names = scored.matrix.sum(), dataset.class_names
+    most = {"truth": names[truth], "predicted": names[predicted]}
+    most["share"] = float(wrong.max() / pixels)
     return {
         "name": dataset.item_name(scored.index),
         "mean_iou": scored.mean_iou,
         "wrong": float(wrong.sum() / pixels),
-        "most": {
-            "truth": dataset.class_names[truth],
-            "predicted": dataset.class_names[predicted],
-            "share": float(wrong.max() / pixels),
-        }
-        if wrong.any()
-        else None,
+        "most": most if wrong.any() else None,
     }

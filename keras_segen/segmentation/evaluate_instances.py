@@ -8,7 +8,8 @@ from keras_segen import plot
 from keras_segen.data.instances import Instance
 from keras_segen.metrics import expected_calibration_error
 from keras_segen.report.evaluation import Evaluation, Shown
-from keras_segen.report.tables import Cell, Column, Table, decimals
+from keras_segen.report.numbers import plain
+from keras_segen.report.tables import Column, Table, decimals
 from keras_segen.segmentation import coco
 from keras_segen.segmentation.average_precision import (
     RECALLS,
@@ -17,11 +18,27 @@ from keras_segen.segmentation.average_precision import (
     overlaps,
 )
 from keras_segen.segmentation.detector import MIN_SCORE, Detector
+from keras_segen.segmentation.evaluate import table_of_classes
 
 HIT = 0.5  # IoU of masks from which on an object counts as found, for misses and false alarms
 NUM_SHOWN = 8  # misses, and as many false alarms
 NUM_BINS = 15
 MOST_CURVES = 12  # classes with a curve of their own
+
+# What is written under the charts.
+OF_EVERY_CLASS = (
+    "The surest finds first: how many of them are right (upwards) by the time that so many of the "
+    "true objects are found (to the right). Right means a mask of IoU 0.5 or more. The area under "
+    "a curve is the class's AP50."
+)
+OF_THE_MEAN = (
+    "The same if right means a better mask. AP is the mean of the areas at ten thresholds, 0.50 to "
+    "0.95."
+)
+OF_THE_SCORES = (
+    "Of objects with a score of 0.8, a calibrated network has 80 % right (IoU 0.5). Bars below the "
+    "diagonal: surer than it should be."
+)
 
 
 @dataclasses.dataclass
@@ -173,10 +190,8 @@ class Judge:
             for name in ("AP", "AP50", "AP75"):
                 main[f"{kind}_{name.lower()}"] = figures[name]
             for name in ("AP", "AP50"):
-                values = figures[f"class_{name}"]
-                classes[f"class_{kind}_{name.lower()}"] = dict(
-                    zip(self.class_names, values, strict=True)
-                )
+                pairs = zip(self.class_names, figures[f"class_{name}"], strict=True)
+                classes[f"class_{kind}_{name.lower()}"] = dict(pairs)
         return main | classes
 
     def evaluation(self, model_name, dataset):
@@ -237,40 +252,17 @@ class Judge:
         precision = precision[:, 0, -1]  # (classes, thresholds, recalls)
         known = [k for k in range(len(precision)) if not np.isnan(precision[k, 0, 0])]
         charts = []
+        if known and len(known) <= MOST_CURVES:
+            by_class = {self.class_names[k]: precision[k, 0] for k in known}
+            figure = plot.precision_recall(RECALLS, by_class, dataset.palette[known])
+            charts.append(("Precision by recall, every class", OF_EVERY_CLASS, figure))
         if known:
             mean = precision[known].mean(axis=0)
             by_threshold = {f"IoU {THRESHOLDS[t]:.2f}": mean[t] for t in range(0, 10, 2)}
-            if len(known) <= MOST_CURVES:
-                charts.append(
-                    (
-                        "Precision by recall, every class",
-                        "The surest finds first: how many of them are right (upwards) by the time "
-                        "that so many of the true objects are found (to the right). Right means a "
-                        "mask of IoU 0.5 or more. The area under a curve is the class's AP50.",
-                        plot.precision_recall(
-                            RECALLS,
-                            {self.class_names[k]: precision[k, 0] for k in known},
-                            dataset.palette[known],
-                        ),
-                    )
-                )
-            charts.append(
-                (
-                    "Precision by recall, mean of the classes",
-                    "The same if right means a better mask. AP is the mean of the areas at ten "
-                    "thresholds, 0.50 to 0.95.",
-                    plot.precision_recall(RECALLS, by_threshold),
-                )
-            )
-        charts.append(
-            (
-                "Calibration of the scores",
-                "Of objects with a score of 0.8, a calibrated network has 80 % right (IoU 0.5). "
-                "Bars below the diagonal: surer than it should be.",
-                plot.reliability(self.bins, "finds", "confidence: score of the object"),
-            )
-        )
-        return charts
+            figure = plot.precision_recall(RECALLS, by_threshold)
+            charts.append(("Precision by recall, mean of the classes", OF_THE_MEAN, figure))
+        figure = plot.reliability(self.bins, "finds", "confidence: score of the object")
+        return [*charts, ("Calibration of the scores", OF_THE_SCORES, figure)]
 
     def _gallery(self, misses, alarms, dataset):
         shown = []
@@ -279,15 +271,11 @@ class Judge:
                 words = as_values(each, dataset)
                 image, *_ = dataset.objects(each.index)
                 sure = [one for one in self.found[each.index] if one.score >= MIN_SCORE]
-                pictures = {
-                    "image": plot.draw_instances(image, [], dataset.palette),
-                    "truth": plot.draw_instances(
-                        image, self.true[each.index], dataset.palette, marked=each.instance
-                    ),
-                    "found": plot.draw_instances(
-                        image, sure, dataset.palette, marked=each.instance
-                    ),
-                }
+                pictures = {"image": plot.draw_instances(image, [], dataset.palette)}
+                for name, drawn in (("truth", self.true[each.index]), ("found", sure)):
+                    pictures[name] = plot.draw_instances(
+                        image, drawn, dataset.palette, marked=each.instance
+                    )
                 shown.append(Shown(words["name"], f"{kind}: {words['what']}", pictures))
         if not shown:
             return None
@@ -340,47 +328,20 @@ def as_values(each, dataset):
 
 
 def _table_of_classes(figures, colors):
-    three = decimals(3)
-    columns = {"class_mask_ap": "Mask AP", "class_mask_ap50": "Mask AP50"}
-    columns |= {"class_box_ap": "Box AP", "class_box_ap50": "Box AP50"}
-    rows = [
-        [
-            Cell(name, swatch=color),
-            figures["class_objects"][name],
-            *(
-                Cell(
-                    _known(figures[key][name]),
-                    bar=(_known(figures[key][name]) or 0) if key == "class_mask_ap" else None,
-                )
-                for key in columns
-            ),
-        ]
-        for name, color in zip(figures["class_objects"], colors, strict=True)
-    ]
-    means = [figures[key] for key in ("mask_ap", "mask_ap50", "box_ap", "box_ap50")]
-    return Table(
-        "Classes",
-        [
-            Column("Class", str, numeric=False, key="class"),
-            Column("Objects", lambda count: "" if count is None else f"{count:,}", key="objects"),
-            *(Column(title, three, key=key[6:]) for key, title in columns.items()),
-        ],
-        rows,
-        footer=[
-            [
-                Cell("Mean", mark="strong"),
-                figures["objects"],
-                *(Cell(_known(mean), mark="strong") for mean in means),
-            ]
-        ],
-        note="Average precision as COCO computes it: AP over IoU 0.50 to 0.95, AP50 at 0.50. A "
-        "dash for a class without objects.",
+    headings = {"mask_ap": "Mask AP", "mask_ap50": "Mask AP50"}
+    headings |= {"box_ap": "Box AP", "box_ap50": "Box AP50"}
+    objects = Column("Objects", "{:,}".format, key="objects")
+    means = [figures["objects"], *(figures[key] for key in headings)]
+    note = (
+        "Average precision as COCO computes it: AP over IoU 0.50 to 0.95, AP50 at 0.50. A "
+        "dash for a class without objects."
     )
+    return table_of_classes(figures, headings, objects, means, colors, note)
 
 
 def _table_of_coco(by_kind):
     names = list(by_kind["mask"])
-    rows = [[name, *(_known(by_kind[kind][name]) for kind in ("mask", "box"))] for name in names]
+    rows = [[name, *(plain(by_kind[kind][name]) for kind in ("mask", "box"))] for name in names]
     return Table(
         "All that COCO reports",
         ["", Column("Masks", decimals(3)), Column("Boxes", decimals(3))],
@@ -401,7 +362,3 @@ def _cards(figures):
             ("Precision", "precision", f"of scores of at least {MIN_SCORE}, IoU {HIT}"),
         )
     ]
-
-
-def _known(value):
-    return None if np.isnan(value) else value

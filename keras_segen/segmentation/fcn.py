@@ -18,14 +18,7 @@ those by two are learned.
 import keras
 from keras import layers
 
-from keras_segen.layers import (
-    Bilinear,
-    CropLike,
-    check_arguments,
-    check_dropout,
-    check_encoder,
-    drop,
-)
+from keras_segen.layers import Bilinear, CropLike, check_arguments, check_encoder, drop
 from keras_segen.networks import Network
 
 
@@ -67,7 +60,6 @@ def fcn(
     (None, 50, None, 2)
     """
     check_arguments(input_shape, num_classes, filters, any_size=True)
-    check_dropout(dropout)
     if stride not in (8, 16, 32):
         raise ValueError(f"stride is {stride}, expected 8, 16 or 32.")
     if len(filters) != (6 if encoder is None else 1):

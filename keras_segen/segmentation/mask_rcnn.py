@@ -18,11 +18,12 @@ import dataclasses
 import keras
 import numpy as np
 from keras import layers, ops
+from keras.initializers import RandomNormal
 
 from keras_segen import backend
 from keras_segen.determinism import rng
 from keras_segen.layers import check_arguments, check_encoder
-from keras_segen.networks import ClearErrors
+from keras_segen.networks import Composite
 from keras_segen.segmentation import boxes as box
 from keras_segen.segmentation.fpn import fpn
 from keras_segen.segmentation.roi_align import crop_instances, roi_align
@@ -131,15 +132,11 @@ def mask_rcnn(input_shape, num_classes, max_instances=100, encoder=None, stages=
         levels.append(layers.MaxPooling2D(1, strides=2, name="fpn_top")(levels[-1]))
     pyramid = keras.Model(images, levels, name="pyramid")
 
-    return MaskRCNN(
-        pyramid,
-        rpn(filters),
+    heads = (
         box_head(num_classes, filters, stages.box_units),
         mask_head(num_classes, filters, stages.mask_filters),
-        max_instances,
-        stages,
-        seed,
     )
+    return MaskRCNN(pyramid, rpn(filters), *heads, max_instances, stages, seed)
 
 
 def small_encoder(input_shape, filters=(24, 32, 64, 96)):
@@ -181,21 +178,24 @@ def conv(x, filters, strides=1, name=None):
 def rpn(filters):
     """Features of a level to a score `(batch, n)` and a move `(batch, n, 4)` for each anchor."""
     features = keras.Input((None, None, filters), name="features")
-    x = layers.Conv2D(
-        filters, 3, padding="same", activation="relu", kernel_initializer="he_normal", name="conv"
-    )(features)
+    x = relu_conv(features, filters, name="conv")
     scores = small_conv(x, len(RATIOS), name="scores")
     deltas = small_conv(x, 4 * len(RATIOS), name="deltas")
-    outputs = [
-        layers.Reshape((-1,), dtype="float32", name="flat_scores")(scores),
-        layers.Reshape((-1, 4), dtype="float32", name="flat_deltas")(deltas),
-    ]
-    return keras.Model(features, outputs, name="rpn")
+    scores = layers.Reshape((-1,), dtype="float32", name="flat_scores")(scores)
+    deltas = layers.Reshape((-1, 4), dtype="float32", name="flat_deltas")(deltas)
+    return keras.Model(features, [scores, deltas], name="rpn")
+
+
+def relu_conv(x, filters, name):
+    """3x3 convolution, ReLU."""
+    return layers.Conv2D(
+        filters, 3, padding="same", activation="relu", kernel_initializer="he_normal", name=name
+    )(x)
 
 
 def small_conv(x, filters, name):
     """1x1 convolution to numbers near 0, in float32 also under mixed precision."""
-    normal = keras.initializers.RandomNormal(stddev=0.01)
+    normal = RandomNormal(0.0, 0.01)
     return layers.Conv2D(filters, 1, kernel_initializer=normal, dtype="float32", name=name)(x)
 
 
@@ -208,16 +208,10 @@ def box_head(num_classes, filters, units):
             units, activation="relu", kernel_initializer="he_normal", name=f"dense{i}"
         )(x)
     logits = layers.Dense(
-        num_classes + 1,
-        kernel_initializer=keras.initializers.RandomNormal(stddev=0.01),
-        dtype="float32",
-        name="logits",
+        num_classes + 1, kernel_initializer=RandomNormal(0.0, 0.01), dtype="float32", name="logits"
     )(x)
     deltas = layers.Dense(
-        4 * num_classes,
-        kernel_initializer=keras.initializers.RandomNormal(stddev=0.001),
-        dtype="float32",
-        name="deltas",
+        4 * num_classes, kernel_initializer=RandomNormal(0.0, 0.001), dtype="float32", name="deltas"
     )(x)
     deltas = layers.Reshape((num_classes, 4), dtype="float32", name="class_deltas")(deltas)
     return keras.Model(features, [logits, deltas], name="box_head")
@@ -227,21 +221,9 @@ def mask_head(num_classes, filters, mask_filters):
     """14x14 features of a box to a 28x28 mask of logits for each class."""
     features = x = keras.Input((14, 14, filters), name="features")
     for i, conv_filters in enumerate(mask_filters):
-        x = layers.Conv2D(
-            conv_filters,
-            3,
-            padding="same",
-            activation="relu",
-            kernel_initializer="he_normal",
-            name=f"conv{i}",
-        )(x)
+        x = relu_conv(x, conv_filters, name=f"conv{i}")
     x = layers.Conv2DTranspose(
-        mask_filters[-1],
-        2,
-        strides=2,
-        activation="relu",
-        kernel_initializer="he_normal",
-        name="upconv",
+        mask_filters[-1], 2, 2, activation="relu", kernel_initializer="he_normal", name="upconv"
     )(x)
     logits = layers.Conv2D(
         num_classes, 1, kernel_initializer="he_normal", dtype="float32", name="logits"
@@ -250,7 +232,7 @@ def mask_head(num_classes, filters, mask_filters):
 
 
 @keras.saving.register_keras_serializable(package="keras_segen")
-class MaskRCNN(ClearErrors, keras.Model):
+class MaskRCNN(Composite):
     """A feature pyramid, an RPN and two heads, trained by `fit`.
 
     `fit` takes images, float32 in [0, 1], and planes, int32 `(batch, height, width)`, that say to
@@ -282,6 +264,9 @@ class MaskRCNN(ClearErrors, keras.Model):
     Raises:
         ValueError: when `max_instances` is out of range, or the height or width is not known.
     """
+
+    NETWORKS = ("pyramid", "rpn", "box_head", "mask_head")
+    SETTINGS = ("max_instances", "stages", "seed", "name")
 
     def __init__(
         self,
@@ -346,12 +331,8 @@ class MaskRCNN(ClearErrors, keras.Model):
         for anchors in self.anchors:
             part = slice(start, start + len(anchors))
             start += len(anchors)
-            moved = box.decode(
-                deltas[:, part],
-                ops.convert_to_tensor(anchors, deltas.dtype),
-                RPN_WEIGHTS,
-                self.image_size,
-            )
+            anchors = ops.convert_to_tensor(anchors, deltas.dtype)
+            moved = box.decode(deltas[:, part], anchors, RPN_WEIGHTS, self.image_size)
             index, found = box.nms(moved, scores[:, part], 0.7, before, kept)
             proposals.append(box.take(moved, index))
             found_scores.append(ops.where(found, box.take(scores[:, part], index), -np.inf))
@@ -371,10 +352,8 @@ class MaskRCNN(ClearErrors, keras.Model):
         true_boxes, true_classes = box.instances(y, self.max_instances)
         true_boxes = ops.cast(true_boxes, y_pred["deltas"].dtype)
         truth = y, true_boxes, true_classes
-        losses = {
-            **self.rpn_losses(y_pred, truth, training),
-            **self.head_losses(y_pred, truth, training),
-        }
+        losses = self.rpn_losses(y_pred, truth, training)
+        losses |= self.head_losses(y_pred, truth, training)
         for name, value in losses.items():
             self.trackers[name].update_state(value, sample_weight=ops.shape(y)[0])
         if training:
@@ -391,20 +370,13 @@ class MaskRCNN(ClearErrors, keras.Model):
         favorite = ops.any(ops.logical_and(overlap > 0, overlap >= highest), axis=2)
         positive = ops.logical_or(best >= 0.7, favorite)
         negative = ops.logical_and(best < 0.3, self.counts(planes, anchors[None]))
-        index, positive, sampled = box.sample(
-            positive,
-            ops.logical_and(negative, ops.logical_not(positive)),
-            self.noise("anchors", planes, anchors.shape[0], training),
-            count,
-            count // 2,
-        )
+        negative = ops.logical_and(negative, ops.logical_not(positive))
+        noise = self.noise("anchors", planes, anchors.shape[0], training)
+        index, positive, sampled = box.sample(positive, negative, noise, count, count // 2)
         scores = box.take(outputs["scores"], index)
         entropy = ops.softplus(scores) - ops.where(positive, scores, 0.0)
-        target = box.encode(
-            box.take(true_boxes, box.take(which, index)),
-            ops.take(anchors, index, axis=0),
-            RPN_WEIGHTS,
-        )
+        own = box.take(true_boxes, box.take(which, index))  # the object of each anchor
+        target = box.encode(own, ops.take(anchors, index, axis=0), RPN_WEIGHTS)
         distance = smooth_l1(box.take(outputs["deltas"], index) - target, beta=1 / 9)
         return {
             "rpn_class_loss": mean_of(entropy, sampled, sampled),
@@ -420,13 +392,11 @@ class MaskRCNN(ClearErrors, keras.Model):
         _, best, which = self.compare(proposals, true_boxes, true_classes)
         count = min(self.stages.boxes_sampled, proposals.shape[1])
         most = count // 4
-        index, positive, sampled = box.sample(
-            ops.logical_and(found, best >= 0.5),
-            ops.logical_and(found, ops.logical_and(best < 0.5, self.counts(planes, proposals))),
-            self.noise("proposals", planes, proposals.shape[1], training),
-            count,
-            most,
-        )
+        positive = ops.logical_and(found, best >= 0.5)
+        negative = ops.logical_and(best < 0.5, self.counts(planes, proposals))
+        negative = ops.logical_and(found, negative)
+        noise = self.noise("proposals", planes, proposals.shape[1], training)
+        index, positive, sampled = box.sample(positive, negative, noise, count, most)
         boxes, which = box.take(proposals, index), box.take(which, index)
         classes = ops.where(positive, box.take(true_classes, which), 0)
 
@@ -498,9 +468,7 @@ class MaskRCNN(ClearErrors, keras.Model):
         boxes = ops.reshape(boxes, (-1, pairs, 4))
         classes = ops.convert_to_tensor(np.arange(pairs) % self.num_classes + 1, "int32")
         classes = ops.broadcast_to(classes[None], ops.shape(scores))
-        index, found = box.nms(
-            boxes, scores, 0.5, CANDIDATES, self.stages.detections, groups=classes
-        )
+        index, found = box.nms(boxes, scores, 0.5, CANDIDATES, self.stages.detections, classes)
         boxes = ops.where(found[..., None], box.take(boxes, index), 0.0)
         classes = ops.where(found, box.take(classes, index), 0)
 
@@ -516,31 +484,15 @@ class MaskRCNN(ClearErrors, keras.Model):
         }
 
     def get_config(self):
-        return {
-            **{
-                name: keras.saving.serialize_keras_object(getattr(self, name))
-                for name in ("pyramid", "rpn", "box_head", "mask_head")
-            },
-            "max_instances": self.max_instances,
-            "stages": {
-                name: list(value) if isinstance(value, tuple) else value
-                for name, value in dataclasses.asdict(self.stages).items()
-            },
-            "seed": self.seed,
-            "name": self.name,
-        }
+        stages = dataclasses.asdict(self.stages).items()
+        stages = {name: list(x) if isinstance(x, tuple) else x for name, x in stages}
+        return {**super().get_config(), "stages": stages}
 
     @classmethod
     def from_config(cls, config):
-        networks = {
-            name: keras.saving.deserialize_keras_object(config[name])
-            for name in ("pyramid", "rpn", "box_head", "mask_head")
-        }
-        stages = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in config["stages"].items()
-        }
-        return cls(**{**config, **networks, "stages": Stages(**stages)})
+        stages = config["stages"].items()
+        stages = {name: tuple(x) if isinstance(x, list) else x for name, x in stages}
+        return super().from_config({**config, "stages": Stages(**stages)})
 
 
 def smooth_l1(x, beta):

@@ -89,14 +89,7 @@ class Predictor:
     """
 
     def __init__(
-        self,
-        model,
-        tile=None,
-        overlap=None,
-        batch_size=4,
-        flips="none",
-        scales=(1.0,),
-        fold=False,
+        self, model, tile=None, overlap=None, batch_size=4, flips="none", scales=(1.0,), fold=False
     ):
         batch_size = whole_number("batch_size", batch_size, 1, ", 1 or more")
         if flips not in FLIPS:
@@ -265,15 +258,12 @@ class Predictor:
         yield done, band[: image.shape[0] - done]
 
     def _passes(self, height, width):
-        pairs = list(itertools.product(FLIPS[self.flips], self.scales))
-        return [
-            _Pass(
-                self._axis(height, scale, 0, upside_down),
-                self._axis(width, scale, 1, mirrored),
-                1 / len(pairs),
-            )
-            for (upside_down, mirrored), scale in pairs
-        ]
+        pairs, passes = list(itertools.product(FLIPS[self.flips], self.scales)), []
+        for (upside_down, mirrored), scale in pairs:
+            down = self._axis(height, scale, 0, upside_down)
+            across = self._axis(width, scale, 1, mirrored)
+            passes.append(_Pass(down, across, 1 / len(pairs)))
+        return passes
 
     def _axis(self, length, scale, axis, flipped):
         """Plans the tiles along one axis of an image: see `_Axis`."""
@@ -381,14 +371,12 @@ def _blending_weights(starts, tile_length, length):
 
 
 def _to_float(pixels):
-    if pixels.dtype.kind != "f":
-        return to_float(pixels)
-    if not (pixels.min() >= 0 and pixels.max() <= 1):
+    if pixels.dtype.kind == "f" and not (pixels.min() >= 0 and pixels.max() <= 1):
         raise ValueError(
             f"image is {pixels.dtype} with values from {pixels.min()} to {pixels.max()}; expected "
             "0 to 1. Divide it by its highest possible value."
         )
-    return pixels.astype("float32", copy=False)
+    return to_float(pixels)
 
 
 def _pad(pixels, axis, size):

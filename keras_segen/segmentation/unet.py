@@ -17,7 +17,7 @@ skip at the full size is then the image itself.
 import keras
 from keras import layers
 
-from keras_segen.layers import CropLike, check_arguments, check_dropout, check_encoder, drop
+from keras_segen.layers import CropLike, check_arguments, check_encoder, drop
 from keras_segen.networks import Network
 
 
@@ -53,7 +53,6 @@ def unet(input_shape, num_classes, filters=(64, 128, 256, 512, 1024), dropout=0.
     (None, 64, 64, 2)
     """
     check_arguments(input_shape, num_classes, filters, any_size=encoder is not None)
-    check_dropout(dropout)
     images = keras.Input(input_shape, name="images")  # (b, h, w, channels)
 
     # Down: each level leaves a skip; x is the bottom, after n halvings, with the most channels.

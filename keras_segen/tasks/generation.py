@@ -269,10 +269,10 @@ class GenerationTask(Task):
             class_name: str, the class of all of them, or None.
             interpolate: int, steps of `keras_segen.generation.interpolation`; or None.
             traverse: int, steps of `keras_segen.generation.traversal`; or None.
-            nearest: bool, whether to draw `keras_segen.generation.neighbours`.
+            nearest: bool, whether to draw `keras_segen.generation.neighbors`.
             split: str, with `nearest`: the real images to search, `"train"`, `"val"` or `"test"`.
                 They are compared with the test split; the test split with the validation split.
-            extractor: with `nearest`, as in `neighbours`.
+            extractor: with `nearest`, as in `neighbors`.
             separate: path of a folder to write the samples to instead, each as a PNG of its own
                 size, named by number and class; or None.
 
@@ -314,7 +314,7 @@ class GenerationTask(Task):
         elif nearest:
             reals = self.load_data(split)
             held_out = self.load_data("val" if split == "test" else "test")
-            figure = explore.neighbours(model, reals, held_out, count, extractor, label, seed)
+            figure = explore.neighbors(model, reals, held_out, count, extractor, label, seed)
             what = f"{figure.get_suptitle()}\n{what} beside the nearest images of {split}"
         else:
             figure = explore.samples(model, count, label, seed, names)

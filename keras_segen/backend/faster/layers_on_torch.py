@@ -182,14 +182,8 @@ def _convolve(layer, x):
 
 
 def _convolve_transposed(layer, x):
-    crops = compute_conv_transpose_output_crops_for_torch(
-        x.shape,
-        layer.kernel.shape,
-        layer.strides,
-        layer.padding,
-        layer.output_padding,
-        layer.dilation_rate,
-    )
+    settings = layer.strides, layer.padding, layer.output_padding, layer.dilation_rate
+    crops = compute_conv_transpose_output_crops_for_torch(x.shape, layer.kernel.shape, *settings)
     more_on_the_left = tuple(left - right for left, right in crops)
     if not all(
         left >= 0 and 0 <= more < step

@@ -50,14 +50,9 @@ def batch_normalization():
         )
         if not usual:
             return original(self, inputs, training=training, mask=mask)
+        weights = self.gamma, self.beta, self.moving_mean, self.moving_variance
         outputs, _, _ = tf.compat.v1.nn.fused_batch_norm(
-            inputs,
-            self.gamma.value,
-            self.beta.value,
-            self.moving_mean.value,
-            self.moving_variance.value,
-            epsilon=self.epsilon,
-            is_training=False,
+            inputs, *(each.value for each in weights), epsilon=self.epsilon, is_training=False
         )
         return outputs
 
