@@ -235,35 +235,16 @@ def masks(
     if class_names is None:
         class_names = [f"class {number}" for number in range(len(palette))]
     palette = _palette(palette, class_names)
-    names = ["image"]
-    names += ["truth"] if truth is not None else []
-    names += ["prediction"] if predictions is not None else []
-    names += ["difference"] if truth is not None and predictions is not None else []
 
-    rows, notes, ids = [], [], set()
-    for i, image in enumerate(images):
-        cells, cell_notes = [_image(image, f"images[{i}]")], [titles[i] if titles else ""]
-        height, width = cells[0].shape[:2]
-        if truth is not None:
-            true_ids = _class_ids(truth[i], (height, width), len(palette), f"truth[{i}]")
-            cells.append(colorize(true_ids, palette, ignore_class))
-            cell_notes.append("")
-            ids.update(np.unique(true_ids).tolist())
-        if predictions is not None:
-            where = f"predictions[{i}]"
-            predicted_ids = _class_ids(predictions[i], (height, width), len(palette), where)
-            cells.append(colorize(predicted_ids, palette, ignore_class))
-            cell_notes.append("")
-            ids.update(np.unique(predicted_ids).tolist())
-        if truth is not None and predictions is not None:
-            cells.append(difference(image, true_ids, predicted_ids, ignore_class))
-            wrong = wrong_pixels(true_ids, predicted_ids, ignore_class).sum()
-            counted = true_ids.size - np.count_nonzero(true_ids == ignore_class)
-            cell_notes.append(f"{_percent(wrong, counted)} wrong" if counted else "all void")
-        rows.append(cells)
-        notes.append(cell_notes)
-    signal = "wrong" if names[-1] == "difference" else None
-    return _grid(rows, names, notes, _legend(ids, palette, class_names, ignore_class, signal))
+    def wrong(image, ids):
+        pixels = wrong_pixels(*ids, ignore_class).sum()
+        counted = ids[0].size - np.count_nonzero(ids[0] == ignore_class)
+        note = f"{100 * pixels / counted:.1f} % wrong" if counted else "all void"
+        return difference(image, *ids, ignore_class), note
+
+    columns = {"truth": ("truth", truth), "prediction": ("predictions", predictions)}
+    last = ("difference", "wrong", wrong) if truth is not None and predictions is not None else None
+    return _draw_masks(images, columns, last, palette, class_names, ignore_class, titles)
 
 
 def instances(images, instances, *, palette, class_names, titles=None, columns=None):
@@ -416,32 +397,16 @@ def comparison(images, truth, predictions, *, palette, class_names, ignore_class
     predictions = {name: _items(values) for name, values in predictions.items()}
     given = {f"predictions[{name!r}]": values for name, values in predictions.items()}
     _check_rows(images, {"truth": truth, **given})
-    names = ["image"] + (["truth"] if truth is not None else []) + list(predictions)
-    names += ["disagreement"] if len(predictions) > 1 else []
 
-    rows, notes, ids = [], [], set()
-    for i, image in enumerate(images):
-        cells = [_image(image, f"images[{i}]")]
-        shape = cells[0].shape[:2]
-        if truth is not None:
-            true_ids = _class_ids(truth[i], shape, len(palette), f"truth[{i}]")
-            cells.append(colorize(true_ids, palette, ignore_class))
-            ids.update(np.unique(true_ids).tolist())
-        predicted = []
-        for name, values in predictions.items():
-            where = f"predictions[{name!r}][{i}]"
-            predicted.append(_class_ids(values[i], shape, len(palette), where))
-            cells.append(colorize(predicted[-1], palette, ignore_class))
-            ids.update(np.unique(predicted[-1]).tolist())
-        cell_notes = [""] * len(cells)
-        if len(predicted) > 1:
-            apart = np.any([other != predicted[0] for other in predicted[1:]], axis=0)
-            cells.append(_marked(cells[0], apart))
-            cell_notes.append(f"{apart.sum():,} of {apart.size:,} pixels")
-        rows.append(cells)
-        notes.append(cell_notes)
-    signal = "backends disagree" if len(predictions) > 1 else None
-    return _grid(rows, names, notes, _legend(ids, palette, class_names, ignore_class, signal))
+    def apart(image, ids):
+        predicted = ids[-len(predictions) :]
+        pixels = np.any([other != predicted[0] for other in predicted[1:]], axis=0)
+        return _marked(image, pixels), f"{pixels.sum():,} of {pixels.size:,} pixels"
+
+    columns = {"truth": ("truth", truth)}
+    columns |= {name: (f"predictions[{name!r}]", each) for name, each in predictions.items()}
+    last = ("disagreement", "backends disagree", apart) if len(predictions) > 1 else None
+    return _draw_masks(images, columns, last, palette, class_names, ignore_class)
 
 
 def neighbors(images, nearest, distances=None):
@@ -511,7 +476,7 @@ def curves(history):
     quantities = [each for each in quantities if each not in constant] or list(constant)
     columns = min(3, len(quantities))
     rows = math.ceil(len(quantities) / columns)
-    figure = Picture(figsize=(4.2 * columns, 2.9 * rows), layout="constrained", facecolor="white")
+    figure = _picture(4.2 * columns, 2.9 * rows)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(quantities) :]:
         axes.remove()
@@ -530,12 +495,8 @@ def curves(history):
             axes.text(0.5, 0.5, "no finite value", ha="center", transform=axes.transAxes)
             axes.set_yticks([])
         axes.set_title(_title(quantity), loc="left", fontsize=11, parse_math=False)
-        axes.set_xlabel("epoch", fontsize=9)
+        plain_axes(axes, "epoch", "")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, nbins=7))
-        axes.tick_params(labelsize=9, length=3)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
-        axes.set_axisbelow(True)
         if len(axes.lines) > 1:
             axes.legend(frameon=False, fontsize=8.5)
     same = [f"{_title(key)} {value:g}" for key, value in constant.items() if key not in quantities]
@@ -579,7 +540,7 @@ def confusion_matrix(matrix, class_names):
     totals = matrix.sum(axis=1, keepdims=True)
     shares = np.divide(matrix, totals, out=np.zeros_like(matrix), where=totals > 0)
     side = min(max(0.42 * number, 2.0), 11.0)  # inches
-    figure = Picture(figsize=(side + 1.7, side + 1.4), layout="constrained", facecolor="white")
+    figure = _picture(side + 1.7, side + 1.4)
     axes = figure.subplots()
     cells = np.empty((number, number, 4))  # shades by alpha: they suit a dark page too
     cells[..., :3] = to_rgb(BLUE)
@@ -627,7 +588,7 @@ def reliability(
         raise ValueError(f"`bins` must have the shape (num_bins, 3). Found: {bins.shape}.")
     pixels, right, sure = bins[bins[:, 0] > 0].T
     left, width = np.flatnonzero(bins[:, 0] > 0) / len(bins), 1 / len(bins)
-    figure = Picture(figsize=(4.7, 4.4), layout="constrained", facecolor="white")
+    figure = _picture(4.7, 4.4)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     bars = {"align": "edge", "color": BLUE}
     above.bar(left, right / pixels, 0.92 * width, label="accuracy", **bars)
@@ -636,12 +597,9 @@ def reliability(
     above.plot(left + width / 2, sure / pixels, label="mean confidence", **dots)
     below.bar(left, 100 * pixels / max(pixels.sum(), 1), 0.92 * width, **bars)
     above.set(xlim=(0, 1), ylim=(0, 1))
-    above.set_ylabel(f"share of {counted} right", color=INK_COLOR, fontsize=9.5)
-    below.set_ylabel(f"% of {counted}", color=INK_COLOR, fontsize=9.5)
-    below.set_xlabel(confidence, color=INK_COLOR, fontsize=9.5)
     above.legend(loc="upper left", frameon=False, labelcolor=INK_COLOR, fontsize=9)
-    for axes in (above, below):
-        _plain_axes(axes)
+    plain_axes(above, "", f"share of {counted} right")
+    plain_axes(below, confidence, f"% of {counted}")
     return figure
 
 
@@ -676,24 +634,16 @@ def precision_recall(recalls, curves, palette=None):
         colors = [(*to_rgb(BLUE), shade) for shade in shades[::-1]]
     else:
         colors = np.asarray(palette) / 255
-    figure = Picture(figsize=(4.7, 3.6), layout="constrained", facecolor="white")
+    figure = _picture(4.7, 3.6)
     axes = figure.subplots()
     lines = [
         axes.plot(recalls, curve, color=color, linewidth=1.7)[0]
         for (_, curve), color in zip(curves.items(), colors, strict=True)
     ]
     axes.set(xlim=(0, 1), ylim=(0, 1.02))
-    axes.set_xlabel("recall: share of the true objects found", color=INK_COLOR, fontsize=9.5)
-    axes.set_ylabel("precision: share of finds right", color=INK_COLOR, fontsize=9.5)
-    _plain_axes(axes)
+    plain_axes(axes, "recall: share of the true objects found", "precision: share of finds right")
     names = [f"{_short(name)} {np.mean(curve):.3f}" for name, curve in curves.items()]
-    # The texts are set afterward: a legend leaves out a label that starts with "_".
-    drawn = axes.legend(
-        lines, ["-"] * len(lines), loc="lower left", frameon=False, labelcolor=INK_COLOR, fontsize=8
-    )
-    for text, name in zip(drawn.get_texts(), names, strict=True):
-        text.set_parse_math(False)
-        text.set_text(name)
+    _name_lines(axes, lines, names, loc="lower left", labelcolor=INK_COLOR, fontsize=8)
     return figure
 
 
@@ -716,9 +666,7 @@ def folds(scores, quantity="mean IoU"):
     if len(lengths) != 1 or 0 in lengths:
         raise ValueError(f"`scores` must hold as many numbers for each model. Found: {scores}.")
     values = np.array(list(scores.values()), "float64")
-    figure = Picture(
-        figsize=(max(3.6, 1.5 * len(scores) + 1.2), 3.6), layout="constrained", facecolor="white"
-    )
+    figure = _picture(max(3.6, 1.5 * len(scores) + 1.2), 3.6)
     axes = figure.subplots()
     places = np.arange(len(values))
     axes.plot(places, values, color=RULE_COLOR, linewidth=1.2, zorder=1)
@@ -731,8 +679,7 @@ def folds(scores, quantity="mean IoU"):
     for text in axes.get_xticklabels():
         text.set_parse_math(False)
     axes.set_xlim(-0.5, len(values) - 0.5 + 0.18)
-    axes.set_ylabel(quantity, color=INK_COLOR, fontsize=9.5)
-    _plain_axes(axes)
+    plain_axes(axes, "", quantity)
     return figure
 
 
@@ -872,10 +819,18 @@ def _frame(frame, i):
     return Image.fromarray(_image(frame, f"frames[{i}]"))
 
 
-def _plain_axes(axes):
+def _picture(width, height):
+    """An empty figure, its sides in inches, that makes room for its texts."""
+    return Picture(figsize=(width, height), layout="constrained", facecolor="white")
+
+
+def plain_axes(axes, x_label, y_label):
+    """Gives axes their labels, two of four lines around them, and thin lines across."""
+    axes.set_xlabel(x_label, color=INK_COLOR, fontsize=9.5)
+    axes.set_ylabel(y_label, color=INK_COLOR, fontsize=9.5)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(RULE_COLOR)
-    axes.tick_params(color=RULE_COLOR, labelcolor=INK_COLOR, labelsize=9, length=3)
+    axes.tick_params(which="both", color=RULE_COLOR, labelcolor=INK_COLOR, labelsize=9, length=3)
     axes.grid(axis="y", color=RULE_COLOR, linewidth=0.6)
     axes.set_axisbelow(True)
 
@@ -891,15 +846,41 @@ def finite(values):
     return np.where(np.isfinite(values), values, math.nan)
 
 
+def _draw_masks(images, columns, last, palette, class_names, ignore_class, titles=None):
+    """Draws images, masks of them, and a last picture that compares the masks.
+
+    `columns` is a dict of title -> (name of the argument, masks or None), `last` None or the
+    title of the last column, that of its color in the legend, and a callable from an image and
+    its masks to a picture and a note.
+    """
+    columns = {title: given for title, given in columns.items() if given[1] is not None}
+    rows, notes, seen = [], [], set()
+    for i, image in enumerate(images):
+        image = _image(image, f"images[{i}]")
+        ids = [
+            _class_ids(masks[i], image.shape[:2], len(palette), f"{where}[{i}]")
+            for where, masks in columns.values()
+        ]
+        rows.append([image, *(colorize(each, palette, ignore_class) for each in ids)])
+        notes.append([titles[i] if titles else "", *([""] * len(ids))])
+        seen.update(*(np.unique(each).tolist() for each in ids))
+        if last:
+            picture, note = last[2](image, ids)
+            rows[-1].append(picture)
+            notes[-1].append(note)
+    names = ["image", *columns, *([last[0]] if last else [])]
+    legend = _legend(seen, palette, class_names, ignore_class, last and last[1])
+    return _grid(rows, names, notes, legend)
+
+
 def _grid(rows, names, notes, legend):
     height, width = rows[0][0].shape[:2]
     cell_width = 2.3  # inches
     cell_height = min(max(cell_width * height / width, 1.0), 4.0)
-    size = (cell_width * len(names), cell_height * len(rows) + 0.4 + 0.2 * len(rows))
-    columns = max(1, int(size[0] / 1.35))
+    width = cell_width * len(names)
+    columns = max(1, int(width / 1.35))
     legend_rows = math.ceil(len(legend) / columns)
-    size = (size[0], size[1] + 0.22 * legend_rows)
-    figure = Picture(figsize=size, layout="constrained", facecolor="white")
+    figure = _picture(width, (cell_height + 0.2) * len(rows) + 0.4 + 0.22 * legend_rows)
     figure.get_layout_engine().set(w_pad=0.04, h_pad=0.05, wspace=0.0, hspace=0.0)
     grid = figure.subplots(len(rows), len(names), squeeze=False)
     for row, (cells, cell_notes) in enumerate(zip(rows, notes, strict=True)):
@@ -912,23 +893,20 @@ def _grid(rows, names, notes, legend):
             axes.set_xlabel(note, fontsize=8, loc="left", labelpad=2, parse_math=False)
             if row == 0:
                 axes.set_title(names[column], fontsize=10, loc="left", pad=4, parse_math=False)
-    patches = [patch for patch, _ in legend]
-    # The texts are set afterward: a legend leaves out a label that starts with "_".
-    drawn = figure.legend(
-        patches,
-        ["-"] * len(patches),
-        loc="outside lower left",
-        ncols=columns,
-        frameon=False,
-        fontsize=9,
-        handlelength=1.1,
-        handleheight=1.1,
-        columnspacing=1.4,
-    )
-    for text, (_, label) in zip(drawn.get_texts(), legend, strict=True):
-        text.set_parse_math(False)
-        text.set_text(_short(label, 28))
+    place = {"loc": "outside lower left", "ncols": columns, "columnspacing": 1.4}
+    size = {"fontsize": 9, "handlelength": 1.1, "handleheight": 1.1}
+    patches, names = [patch for patch, _ in legend], [_short(label, 28) for _, label in legend]
+    _name_lines(figure, patches, names, **place, **size)
     return figure
+
+
+def _name_lines(where, lines, names, **options):
+    """Draws the legend of axes or of a figure; a name may be any text."""
+    # The texts are set afterward: a legend leaves out a label that starts with "_".
+    drawn = where.legend(lines, ["-"] * len(lines), frameon=False, **options)
+    for text, name in zip(drawn.get_texts(), names, strict=True):
+        text.set_parse_math(False)
+        text.set_text(name)
 
 
 def _legend(ids, palette, class_names, ignore_class, signal):
@@ -993,10 +971,6 @@ def _stripes(shape):
     light, dark = np.array(VOID_COLORS, "uint8")
     rows, columns = np.indices(shape)
     return np.where(((rows + columns) % 6 < 2)[..., None], dark, light)
-
-
-def _percent(part, whole):
-    return f"{100 * part / whole:.1f} %"
 
 
 def _items(values):
