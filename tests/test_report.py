@@ -15,6 +15,7 @@ from rich.console import Console
 from keras_segen import plot
 from keras_segen.compare import report as reports
 from keras_segen.compare.layerwise import divergence
+from keras_segen.compare.layerwise.evidence import evidence
 
 pytestmark = pytest.mark.once
 
@@ -86,6 +87,7 @@ def backend_part(name, factor, shift):
 def parity_part(fault=0.0, name="down0_relu1"):
     """A comparison layer by layer of a convolution and a ReLU, the second with a fault."""
     records = []
+    operation = {"name": "aten.relu", "shape": [1, 1, 8, 8], "norms": [1, 1], "rounding": 0.0}
     for backend in ("tensorflow", "torch"):
         arrays, rounding = {}, np.random.default_rng(len(backend))
         for precision, size in (("float32", 1e-7), ("float64", 1e-16)):
@@ -114,11 +116,22 @@ def parity_part(fault=0.0, name="down0_relu1"):
                 "shape": [1, 8, 8, 1],
                 "weights": ["kernel"],
                 "start": [1],
+                "module": "keras.layers",
+                "sources": [source],
+                "input_shapes": [[1, 8, 8, 1]],
+                "turn": 0,
+                "moved": 0,
+                "operations": [operation] if backend == "torch" else [],
             }
-            for layer, kind in (("down0_conv1", "Conv2D"), (name, "ReLU"))
+            for layer, kind, source in (
+                ("down0_conv1", "Conv2D", "images"),
+                (name, "ReLU", "down0_conv1"),
+            )
         ]
-        records.append(divergence.Record(backend, layers, [0] * 20, arrays))
-    return divergence.compare(*records)
+        versions = {"framework": "2.0", "device": "CPU", "keras": "3.0"}
+        records.append(divergence.Record(backend, layers, [0] * 20, arrays, versions))
+    found = divergence.compare(*records)
+    return {**found, "evidence": evidence(found, *records, seed=3)}
 
 
 def complete_report():
@@ -573,11 +586,22 @@ def test_page_and_terminal_tell_where_the_backends_part(tmp_path):
         assert "Equal to rounding in all 2 layers" in text
         assert re.search(r"\d of 64 ReLU gates are open on one backend .*, in down0_relu1;", text)
         assert "Over 20 steps the difference of the weights went from" in text
+        assert "The smallest tolerance that would have been needed: " in text
+        assert "Report to" not in text
     assert "Outputs of each layer" in page and "Loss at each step" in page
 
     report = complete_report() | {"parity": parity_part(fault=0.5)}
     page = Reader(reports.write_report(report, tmp_path).read_text("utf-8")).text
     assert "They part at layer down0_relu1 (ReLU), forward in inference: difference 0.5" in page
+    assert "Its inputs are equal: down0_conv1 (difference 1." in page
+    assert "The smallest tolerance that would have been needed: 0.5" in page
+    assert "On PyTorch it runs aten.relu, on (1, 1, 8, 8): that is the operation." in page
+    assert (
+        "Report to keras-team/keras on GitHub: keras.layers.ReLU(), float32 "
+        "(1, 8, 8, 1) to (1, 8, 8, 1), operation aten.relu, forward in inference: relative "
+        "difference 0.5"
+    ) in page
+    assert "TensorFlow 2.0 (CPU) and PyTorch 2.0 (CPU), Keras 3.0, seed 3." in page
 
 
 def test_a_comparison_in_float64_was_no_training():

@@ -345,7 +345,7 @@ def _worst(found, precision):
             difference, tolerance = judged(measured, each)
             excess[weight] = difference / tolerance
         worst = max(excess, key=excess.get)
-        keys = _KEYS[:2] if each == LOW else _KEYS[2:]
+        keys = MEASURED[:2] if each == LOW else MEASURED[2:]
         row |= {key: found[worst][key] for key in keys}
         if each == precision:
             row["weight"] = worst
@@ -424,7 +424,7 @@ def _first(found, precision):
     for k in range(found["num_steps"]):
         for name, values in found["steps"].items():
             if step_beyond(values, k, precision):
-                found_there = judged({key: values[key][k] for key in _KEYS}, precision)
+                found_there = judged({key: values[key][k] for key in MEASURED}, precision)
                 return _parting("steps", None, f"step {k + 1}, {STEP_MEASURES[name]}", found_there)
     return None
 
@@ -448,7 +448,7 @@ def _first_of_turn(layers, turn, precision):
     return None
 
 
-_KEYS = ("difference", "tolerance", "float64", "float64_tolerance")
+MEASURED = ("difference", "tolerance", "float64", "float64_tolerance")
 
 
 def _parting(kind, layer, where, measured):
@@ -475,7 +475,7 @@ def beyond_at(layer, kind, precision):
 
 
 def step_beyond(values, k, precision):
-    return beyond({key: values[key][k] for key in _KEYS}, precision)
+    return beyond({key: values[key][k] for key in MEASURED}, precision)
 
 
 def _all_exact(found):

@@ -14,6 +14,7 @@ from keras_segen.compare.layerwise.divergence import (
     AFTER,
     FORWARD,
     LOW,
+    MEASURED,
     MEASURES,
     STEP_MEASURES,
     judged,
@@ -21,10 +22,11 @@ from keras_segen.compare.layerwise.divergence import (
 from keras_segen.frameworks import FRAMEWORKS
 from keras_segen.report.numbers import listing, setting, show
 
+NO_DIGIT = 0.1  # what rounds by more than a tenth of itself has no digit to compare
 SHOWN = 6  # operations of a layer that a sentence names
 TRACKERS = {
-    "torch": "https://github.com/pytorch/pytorch/issues",
-    "keras": "https://github.com/keras-team/keras/issues",
+    "torch": "pytorch/pytorch on GitHub",
+    "keras": "keras-team/keras on GitHub",
 }
 
 
@@ -74,23 +76,27 @@ def evidence(found, a, b, seed=0):
 
 
 def least_tolerance(found):
-    """The smallest relative tolerance with which every layer and step had passed."""
+    """The smallest relative tolerance with which every layer and step had passed.
+
+    What is 0 but for rounding, such as the gradient by a bias before a batch normalization, does
+    not count: its relative difference says nothing.
+    """
     least = {"tolerance": 0.0, "layer": None, "where": "everywhere"}
     words = {**FORWARD, "gradient": "the gradient", **AFTER}
 
-    def consider(difference, layer, where):
-        if difference > least["tolerance"]:
+    def consider(measured, layer, where):
+        difference, _ = judged(measured, found["precision"])
+        if least["tolerance"] < difference and measured["tolerance"] < NO_DIGIT:
             least.update(tolerance=difference, layer=layer, where=where)
 
     for layer in found["layers"]:
         for kind in MEASURES[1:]:
             if layer[kind] is not None:
-                difference, _ = judged(layer[kind], found["precision"])
-                consider(difference, layer["name"], words[kind])
-    key = "difference" if found["precision"] == LOW else "float64"
+                consider(layer[kind], layer["name"], words[kind])
     for name, values in found["steps"].items():
-        for k, difference in enumerate(values[key]):
-            consider(difference, None, f"step {k + 1}, {STEP_MEASURES[name]}")
+        for k in range(found["num_steps"]):
+            measured = {key: values[key][k] for key in MEASURED}
+            consider(measured, None, f"step {k + 1}, {STEP_MEASURES[name]}")
     return least
 
 

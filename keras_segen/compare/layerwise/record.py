@@ -96,10 +96,12 @@ def _optimizers(model):
 
 
 def _make_exact(optimizer):
-    """Converts an optimizer's floats to NumPy's, since TensorFlow rounds Python's to float32."""
+    """Converts floats to NumPy's, also of a schedule: TensorFlow rounds Python's to float32."""
     for name, value in list(vars(optimizer).items()):
         if type(value) is float:
             setattr(optimizer, name, np.float64(value))
+        elif isinstance(value, keras.optimizers.schedules.LearningRateSchedule):
+            _make_exact(value)
 
 
 @contextlib.contextmanager
