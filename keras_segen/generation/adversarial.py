@@ -9,7 +9,7 @@ import dataclasses
 import keras
 from keras import ops
 
-from keras_segen import backend
+from keras_segen import backend, choices
 from keras_segen.generation import noise
 
 
@@ -57,7 +57,7 @@ LOSSES = {
     "least_squares": (least_squares_d, least_squares_g, 0.5),
     "wasserstein": (wasserstein_d, raise_scores, None),
 }
-SMOOTHED = ("non_saturating", "least_squares")
+SMOOTHED = choices.SMOOTHED_GAN_LOSSES
 
 
 @dataclasses.dataclass(frozen=True)

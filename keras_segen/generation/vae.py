@@ -22,11 +22,11 @@ import numpy as np
 from keras import layers, ops
 
 from keras_segen import backend
+from keras_segen.choices import LIKELIHOODS
 from keras_segen.determinism import rng
 from keras_segen.generation.latent import LatentModel
 from keras_segen.layers import check_image_shape, codes_with_class
 
-LIKELIHOODS = ("bernoulli", "gaussian")
 LEVELS = 256  # of a pixel, as a file stores it
 
 

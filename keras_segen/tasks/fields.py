@@ -18,7 +18,15 @@ WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or f
 
 @dataclasses.dataclass(frozen=True)
 class Meaning:
-    """The meaning of a field: the arguments of `field`."""
+    """The meaning of a field.
+
+    Args:
+        text: str, in sentences.
+        choices: tuple, the allowed values; empty if a range or the type decides.
+        at_least, above, below: numbers, the range; for a tuple, that of each number in it.
+        between: str, the separator of the numbers of a tuple on the command line.
+        common: bool, whether `--help` lists it first.
+    """
 
     text: str = ""
     choices: tuple = ()
@@ -50,17 +58,7 @@ class Meaning:
         )
 
 
-def field(
-    text,
-    *,
-    default=dataclasses.MISSING,
-    choices=(),
-    at_least=None,
-    above=None,
-    below=None,
-    between=",",
-    common=False,
-):
+def field(text, *, default=dataclasses.MISSING, **meaning):
     """Defines a field of a task, as `dataclasses.field` does.
 
     A class that only changes the default of a field writes `name: type = value`; the meaning is
@@ -69,13 +67,9 @@ def field(
     Args:
         text: str, what the field means, in sentences.
         default: the default value.
-        choices: tuple, the allowed values; None if a range or the type decides.
-        at_least, above, below: numbers, the range; for a tuple, that of each number in it.
-        between: str, the separator of the numbers of a tuple on the command line.
-        common: bool, whether `--help` lists it first.
+        **meaning: further arguments of `Meaning`.
     """
-    meaning = Meaning(text, choices, at_least, above, below, between, common)
-    return dataclasses.field(default=default, metadata={"meaning": meaning})
+    return dataclasses.field(default=default, metadata={"meaning": Meaning(text, **meaning)})
 
 
 def meaning(kind, name):

@@ -3,28 +3,18 @@
 import dataclasses
 from typing import ClassVar
 
+from keras_segen.choices import GAN_LOSSES, SMOOTHED_GAN_LOSSES
 from keras_segen.tasks import fields
 from keras_segen.tasks.fields import field
 from keras_segen.tasks.generation import GenerationTask
 
-SMOOTHED_LOSSES = ("non_saturating", "least_squares")  # by label_smoothing
-
-# What the papers train with, where the two differ.
+# What the papers train with: field -> value by model.
 GAN_DEFAULTS = {
-    "dcgan": {
-        "loss": "non_saturating",
-        "latent_dim": 100,
-        "discriminator_steps": 1,
-        "beta_1": 0.5,
-        "beta_2": 0.999,
-    },
-    "sngan": {
-        "loss": "hinge",
-        "latent_dim": 128,
-        "discriminator_steps": 5,
-        "beta_1": 0.0,
-        "beta_2": 0.9,
-    },
+    "loss": {"dcgan": "non_saturating", "sngan": "hinge"},
+    "latent_dim": {"dcgan": 100, "sngan": 128},
+    "discriminator_steps": {"dcgan": 1, "sngan": 5},
+    "beta_1": {"dcgan": 0.5, "sngan": 0.0},
+    "beta_2": {"dcgan": 0.999, "sngan": 0.9},
 }
 
 # Blocks of a discriminator whose number does not follow from the size of the images.
@@ -44,7 +34,7 @@ class GanTask(GenerationTask):
     statistics would differ in the discriminator's batch normalization.
     """
 
-    MODELS: ClassVar[tuple] = tuple(GAN_DEFAULTS)
+    MODELS: ClassVar[tuple] = ("dcgan", "sngan")
     quantities: ClassVar[dict] = {
         "d_loss": "loss of the discriminator",
         "g_loss": "loss of the generator",
@@ -60,7 +50,7 @@ class GanTask(GenerationTask):
     loss: str | None = field(
         "The game that the networks play.",
         default=None,
-        choices=("non_saturating", "hinge", "least_squares", "wasserstein"),
+        choices=GAN_LOSSES,
         common=True,
     )
     r1: float = field(
@@ -86,15 +76,17 @@ class GanTask(GenerationTask):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.label_smoothing and self.loss not in SMOOTHED_LOSSES:
+        if self.label_smoothing and self.loss not in SMOOTHED_GAN_LOSSES:
             raise ValueError(
                 f"label_smoothing is {self.label_smoothing} and acts on "
-                f"{' and '.join(SMOOTHED_LOSSES)}, but the loss is {self.loss!r}."
+                f"{' and '.join(SMOOTHED_GAN_LOSSES)}, but the loss is {self.loss!r}."
             )
 
     @classmethod
     def default(cls, field, model):
-        return GAN_DEFAULTS[model].get(field, super().default(field, model))
+        if field in GAN_DEFAULTS:
+            return GAN_DEFAULTS[field][model]
+        return super().default(field, model)
 
     def batch_options(self, dataset):
         return {**super().batch_options(dataset), "drop_last": True}

@@ -12,13 +12,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from keras_segen import data, frameworks
+from keras_segen import data
 from keras_segen.report.evaluation import Evaluation, Shown
-from keras_segen.report.numbers import show
+from keras_segen.report.numbers import display_name, show
 from keras_segen.report.tables import Column, Table, decimals
 from keras_segen.tasks import fields
 from keras_segen.tasks.fields import field
-from keras_segen.tasks.task import Figure, Task
+from keras_segen.tasks.task import Figure, Task, difference_of_outputs, save_compared
 
 NUM_PROBES = 16  # pictures that a comparison looks at
 NUM_SHOWN = 8  # of them, that it draws
@@ -202,20 +202,13 @@ class GenerationTask(Task):
         return {name: text.splitlines()[0] for name, text in texts.items()}
 
     def evaluate(
-        self,
-        model,
-        dataset,
-        *,
-        extractor="efficientnet_lite0",
-        count=None,
-        seed=0,
-        batch_size=None,
+        self, model, dataset, *, extractor="efficientnet_lite0", count=None, seed=0, batch_size=None
     ):
         """Measures the distance of generated pictures from real ones.
 
         Args:
             extractor, count, seed: as in `keras_segen.generation.evaluate`.
-            batch_size: int, for figures of real pictures; None means that of the training.
+            batch_size: int, for a VAE's bounds; None means that of the training.
 
         Raises:
             ValueError: as in `keras_segen.generation.evaluate`.
@@ -228,7 +221,7 @@ class GenerationTask(Task):
         pictures = {"generated": plot.mosaic(model.generate(8 * columns, seed=seed), columns)}
         real = [dataset[k][0] for k in range(min(8 * columns, len(dataset)))]
         pictures["real"] = plot.mosaic(np.stack(real), columns)
-        return Evaluation(
+        evaluation = Evaluation(
             subject=f"{self.model} on {dataset.name}, {dataset.split}",
             result=f"kernel distance {show(found['kernel_distance'], 4)}, "
             f"{found['measure']} {show(found['frechet_distance'], 4)}",
@@ -245,6 +238,11 @@ class GenerationTask(Task):
                 [Shown(self.model, f"seed {seed}", pictures)],
             ),
         )
+        self.add_bounds(evaluation, model, dataset, batch_size or self.batch_size, seed)
+        return evaluation
+
+    def add_bounds(self, evaluation, model, dataset, batch_size, seed):
+        """Adds bounds of the likelihood to an `Evaluation`, for a model that has them."""
 
     def generate(
         self,
@@ -282,13 +280,9 @@ class GenerationTask(Task):
         from keras_segen import plot
         from keras_segen.generation import explore
 
-        chosen = {
-            "interpolate": interpolate is not None,
-            "traverse": traverse is not None,
-            "nearest": nearest,
-            "separate": separate is not None,
-        }
-        given = [name for name, is_given in chosen.items() if is_given]
+        kinds = {"interpolate": interpolate, "traverse": traverse}
+        kinds |= {"nearest": nearest or None, "separate": separate}
+        given = [name for name, value in kinds.items() if value is not None]
         if len(given) > 1:
             raise ValueError(
                 f"{' and '.join(given)} are different pictures: ask for one at a time."
@@ -364,8 +358,7 @@ class GenerationTask(Task):
 
     def hand_over(self, own, served):
         """Compares the largest difference of pictures of the same codes with a tolerance."""
-        a, b = (each["last_outputs"].astype("float64") for each in (own, served))
-        difference = float(np.abs(a - b).max())
+        difference, _ = difference_of_outputs(own, served)
         return {
             "largest_difference": difference,
             "measured": difference,
@@ -381,7 +374,7 @@ class GenerationTask(Task):
         disagreement, pictures = None, []
         rows = {
             # NaN, after a training that diverged, is drawn black.
-            frameworks.FRAMEWORKS[backend]: np.nan_to_num(saved["last_outputs"][:NUM_SHOWN])
+            display_name(backend): np.nan_to_num(saved["last_outputs"][:NUM_SHOWN])
             for backend, saved in arrays.items()
         }
         if len(arrays) == 2:
@@ -392,16 +385,10 @@ class GenerationTask(Task):
         if rows:
             labels = [name if k == 0 else "" for name in rows for k in range(NUM_SHOWN)]
             figure = plot.images(np.concatenate(list(rows.values())), NUM_SHOWN, labels)
-            plot.save(figure, folder / "predictions.png")
             note = "A row for each backend's own training, a column for each code"
             note += "; below, how far they are apart, black where they are equal" * (len(rows) > 2)
-            pictures.append(
-                {
-                    "title": "Pictures of the same codes after the training",
-                    "file": "predictions.png",
-                    "note": f"{note}.",
-                }
-            )
+            title = "Pictures of the same codes after the training"
+            pictures.append(save_compared(figure, folder, title, f"{note}."))
         return {"disagreement": disagreement, "pictures": pictures}
 
     @classmethod

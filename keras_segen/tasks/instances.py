@@ -2,18 +2,17 @@
 
 import dataclasses
 import time
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
-from keras_segen import data, frameworks
+from keras_segen import data
 from keras_segen.report.numbers import percent, show
-from keras_segen.report.tables import Cell, Column, Table
+from keras_segen.report.tables import Column
 from keras_segen.tasks import fields
 from keras_segen.tasks.fields import field
-from keras_segen.tasks.fine_tuning import FineTuning
-from keras_segen.tasks.task import Figure, Task
+from keras_segen.tasks.masks import MaskTask
+from keras_segen.tasks.task import Figure, difference_of_outputs, spread
 
 NUM_PREVIEWS = 8
 NUM_PROBES = 4  # images whose proposals a comparison looks at
@@ -27,24 +26,28 @@ LOSSES = ("rpn_class_loss", "rpn_box_loss", "class_loss", "box_loss", "mask_loss
 
 @fields.document
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class InstanceTask(FineTuning, Task):
+class InstanceTask(MaskTask):
     """One training of a model that finds objects, completely described.
 
     `filters` are the channels of the small encoder at strides 2, 4, 8, …; a pretrained one has
-    its own. The best epoch is that of the largest mask AP on the validation split. Epochs with a
-    frozen encoder do not count for `early_stopping`; the cosine of `schedule` also ends at 0 after
-    them.
+    its own. Boxes are computed from the augmented masks. The best epoch is that of the largest
+    mask AP on the validation split. Epochs with a frozen encoder do not count for
+    `early_stopping`; the cosine of `schedule` also ends at 0 after them.
     """
 
     MODELS: ClassVar[tuple] = ("mask_rcnn",)
     own_sizes: ClassVar[dict] = {"shapes": 96}
     does: ClassVar[str] = "finds the objects in photos"
-    used_by: ClassVar[str] = "predict"
     predicts: ClassVar[str] = "planes of objects (and detections.json)"
 
     section: ClassVar[str] = "Objects"
     outputs_are: ClassVar[str] = "scores and moves of the anchors"
-    inputs_are: ClassVar[str] = "images"
+    compared_note: ClassVar[str] = "The truth, and what each backend's own training finds."
+    class_table: ClassVar[tuple] = (
+        "class_mask_ap",
+        "Mask AP of every class, validation",
+        "Average precision of masks, 0 to 1; a dash for a class without objects.",
+    )
     figures: ClassVar[dict] = {
         "mask_ap": Figure("Mask AP, validation", "0 to 1", 4, "mask AP"),
         "mask_ap50": Figure("Mask AP50, validation", "0 to 1", 4),
@@ -57,17 +60,13 @@ class InstanceTask(FineTuning, Task):
     )
 
     model: str = "mask_rcnn"
-    channels: int = 3
     batch_size: int = 8
     epochs: int = 20
     learning_rate: float = 2e-3
     schedule: str = "cosine"
-    augment: str = field(
-        "default, none, or steps such as 'flip=0.5 brightness=0.5,-0.2,0.2', as "
-        "`keras_segen.data.Augment.parse` takes them. Boxes are computed afterwards.",
-        default="flip=0.5",
-        common=True,
-    )
+    augment: str = "flip=0.5"
+    optimizer: str = "adamw"
+    weight_decay: float = 0.01
     stages: str = field(
         "The numbers of the network: small, for images of about 100 pixels on a laptop, or paper, "
         "for about 1000 pixels.",
@@ -80,59 +79,17 @@ class InstanceTask(FineTuning, Task):
         at_least=1,
         below=255,
     )
-    encoder: str = field(
-        "A pretrained encoder.",
-        default="none",
-        choices=(
-            "none",
-            "vgg16",
-            "resnet50",
-            "mobilenet_v2",
-            "efficientnet_v2_b0",
-            "efficientnet_lite0",
-        ),
-        common=True,
-    )
-    encoder_weights: str = field(
-        "What the encoder starts from.", default="imagenet", choices=("imagenet", "none")
-    )
-    optimizer: str = field(
-        "What makes steps of gradients.", default="adamw", choices=("adam", "adamw", "sgd")
-    )
-    weight_decay: float = field(
-        "Of adamw and sgd: each step takes learning rate times this of a weight away. Biases and "
-        "the scales and offsets of normalization do not decay.",
-        default=0.01,
-        at_least=0,
-    )
     warm_up: int = field(
         "Steps at the start in which the learning rate rises from 0.", default=100, at_least=0
-    )
-    freeze_epochs: int = field(
-        "Epochs at the start in which the encoder is frozen; then all of the network is trained, "
-        "by a new optimizer.",
-        default=0,
-    )
-    fine_tune_rate: float | None = field(
-        "Learning rate after those. Without it, a tenth of the other.", default=None, above=0
-    )
-    start_from: str | None = field(
-        "A run folder whose best model gives the first weights of all layers that it has in "
-        "common with this network. Without it, they are from the seed.",
-        default=None,
     )
 
     def __post_init__(self):
         super().__post_init__()
-        data.Augment.parse(self.augment)
         if self.encoder != "none" and self.filters is not None:
             raise ValueError(
                 f"filters is {self.filters}, the channels of the small encoder, but encoder is "
                 f"{self.encoder!r}, which has its own: leave one of them out."
             )
-        self.check_encoder()
-        if self.start_from is not None:
-            object.__setattr__(self, "start_from", str(Path(self.start_from).resolve()))
 
     @classmethod
     def describe_models(cls):
@@ -153,13 +110,6 @@ class InstanceTask(FineTuning, Task):
     def batch_options(self, dataset):
         return {"augment": data.Augment.parse(self.augment)}
 
-    def describe_data(self, train_data, val_data):
-        return {
-            **super().describe_data(train_data, val_data),
-            "palette": np.asarray(train_data.palette).tolist(),
-            "label_ids": [int(i) for i in train_data.label_ids],
-        }
-
     def build_model(self, dataset, tell=lambda line: None):
         """Builds the network for a data set and fills it from the seed, or from another run.
 
@@ -176,17 +126,12 @@ class InstanceTask(FineTuning, Task):
             OSError: the weights of an encoder are not here and could not be downloaded.
         """
         from keras_segen import segmentation
-        from keras_segen.determinism import initialize
         from keras_segen.segmentation.mask_rcnn import small_encoder
 
         self.check_images(dataset)
-        pretrained = self.encoder != "none" and self.encoder_weights != "none"
         with self.dtype_policy():
-            encoder = None
-            if self.encoder != "none":
-                weights = self.encoder_weights if pretrained else None
-                encoder = segmentation.ENCODERS[self.encoder](weights)
-            elif self.filters is not None:
+            encoder = self.make_encoder()
+            if self.filters is not None:
                 encoder = small_encoder(dataset.image_shape, self.filters)
             model = segmentation.mask_rcnn(
                 dataset.image_shape,
@@ -196,12 +141,9 @@ class InstanceTask(FineTuning, Task):
                 segmentation.SMALL if self.stages == "small" else segmentation.Stages(),
                 self.seed,
             )
-        initialize(model, self.seed, keep=self._encoder_of(model) if pretrained else None)
-        if self.start_from is not None:
-            tell(segmentation.take_weights_of_run(model, self.start_from))
-        return model
+        return self.fill(model, tell)
 
-    def _encoder_of(self, model):
+    def encoder_of(self, model):
         return model.pyramid.get_layer(self.encoder)
 
     def compile(self, model, dataset, steps_per_epoch, phase=None):
@@ -215,11 +157,7 @@ class InstanceTask(FineTuning, Task):
         """
         import keras
 
-        phase = phase or self.phases()[0]
-        if self.encoder != "none":
-            self._encoder_of(model).trainable = not phase.frozen
-        rate = self.rate(phase.learning_rate, (phase.end - phase.first) * steps_per_epoch)
-        optimizer = self.make_optimizer(model, rate, global_clipnorm=CLIP_NORM)
+        optimizer = self.start_phase(model, steps_per_epoch, phase, global_clipnorm=CLIP_NORM)
         if self.precision == "mixed_float16":
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         model.compile(optimizer, auto_scale_loss=False)
@@ -264,8 +202,7 @@ class InstanceTask(FineTuning, Task):
         from keras_segen import plot
         from keras_segen.segmentation.detector import Detector
 
-        chosen = np.linspace(0, len(val_data) - 1, min(NUM_PREVIEWS, len(val_data))).astype(int)
-        images = np.stack([val_data.objects(int(i))[0] for i in chosen])
+        images = np.stack([val_data.objects(i)[0] for i in spread(val_data, NUM_PREVIEWS)])
         figure = plot.instances(
             images,
             Detector(model, val_data.class_names).find(images),
@@ -309,11 +246,7 @@ class InstanceTask(FineTuning, Task):
 
     def predict_one(self, model, about, image):
         """A list of `keras_segen.data.Instance`, the surest first; at the photo's own size."""
-        from keras_segen.data.images import read_image
-
-        if isinstance(image, str | Path):
-            image = read_image(Path(image), about["image_shape"][2])
-        return self._detector(model, about).predict(image)
+        return self._detector(model, about).predict(self.read_one(about, image))
 
     def _detector(self, model, about, min_score=None):
         from keras_segen.segmentation.detector import MIN_SCORE, Detector
@@ -357,8 +290,7 @@ class InstanceTask(FineTuning, Task):
 
     def hand_over(self, own, served):
         """Compares the share of objects that are not found again with a tolerance."""
-        a, b = (each["last_outputs"].astype("float64") for each in (own, served))
-        apart, largest = float(np.abs(a - b).max()), float(np.abs(a).max())
+        apart, largest = difference_of_outputs(own, served)
         lost, total = not_found_again(own, served)
         return {
             "largest_difference": apart,
@@ -370,50 +302,34 @@ class InstanceTask(FineTuning, Task):
             f"{show(apart, 2)} (the largest is {show(largest, 2)})",
         }
 
-    def conclude(self, dataset, arrays, folder):
-        """Draws what each backend finds, and counts the objects that the other does not find."""
+    def draw_compared(self, dataset, arrays):
         from keras_segen import plot
         from keras_segen.segmentation.detector import as_instances
 
-        disagreement, pictures = None, []
-        if len(arrays) == 2:
-            a, b = arrays.values()
-            (lost, found), (lost_too, found_too) = not_found_again(a, b), not_found_again(b, a)
-            disagreement = {"objects": lost + lost_too, "of": found + found_too}
-        if arrays:
-            items = [dataset.objects(i) for i in range(min(NUM_PICTURES, len(dataset)))]
-            groups = {"truth": [true for _, true, _ in items]}
-            for backend, saved in arrays.items():
-                groups[frameworks.FRAMEWORKS[backend]] = [
-                    as_instances(
-                        *(saved[name][i] for name in ("boxes", "classes", "scores")),
-                        saved["first_masks"][i],
-                        dataset.image_shape[:2],
-                        dataset.class_names,
-                        COMPARED_SCORE,
-                    )
-                    for i in range(len(items))
-                ]
-            figure = plot.instances(
-                [image for image, _, _ in items],
-                groups,
-                palette=dataset.palette,
-                class_names=dataset.class_names,
-            )
-            plot.save(figure, folder / "predictions.png")
-            pictures.append(
-                {
-                    "title": "The same validation images on both backends",
-                    "file": "predictions.png",
-                    "note": "The truth, and what each backend's own training finds.",
-                }
-            )
-        return {
-            "class_names": list(dataset.class_names),
-            "palette": np.asarray(dataset.palette).tolist(),
-            "disagreement": disagreement,
-            "pictures": pictures,
-        }
+        items = [dataset.objects(i) for i in range(min(NUM_PICTURES, len(dataset)))]
+        groups = {"truth": [true for _, true, _ in items]}
+        for name, saved in arrays.items():
+            groups[name] = [
+                as_instances(
+                    *(saved[key][i] for key in ("boxes", "classes", "scores")),
+                    saved["first_masks"][i],
+                    dataset.image_shape[:2],
+                    dataset.class_names,
+                    COMPARED_SCORE,
+                )
+                for i in range(len(items))
+            ]
+        return plot.instances(
+            [image for image, _, _ in items],
+            groups,
+            palette=dataset.palette,
+            class_names=dataset.class_names,
+        )
+
+    def disagreement(self, first, second):
+        lost, found = not_found_again(first, second)
+        lost_too, found_too = not_found_again(second, first)
+        return {"objects": lost + lost_too, "of": found + found_too}
 
     @classmethod
     def describe_disagreement(cls, disagreement):
@@ -424,25 +340,6 @@ class InstanceTask(FineTuning, Task):
             f"{objects} of the {total} objects that the two backends find (score from "
             f"{COMPARED_SCORE}) are found by one of them only."
         )
-
-    @classmethod
-    def compared_tables(cls, report, columns):
-        """The mask AP of every class."""
-        found = [
-            (backend.get("metrics") or {}).get("class_mask_ap") or []
-            for backend in report["backends"].values()
-        ]
-        if not any(found):
-            return []
-        palette = report.get("palette") or []
-        rows = []
-        for number, name in enumerate(report.get("class_names") or []):
-            color = f"rgb{tuple(palette[number])}" if number < len(palette) else None
-            values = [each[number] if number < len(each) else None for each in found]
-            rows.append([Cell(name, swatch=color), *values])
-        columns = [dataclasses.replace(c, show=lambda value: show(value, 4)) for c in columns]
-        note = "Average precision of masks, 0 to 1; a dash for a class without objects."
-        return [Table("Mask AP of every class, validation", ["Class", *columns], rows, note=note)]
 
     def parts(self, model):
         names = ("pyramid", "rpn", "box_head", "mask_head")

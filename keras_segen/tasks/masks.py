@@ -9,12 +9,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from keras_segen import data, frameworks
-from keras_segen.report.numbers import show
+from keras_segen import data
+from keras_segen.report.numbers import display_name, show
 from keras_segen.report.tables import Cell, Table
 from keras_segen.tasks import fields
 from keras_segen.tasks.fields import field
-from keras_segen.tasks.task import Phase, Task
+from keras_segen.tasks.task import Phase, Task, save_compared
 
 
 @fields.document
@@ -136,15 +136,12 @@ class MaskTask(Task):
 
     def phases(self):
         """Returns the phases of the training, one after the other: a list of `Phase`."""
+        if not self.freeze_epochs:
+            return super().phases()
         rate = self.fine_tune_rate or self.learning_rate / 10
         phases = [
             Phase(0, self.freeze_epochs, True, self.learning_rate),
-            Phase(
-                self.freeze_epochs,
-                self.epochs,
-                False,
-                rate if self.freeze_epochs else self.learning_rate,
-            ),
+            Phase(self.freeze_epochs, self.epochs, False, rate),
         ]
         return [phase for phase in phases if phase.first < phase.end]
 
@@ -191,19 +188,13 @@ class MaskTask(Task):
 
     def conclude(self, dataset, arrays, folder):
         """Draws the predictions of each backend, and counts where they disagree."""
-        from keras_segen import plot
-
         pictures = []
         if arrays:
-            named = {frameworks.FRAMEWORKS[backend]: saved for backend, saved in arrays.items()}
-            plot.save(self.draw_compared(dataset, named), folder / "predictions.png")
-            pictures.append(
-                {
-                    "title": "The same validation images on both backends",
-                    "file": "predictions.png",
-                    "note": self.compared_note,
-                }
+            figure = self.draw_compared(
+                dataset, {display_name(backend): saved for backend, saved in arrays.items()}
             )
+            title = "The same validation images on both backends"
+            pictures.append(save_compared(figure, folder, title, self.compared_note))
         return {
             "class_names": list(dataset.class_names),
             "palette": np.asarray(dataset.palette).tolist(),

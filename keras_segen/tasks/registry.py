@@ -10,12 +10,7 @@ from keras_segen.tasks.instances import InstanceTask
 from keras_segen.tasks.segmentation import SegmentationTask
 from keras_segen.tasks.vae import VaeTask
 
-KINDS = [
-    SegmentationTask,
-    InstanceTask,
-    GanTask,
-    VaeTask,
-]
+KINDS = [SegmentationTask, InstanceTask, GanTask, VaeTask]
 
 
 def register(kind):
@@ -76,21 +71,32 @@ def check_options(task, method, options):
     Args:
         task: a `Task`.
         method: str, such as `"evaluate"`.
-        options: names, as users give them.
+        options: dict of name -> value, as users give them; None is as good as not given.
+
+    Returns:
+        Dict of those that are given.
 
     Raises:
-        ValueError: it has no such option; the message names the models that have it.
+        TypeError: no kind of task has such an option.
+        ValueError: the task has no such option; the message names the models that have it.
     """
-    own = inspect.signature(getattr(task, method)).parameters
-    for name in options:
-        if name not in own:
-            having = [
-                model
-                for kind in KINDS
-                if name in inspect.signature(getattr(kind, method)).parameters
-                for model in kind.MODELS
-            ]
+    own = _options(task, method)
+    for name, value in options.items():
+        having = [kind for kind in KINDS if name in _options(kind, method)]
+        if not having and name not in own:
+            known = sorted(set().union(*(_options(kind, method) for kind in KINDS)))
+            hint = did_you_mean(name, known) or f" Known are: {', '.join(known)}."
+            raise TypeError(f"{method}() has no option {name!r}.{hint}")
+        if value is not None and name not in own:
+            models = [model for kind in having for model in kind.MODELS]
             raise ValueError(
-                f"{name} is for {', '.join(having)}, and this is a run of {task.model}, which "
+                f"{name} is for {', '.join(models)}, and this is a run of {task.model}, which "
                 f"{task.does}: leave it out, or use keras-segen {task.used_by}."
             )
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _options(kind, method):
+    """The names of the options of a method of a task, or of a kind of tasks."""
+    parameters = inspect.signature(getattr(kind, method)).parameters.values()
+    return [each.name for each in parameters if each.default is not each.empty]

@@ -9,27 +9,19 @@ from typing import ClassVar
 
 import numpy as np
 
-from keras_segen import data, frameworks
+from keras_segen import data
 from keras_segen.data import imbalance
 from keras_segen.data.loader import SAMPLINGS, Batches
 from keras_segen.report.numbers import percent, show
-from keras_segen.report.tables import Cell, Column, Table
+from keras_segen.report.tables import Column
 from keras_segen.tasks import fields
 from keras_segen.tasks.fields import field
-from keras_segen.tasks.fine_tuning import FineTuning
-from keras_segen.tasks.task import Figure, Task, is_file
+from keras_segen.tasks.masks import MaskTask
+from keras_segen.tasks.task import Figure, difference_of_outputs, is_file, spread, stacked
 
-# The terms of a loss: name -> class of `keras_segen.losses`.
-LOSS_TERMS = {
-    "cross_entropy": "CrossEntropy",
-    "binary_cross_entropy": "BinaryCrossEntropy",
-    "focal": "Focal",
-    "dice": "Dice",
-    "jaccard": "Jaccard",
-    "tversky": "Tversky",
-    "focal_tversky": "FocalTversky",
-    "lovasz": "Lovasz",
-}
+# The terms of a loss; `cross_entropy` is the class `CrossEntropy` of `keras_segen.losses`.
+LOSS_TERMS = ("cross_entropy", "binary_cross_entropy", "focal", "dice", "jaccard", "tversky")
+LOSS_TERMS += ("focal_tversky", "lovasz")
 WEIGHTED_LOSSES = ("cross_entropy", "binary_cross_entropy", "focal")  # by class_weights
 SMOOTHED_LOSSES = ("cross_entropy", "binary_cross_entropy")  # by label_smoothing
 NUM_PREVIEWS = 4
@@ -47,7 +39,7 @@ FILTERS = {
 
 @fields.document
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SegmentationTask(FineTuning, Task):
+class SegmentationTask(MaskTask):
     """One training of a model that makes masks, completely described.
 
     The model is a name out of `keras_segen.segmentation.MODELS`, or the path of a `.keras` file,
@@ -61,11 +53,18 @@ class SegmentationTask(FineTuning, Task):
     MODELS: ClassVar[tuple] = tuple(FILTERS)
     own_sizes: ClassVar[dict] = {"shapes": 64}
     does: ClassVar[str] = "labels the pixels of photos"
-    used_by: ClassVar[str] = "predict"
 
     section: ClassVar[str] = "Predictions"
     outputs_are: ClassVar[str] = "logits"
-    inputs_are: ClassVar[str] = "images"
+    compared_note: ClassVar[str] = (
+        "Image, truth, what each backend's own training predicts, and where they disagree."
+    )
+    class_table: ClassVar[tuple] = (
+        "class_iou",
+        "IoU of every class, validation",
+        "Intersection over union, 0 to 1; a dash where the class occurs neither in the truth nor "
+        "in the prediction.",
+    )
     figures: ClassVar[dict] = {
         "mean_iou": Figure("Mean IoU, validation", "0 to 1", 4, "mean IoU"),
         "mean_dice": Figure("Mean Dice, validation", "0 to 1", 4),
@@ -87,51 +86,11 @@ class SegmentationTask(FineTuning, Task):
     fold_details: ClassVar[dict] = {"class_iou": "IoU of every class"}
 
     model: str = "unet"
-    channels: int = 3
     batch_size: int = 16
     learning_rate: float = 1e-3
-    augment: str = field(
-        "default, none, or steps such as 'flip=0.5 brightness=0.5,-0.2,0.2', as "
-        "`keras_segen.data.Augment.parse` takes them.",
-        default="default",
-        common=True,
-    )
-    encoder: str = field(
-        "A pretrained encoder for unet or fcn.",
-        default="none",
-        choices=(
-            "none",
-            "vgg16",
-            "resnet50",
-            "mobilenet_v2",
-            "efficientnet_v2_b0",
-            "efficientnet_lite0",
-        ),
-        common=True,
-    )
-    encoder_weights: str = field(
-        "What the encoder starts from.", default="imagenet", choices=("imagenet", "none")
-    )
     stride: int = field("The finest features that fcn labels.", default=8, choices=(8, 16, 32))
     dropout: float = field(
         "Share of values that unet and fcn drop in training.", default=0.0, at_least=0, below=1
-    )
-    optimizer: str = field(
-        "What makes steps of gradients.", default="adam", choices=("adam", "adamw", "sgd")
-    )
-    weight_decay: float = field(
-        "Of adamw and sgd: each step takes learning rate times this of a weight away. Biases and "
-        "the scales and offsets of normalization do not decay.",
-        default=0.0,
-        at_least=0,
-    )
-    freeze_epochs: int = field(
-        "Epochs at the start in which the encoder is frozen; then all of the network is trained, "
-        "by a new optimizer.",
-        default=0,
-    )
-    fine_tune_rate: float | None = field(
-        "Learning rate after those. Without it, a tenth of the other.", default=None, above=0
     )
     loss: str = field(
         f"A sum such as cross_entropy+0.5*lovasz, of {', '.join(LOSS_TERMS)}. With "
@@ -152,7 +111,7 @@ class SegmentationTask(FineTuning, Task):
         choices=("none", *imbalance.CLASS_WEIGHTS),
     )
     sampling: str = field(
-        "Which images an epoch draws; rare_classes draws images with rare classes oftener.",
+        "Which images an epoch draws; rare_classes draws images with rare classes more often.",
         default="uniform",
         choices=SAMPLINGS,
     )
@@ -166,17 +125,11 @@ class SegmentationTask(FineTuning, Task):
         "last epoch's model is kept.",
         default=0,
     )
-    start_from: str | None = field(
-        "A run folder whose best model gives the first weights of all layers that it has in "
-        "common with this network. Without it, they are from the seed.",
-        default=None,
-    )
 
     def __post_init__(self):
         super().__post_init__()
         if is_file(self.model):
             self._check_file()
-        self.check_encoder()
         if self.folds and (self.folds < 2 or not 1 <= self.fold <= self.folds):
             raise ValueError(
                 f"folds is {self.folds} and fold {self.fold}, expected at least 2 folds and one "
@@ -194,9 +147,6 @@ class SegmentationTask(FineTuning, Task):
                 f"early_stopping is {self.early_stopping}, but in cross-validation the images "
                 "held out must choose nothing, the number of epochs neither: use early_stopping=0."
             )
-        data.Augment.parse(self.augment)
-        if self.start_from is not None:
-            object.__setattr__(self, "start_from", str(Path(self.start_from).resolve()))
 
     def _check_file(self):
         """Checks that nothing is asked of a whole network that only a builder can give."""
@@ -272,9 +222,7 @@ class SegmentationTask(FineTuning, Task):
     def describe_data(self, train_data, val_data):
         return {
             **super().describe_data(train_data, val_data),
-            "palette": np.asarray(train_data.palette).tolist(),
             "ignore_class": train_data.ignore_class,
-            "label_ids": [int(i) for i in train_data.label_ids],
         }
 
     def check_images(self, dataset):
@@ -320,7 +268,6 @@ class SegmentationTask(FineTuning, Task):
             OSError: the weights of an encoder are not here and could not be downloaded.
         """
         from keras_segen import segmentation
-        from keras_segen.determinism import initialize
 
         own = is_file(self.model)
         if not own and self.model not in segmentation.MODELS:
@@ -343,28 +290,20 @@ class SegmentationTask(FineTuning, Task):
                 )
         if "activation" in known:
             options["activation"] = None  # the losses take logits
-        pretrained = self.encoder_weights != "none"
         with self.dtype_policy():
-            encoder = None
-            if self.encoder != "none":
-                weights = self.encoder_weights if pretrained else None
-                encoder = segmentation.ENCODERS[self.encoder](weights)
+            encoder = self.make_encoder()
             if "encoder" in options:
                 options["encoder"] = encoder
             filters = self.filters or FILTERS[self.model][encoder is not None]
             model = build(
                 dataset.image_shape, self.num_outputs(dataset), filters=filters, **options
             )
-        initialize(model, self.seed, keep=encoder if pretrained else None)
-        if self.start_from is not None:
-            tell(segmentation.take_weights_of_run(model, self.start_from))
-        return model
+        return self.fill(model, tell)
 
     def compile(self, model, dataset, steps_per_epoch, phase=None):
         """Compiles the model with the optimizer, loss and metrics of the task.
 
-        The phase decides whether the encoder is frozen; a frozen encoder's batch normalization
-        uses its pretrained statistics and does not update them.
+        The phase decides whether the encoder is frozen.
 
         Args:
             model: what `build_model` returned.
@@ -374,14 +313,9 @@ class SegmentationTask(FineTuning, Task):
         """
         from keras_segen import metrics
 
-        phase = phase or self.phases()[0]
-        if self.encoder != "none":
-            model.get_layer(self.encoder).trainable = not phase.frozen
-        rate = self.rate(phase.learning_rate, (phase.end - phase.first) * steps_per_epoch)
-        optimizer = self.make_optimizer(model, rate)
         void = dataset.ignore_class
         model.compile(
-            optimizer,
+            self.start_phase(model, steps_per_epoch, phase),
             loss=self.make_loss(dataset),
             metrics=[
                 metrics.MeanIoU(dataset.num_classes, ignore_class=void),
@@ -400,7 +334,8 @@ class SegmentationTask(FineTuning, Task):
                 options["label_smoothing"] = self.label_smoothing
             if name in WEIGHTED_LOSSES and self.class_weights != "none":
                 options["class_weights"] = imbalance.CLASS_WEIGHTS[self.class_weights](dataset)
-            terms.append((factor, getattr(losses, LOSS_TERMS[name])(**options)))
+            term = getattr(losses, name.title().replace("_", ""))
+            terms.append((factor, term(**options)))
         if len(terms) == 1 and terms[0][0] == 1:
             return terms[0][1]
         return losses.SumOfLosses(terms)
@@ -413,8 +348,7 @@ class SegmentationTask(FineTuning, Task):
         """Draws some validation images with their masks, the same ones each time."""
         from keras_segen import backend, metrics, plot
 
-        chosen = np.linspace(0, len(val_data) - 1, min(NUM_PREVIEWS, len(val_data))).astype(int)
-        images, truth = map(np.stack, zip(*(val_data[int(i)] for i in chosen), strict=True))
+        images, truth = stacked(val_data, spread(val_data, NUM_PREVIEWS))
         figure = plot.masks(
             images,
             truth,
@@ -488,19 +422,16 @@ class SegmentationTask(FineTuning, Task):
     def predict_one(self, model, about, image):
         """The class of each pixel, `(height, width)`, uint8; at the training's size inside."""
         from keras_segen import segmentation
-        from keras_segen.data.images import read_image
 
-        height, width, channels = about["image_shape"]
-        if isinstance(image, str | Path):
-            image = read_image(Path(image), channels)
-        return segmentation.Predictor(model)(np.asarray(image), size=(height, width))
+        size = tuple(about["image_shape"][:2])
+        return segmentation.Predictor(model)(self.read_one(about, image), size=size)
 
     def outputs(self, model, dataset):
         """Logits of some validation images."""
         from keras_segen import backend
 
-        images = [dataset[i][0] for i in range(min(NUM_PROBES, len(dataset)))]
-        return backend.infer(model, np.stack(images))
+        images, _ = stacked(dataset, range(min(NUM_PROBES, len(dataset))))
+        return backend.infer(model, images)
 
     def apply(self, model, dataset):
         """Predicts every image: `ids`, class ids `(items, height, width)`, uint8."""
@@ -524,8 +455,7 @@ class SegmentationTask(FineTuning, Task):
     def hand_over(self, own, served):
         """Compares the share of pixels that change their class with a tolerance."""
         equal = float((own["ids"] == served["ids"]).mean())
-        a, b = (each["last_outputs"].astype("float64") for each in (own, served))
-        apart, largest = float(np.abs(a - b).max()), float(np.abs(a).max())
+        apart, largest = difference_of_outputs(own, served)
         return {
             "largest_difference": apart,
             "largest_output": largest,
@@ -537,44 +467,23 @@ class SegmentationTask(FineTuning, Task):
             f"{show(largest, 2)})",
         }
 
-    def conclude(self, dataset, arrays, folder):
-        """Draws the predictions of each backend, and counts the pixels where they disagree."""
+    def draw_compared(self, dataset, arrays):
         from keras_segen import plot
 
-        disagreement, pictures = None, []
-        if len(arrays) == 2:
-            a, b = (saved["ids"] for saved in arrays.values())
-            pixels = int((a != b).sum())
-            disagreement = {"pixels": pixels, "of": int(a.size), "share": pixels / a.size}
-        if arrays:
-            chosen = np.linspace(0, len(dataset) - 1, min(NUM_PICTURES, len(dataset))).astype(int)
-            images, truth = map(np.stack, zip(*(dataset[int(i)] for i in chosen), strict=True))
-            figure = plot.comparison(
-                images,
-                truth,
-                {
-                    frameworks.FRAMEWORKS[backend]: saved["ids"][chosen]
-                    for backend, saved in arrays.items()
-                },
-                palette=dataset.palette,
-                class_names=dataset.class_names,
-                ignore_class=dataset.ignore_class,
-            )
-            plot.save(figure, folder / "predictions.png")
-            pictures.append(
-                {
-                    "title": "The same validation images on both backends",
-                    "file": "predictions.png",
-                    "note": "Image, truth, what each backend's own training predicts, and where "
-                    "they disagree.",
-                }
-            )
-        return {
-            "class_names": list(dataset.class_names),
-            "palette": np.asarray(dataset.palette).tolist(),
-            "disagreement": disagreement,
-            "pictures": pictures,
-        }
+        chosen = spread(dataset, NUM_PICTURES)
+        images, truth = stacked(dataset, chosen)
+        return plot.comparison(
+            images,
+            truth,
+            {name: saved["ids"][chosen] for name, saved in arrays.items()},
+            palette=dataset.palette,
+            class_names=dataset.class_names,
+            ignore_class=dataset.ignore_class,
+        )
+
+    def disagreement(self, first, second):
+        pixels, total = int((first["ids"] != second["ids"]).sum()), first["ids"].size
+        return {"pixels": pixels, "of": total, "share": pixels / total}
 
     @classmethod
     def describe_disagreement(cls, disagreement):
@@ -585,32 +494,6 @@ class SegmentationTask(FineTuning, Task):
             f"The backends give {pixels} of {total} pixels ({percent(disagreement['share'])}) "
             "another class."
         )
-
-    @classmethod
-    def compared_tables(cls, report, columns):
-        """The IoU of every class."""
-        found = [
-            (backend.get("metrics") or {}).get("class_iou") or []
-            for backend in report["backends"].values()
-        ]
-        if not any(found):
-            return []
-        palette = report.get("palette") or []
-        rows = []
-        for number, name in enumerate(report.get("class_names") or []):
-            color = f"rgb{tuple(palette[number])}" if number < len(palette) else None
-            values = [each[number] if number < len(each) else None for each in found]
-            rows.append([Cell(name, swatch=color), *values])
-        columns = [dataclasses.replace(c, show=lambda value: show(value, 4)) for c in columns]
-        return [
-            Table(
-                "IoU of every class, validation",
-                ["Class", *columns],
-                rows,
-                note="Intersection over union, 0 to 1; a dash where the class occurs neither in "
-                "the truth nor in the prediction.",
-            )
-        ]
 
     def check_layerwise(self):
         if self.dropout:

@@ -11,6 +11,8 @@ import json
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
+import numpy as np
+
 from keras_segen import data
 from keras_segen.data.loader import Batches
 from keras_segen.tasks import fields
@@ -465,6 +467,30 @@ class Task(Layerwise):
     def check_network(self, model, dataset, name):
         """Raises a ValueError if a user's network does not fit this task."""
         raise ValueError(f"{self.model} is not trained from a network of one's own.")
+
+
+def spread(dataset, count):
+    """Indices of some items of a data set, evenly spread: list of int."""
+    return np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int).tolist()
+
+
+def stacked(dataset, indices):
+    """Inputs and targets of some items, which are arrays: two arrays."""
+    return map(np.stack, zip(*(dataset[i] for i in indices), strict=True))
+
+
+def save_compared(figure, folder, title, note):
+    """Writes the picture of a comparison; returns its entry for `conclude`: a dict."""
+    from keras_segen import plot
+
+    plot.save(figure, folder / "predictions.png")
+    return {"title": title, "file": "predictions.png", "note": note}
+
+
+def difference_of_outputs(own, served):
+    """The largest difference of two `last_outputs`, and the largest value of the first: floats."""
+    a, b = (each["last_outputs"].astype("float64") for each in (own, served))
+    return float(np.abs(a - b).max()), float(np.abs(a).max())
 
 
 def is_file(model):

@@ -5,11 +5,12 @@ from typing import ClassVar
 
 import numpy as np
 
+from keras_segen.choices import LIKELIHOODS
 from keras_segen.data.loader import Batches
 from keras_segen.tasks import fields
 from keras_segen.tasks.fields import field
 from keras_segen.tasks.generation import GenerationTask
-from keras_segen.tasks.task import Figure
+from keras_segen.tasks.task import Figure, spread, stacked
 
 NUM_RECONSTRUCTIONS = 32
 NUM_TRAVERSED = 256  # images for the KL divergence of each dimension
@@ -32,10 +33,7 @@ class VaeTask(GenerationTask):
         "bits_per_dimension": Figure("Bits per dimension, validation", "bits", 4),
         **GenerationTask.figures,
     }
-    quantities: ClassVar[dict] = {
-        "val_loss": "validation loss",
-        "val_elbo": "validation ELBO",
-    }
+    quantities: ClassVar[dict] = {"val_loss": "validation loss", "val_elbo": "validation ELBO"}
 
     model: str = "vae"
     learning_rate: float = 1e-3
@@ -43,7 +41,7 @@ class VaeTask(GenerationTask):
     likelihood: str = field(
         "The distribution of a pixel, given the code.",
         default="gaussian",
-        choices=("gaussian", "bernoulli"),
+        choices=LIKELIHOODS,
     )
     beta: float = field(
         "Weight of the distance between codes and the standard normal; 1 for the bound.",
@@ -79,9 +77,7 @@ class VaeTask(GenerationTask):
         """Draws samples of fixed codes, and validation images beside their reconstructions."""
         from keras_segen import plot
 
-        count = min(NUM_RECONSTRUCTIONS, len(val_data))
-        chosen = np.linspace(0, len(val_data) - 1, count).astype(int)
-        images, labels = map(np.stack, zip(*(val_data[int(i)] for i in chosen), strict=True))
+        images, labels = stacked(val_data, spread(val_data, NUM_RECONSTRUCTIONS))
         again = model.reconstruct(images, labels if self.conditional else None)
         pairs = np.stack([images, again], axis=1).reshape(-1, *images.shape[1:])
         return {**super().draw(model, val_data), "reconstruction": plot.mosaic(pairs, 8)}
@@ -91,27 +87,12 @@ class VaeTask(GenerationTask):
             return super().outcome(history)
         return f"Best validation ELBO {max(history['val_elbo']):.2f} nats per image"
 
-    def evaluate(
-        self,
-        model,
-        dataset,
-        *,
-        extractor="efficientnet_lite0",
-        count=None,
-        seed=0,
-        batch_size=None,
-    ):
-        """As `GenerationTask.evaluate`, and the bounds of the likelihood.
-
-        The figures have `bounds` too: see `bounds`.
-        """
-        found = super().evaluate(
-            model, dataset, extractor=extractor, count=count, seed=seed, batch_size=batch_size
-        )
-        both = bounds(model, dataset, batch_size or self.batch_size, seed)
+    def add_bounds(self, evaluation, model, dataset, batch_size, seed):
+        """Adds the figures `bounds`, see there, and sentences about them."""
+        both = bounds(model, dataset, batch_size, seed)
         weighted = both["importance_weighted"]
-        found.figures["bounds"] = both
-        found.sentences += [
+        evaluation.figures["bounds"] = both
+        evaluation.sentences += [
             f"ELBO {both['elbo']:.2f} nats per image, {both['bits_per_dimension']:.4f} bits per "
             f"dimension; reconstruction {both['reconstruction']:.2f}, KL {both['kl']:.2f}; "
             f"{both['images']} images.",
@@ -120,7 +101,6 @@ class VaeTask(GenerationTask):
             f"{weighted['elbo']:.2f}; {weighted['images']} images, {weighted['samples']} codes "
             "each.",
         ]
-        return found
 
     def images_to_traverse(self, seed):
         from keras_segen.generation.explore import pick
@@ -173,8 +153,7 @@ def bounds(vae, dataset, batch_size=64, seed=0):
     found = vae.evaluate(
         backend.make_loader(Batches(dataset, batch_size)), verbose=0, return_dict=True
     )
-    first = [dataset[k] for k in range(min(BOUND_IMAGES, len(dataset)))]
-    images, labels = map(np.stack, zip(*first, strict=True))
+    images, labels = stacked(dataset, range(min(BOUND_IMAGES, len(dataset))))
     labels = None if vae.num_classes is None else labels
     weighted = vae.importance_weighted_bound(images, labels, BOUND_SAMPLES, seed, batch_size)
     same = vae.evaluate(images, labels, batch_size, verbose=0, return_dict=True)
