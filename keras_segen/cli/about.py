@@ -57,8 +57,7 @@ def doctor():
 @app.command()
 def datasets(
     download: Annotated[
-        str | None,
-        typer.Option(help="Fetch this data set, such as cifar10; print its size."),
+        str | None, typer.Option(help="Fetch this data set, such as cifar10; print its size.")
     ] = None,
 ):
     """List the data sets, or download one."""

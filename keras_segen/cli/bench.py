@@ -8,7 +8,11 @@ import typer
 
 from keras_segen.cli.common import (
     Backend,
+    Backends,
+    Rounds,
+    Steps,
     Stock,
+    Threads,
     app,
     console,
     errors,
@@ -82,8 +86,8 @@ def bench_native(
     ] = None,
     filters: Annotated[str | None, typer.Option(help="Channels per level, such as 16,32.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and noise.")] = 0,
-    steps: Annotated[int, typer.Option(help="Steps per round, two of them not timed.")] = 12,
-    rounds: Annotated[int, typer.Option(help="Rounds that are timed.")] = 10,
+    steps: Steps = 12,
+    rounds: Rounds = 10,
     out: Annotated[Path, typer.Option(help="The folder for results.")] = Path("runs/bench"),
     stock: Stock = False,
     backend: Backend = None,
@@ -128,10 +132,10 @@ def bench_costs(
             "that a backend has, and its own default with +bfloat16."
         ),
     ] = None,
-    backends: Annotated[str, typer.Option(help="Which to measure.")] = "tensorflow,torch",
-    threads: Annotated[int | None, typer.Option(help="Threads of each; default all.")] = None,
-    steps: Annotated[int, typer.Option(help="Steps per round, two of them not timed.")] = 8,
-    rounds: Annotated[int, typer.Option(help="Rounds that are timed.")] = 5,
+    backends: Backends = "tensorflow,torch",
+    threads: Threads = None,
+    steps: Steps = 8,
+    rounds: Rounds = 5,
     out: Annotated[Path, typer.Option(help="The folder for results.")] = Path("runs/bench"),
     stock: Stock = False,
 ):

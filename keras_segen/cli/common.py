@@ -53,6 +53,13 @@ Backend = Annotated[
 ]
 
 
+Backends = Annotated[str, typer.Option(help="Which to measure.")]
+Threads = Annotated[int | None, typer.Option(help="Threads of each; default all.")]
+Steps = Annotated[int, typer.Option(help="Steps per round, two of them not timed.")]
+Rounds = Annotated[int, typer.Option(help="Rounds that are timed.")]
+Link = Annotated[
+    bool, typer.Option("--link", help="Hard links in place of copies: no space is taken.")
+]
 Stock = Annotated[
     bool, typer.Option("--stock", help="Leave Keras as it ships. Without it, it is made faster.")
 ]

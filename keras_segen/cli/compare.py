@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from keras_segen.cli.common import Backend, Stock, app, console, errors, leave_stock, use
+from keras_segen.cli.common import Backend, Stock, Threads, app, console, errors, leave_stock, use
 from keras_segen.cli.fields import takes_task, takes_tasks
 
 
@@ -48,7 +48,7 @@ def compare(
     task,
     out: Annotated[Path, typer.Option(help="The folder for the report.")] = Path("runs/compare"),
     backends: Annotated[str, typer.Option(help="Which to compare.")] = "tensorflow,torch",
-    threads: Annotated[int | None, typer.Option(help="Threads of each; default all.")] = None,
+    threads: Threads = None,
     parity: Annotated[
         bool, typer.Option(help="Find where they part: layer by layer, step by step.")
     ] = False,

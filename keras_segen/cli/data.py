@@ -7,7 +7,7 @@ import rich.progress
 import typer
 from rich.text import Text
 
-from keras_segen.cli.common import app, complete, console, errors, numbers
+from keras_segen.cli.common import Link, app, complete, console, errors, numbers
 from keras_segen.data.dataset import SPLITS
 
 
@@ -82,9 +82,7 @@ def split(
             "FOLDER/groups.csv if there is one."
         ),
     ] = None,
-    link: Annotated[
-        bool, typer.Option("--link", help="Hard links in place of copies: no space is taken.")
-    ] = False,
+    link: Link = False,
 ):
     """Share out one folder of images and masks among train, val and test.
 
@@ -122,9 +120,7 @@ def import_annotations(
             autocompletion=complete(SPLITS),
         ),
     ] = None,
-    link: Annotated[
-        bool, typer.Option("--link", help="Hard links in place of copies: no space is taken.")
-    ] = False,
+    link: Link = False,
 ):
     """Make masks and instances of COCO's or LabelMe's annotations, for --data folder:OUT.
 

@@ -82,8 +82,7 @@ def predict(
         typer.Option(help="classes (PNG masks), probabilities or entropy (float32 .npy)."),
     ] = None,
     full_size: Annotated[
-        bool | None,
-        typer.Option("--full-size", help="Predict at the photo's own size, in tiles."),
+        bool | None, typer.Option("--full-size", help="Predict at the photo's own size, in tiles.")
     ] = None,
     tile: Annotated[int | None, typer.Option(help="With --full-size: pixels; default 512.")] = None,
     overlap: Annotated[
@@ -119,16 +118,9 @@ def predict(
     run = _find_run(run, last)
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist: name an image or a folder of images.")
-    options = {
-        "output": output,
-        "full_size": full_size,
-        "tile": tile,
-        "overlap": overlap,
-        "flips": flips,
-        "scales": scales and decimals("--scales", scales),
-        "fold": fold,
-        "min_score": min_score,
-    }
+    options = {"output": output, "full_size": full_size, "tile": tile, "overlap": overlap}
+    options |= {"flips": flips, "fold": fold, "min_score": min_score}
+    options |= {"scales": scales and decimals("--scales", scales)}
     use(backend, stock)
     from keras_segen import runs
 
@@ -182,17 +174,7 @@ def generate(
     use(backend, stock)
     from keras_segen import runs
 
-    done = runs.generate(
-        run,
-        out,
-        count=count,
-        seed=seed,
-        class_name=class_name,
-        interpolate=interpolate,
-        traverse=traverse,
-        nearest=nearest,
-        split=split,
-        extractor=extractor,
-        separate=separate,
-    )
-    console.print(done)
+    options = {"count": count, "class_name": class_name, "separate": separate}
+    options |= {"interpolate": interpolate, "traverse": traverse}
+    options |= {"nearest": nearest, "split": split, "extractor": extractor}
+    console.print(runs.generate(run, out, seed=seed, **options))

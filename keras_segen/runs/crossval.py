@@ -385,7 +385,6 @@ def _page(result, task):
     main, title = next(iter(task.fold_figures.items()))
     return html.render(
         "crossval.html.j2",
-        {},
         result=result,
         verdict=verdict(result, task),
         title=title,

@@ -8,7 +8,7 @@ from keras_segen.runs.training import load_model, model_digest, open_run
 from keras_segen.tasks.registry import check_options
 
 
-def evaluate(folder, split="test", *, batch_size=None, extractor=None, count=None, seed=None):
+def evaluate(folder, split="test", **options):
     """Evaluates the model of a run on a split, and writes the results into its folder.
 
     Writes `evaluation-SPLIT.json` (all figures), `evaluation-SPLIT.csv` (the first table) and
@@ -17,8 +17,8 @@ def evaluate(folder, split="test", *, batch_size=None, extractor=None, count=Non
     Args:
         folder: the run folder.
         split: `"train"`, `"val"` or `"test"`.
-        batch_size, extractor, count, seed: as in the task's `evaluate`; None for its default. Each
-            task has some of them.
+        **options: `batch_size`, `extractor`, `count`, `seed`, as in the task's `evaluate`; None for
+            its default. Each task has some of them.
 
     Returns:
         A `keras_segen.report.evaluation.Evaluation`. The task's `figures` and
@@ -29,10 +29,8 @@ def evaluate(folder, split="test", *, batch_size=None, extractor=None, count=Non
         ValueError: the task has no such option, or does not accept its value.
     """
     folder = Path(folder)
-    options = {"batch_size": batch_size, "extractor": extractor, "count": count, "seed": seed}
-    options = {name: value for name, value in options.items() if value is not None}
     task, run = open_run(folder)
-    check_options(task, "evaluate", options)
+    options = check_options(task, "evaluate", options)
     dataset, names = task.load_data(split), run["data"].get("class_names")
     if names is not None and list(dataset.class_names) != names:
         raise ValueError(
@@ -42,11 +40,7 @@ def evaluate(folder, split="test", *, batch_size=None, extractor=None, count=Non
         )
     found = task.evaluate(load_model(folder), dataset, **options)
     found.subject = f"{task.model} on {task.data}, {split}"
-    own = {
-        "split": split,
-        "backend": keras.backend.backend(),
-        "model_sha256": model_digest(folder),
-    }
+    own = {"split": split, "backend": keras.backend.backend(), "model_sha256": model_digest(folder)}
     found.figures = {**own, **found.figures}
     found.settings = {
         **task.to_dict(),

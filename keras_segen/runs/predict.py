@@ -6,21 +6,7 @@ from keras_segen.runs.training import load_model, open_run
 from keras_segen.tasks.registry import check_options
 
 
-def predict(
-    folder,
-    source,
-    out,
-    tell=lambda path: None,
-    *,
-    output=None,
-    full_size=None,
-    tile=None,
-    overlap=None,
-    flips=None,
-    scales=None,
-    fold=None,
-    min_score=None,
-):
+def predict(folder, source, out, tell=lambda path: None, **options):
     """Predicts photos with the model of a run.
 
     Args:
@@ -28,8 +14,8 @@ def predict(
         source: an image file or a folder of them; hidden files are left out.
         out: the folder to write to.
         tell: called with the path of each file written, except overlays.
-        output, full_size, tile, overlap, flips, scales, fold, min_score: as in the task's
-            `predict`; None for its default.
+        **options: `output`, `full_size`, `tile`, `overlap`, `flips`, `scales`, `fold`,
+            `min_score`, as in the task's `predict`; None for its default.
 
     Returns:
         List of the paths written, except overlays.
@@ -39,19 +25,8 @@ def predict(
         ValueError: there is no file in it, two files have one name, or one is not an image; an
             option is out of range; or the run's model does not predict photos.
     """
-    options = {
-        "output": output,
-        "full_size": full_size,
-        "tile": tile,
-        "overlap": overlap,
-        "flips": flips,
-        "scales": scales,
-        "fold": fold,
-        "min_score": min_score,
-    }
-    options = {name: value for name, value in options.items() if value is not None}
     task, run = open_run(folder)
-    check_options(task, "predict", options)
+    options = check_options(task, "predict", options)
     paths, written = photos(source), []
     for path in task.predict(load_model(folder), run["data"], paths, out, **options):
         written.append(path)

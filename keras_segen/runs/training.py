@@ -81,8 +81,7 @@ def train(
     train_data, val_data = task.load_data("train"), task.load_data("val")
     model = task.build_model(train_data, tell=tell)
     _introduce(task, model, train_data, val_data, tell)
-    batches = task.training_batches(train_data)
-    task.compile(model, train_data, steps_per_epoch=len(batches))
+    task.compile(model, train_data, len(task.training_batches(train_data)))
     write_json(
         folder / "run.json",
         {
@@ -95,7 +94,8 @@ def train(
         },
     )
     callbacks = _all_callbacks(folder, callbacks, tensorboard)
-    return _fit(task, folder, model, train_data, val_data, 0, callbacks, verbose, check_numerics)
+    splits = train_data, val_data
+    return _fit(task, folder, model, splits, 0, callbacks, verbose, check_numerics)
 
 
 def resume(
@@ -152,23 +152,13 @@ def resume(
         model = load_checkpoint(checkpoint, task, train_data, first_epoch)
     else:
         model = task.build_model(train_data)
-        batches = task.training_batches(train_data)
-        task.compile(model, train_data, steps_per_epoch=len(batches))
+        task.compile(model, train_data, len(task.training_batches(train_data)))
     _introduce(task, model, train_data, val_data, tell)
     run["starts"].append(_start(first_epoch))
     write_json(folder / "run.json", run)
     callbacks = _all_callbacks(folder, callbacks, tensorboard)
-    return _fit(
-        task,
-        folder,
-        model,
-        train_data,
-        val_data,
-        first_epoch,
-        callbacks,
-        verbose,
-        check_numerics,
-    )
+    splits = train_data, val_data
+    return _fit(task, folder, model, splits, first_epoch, callbacks, verbose, check_numerics)
 
 
 def _introduce(task, model, train_data, val_data, tell):
@@ -209,8 +199,7 @@ def load_checkpoint(path, task, train_data, first_epoch):
     """
     model = load_keras_file(path)
     phase = next(phase for phase in task.phases() if first_epoch <= phase.end)
-    steps = len(task.training_batches(train_data))
-    task.compile(model, train_data, steps, phase)
+    task.compile(model, train_data, len(task.training_batches(train_data)), phase)
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
     model.load_weights(path)
@@ -254,10 +243,9 @@ def _start(epoch):
     }
 
 
-def _fit(
-    task, folder, model, train_data, val_data, first_epoch, callbacks, verbose, check_numerics
-):
+def _fit(task, folder, model, splits, first_epoch, callbacks, verbose, check_numerics):
     """Trains a compiled model from `first_epoch` on, phase by phase."""
+    train_data, val_data = splits
     keeper = _RunFolder(folder, task, val_data, first_epoch)
     callbacks = [keeper, *callbacks]  # first: it adds what it measures to what the others see
     for phase in task.phases():
