@@ -8,7 +8,9 @@ import tensorflow as tf
 
 from keras_segen.bench.handwritten.tensorflow_training import (
     Adam,
+    Noise,
     batch_norm,
+    double,
     make_variables,
     read_variables,
     trainable,
@@ -45,14 +47,6 @@ def discriminator(variables, x, levels):
     return x @ variables["scores/kernel"] + variables["scores/bias"]
 
 
-def double(variables, x, name):
-    """Doubles height and width by a 4x4 transposed convolution."""
-    kernel = variables[f"{name}/kernel"]  # (4, 4, outputs, inputs)
-    batch, height, width, _ = x.shape
-    shape = [batch, 2 * height, 2 * width, kernel.shape[2]]
-    return tf.nn.conv2d_transpose(x, kernel, shape, 2, "SAME")
-
-
 def norm(variables, x, name, training):
     return batch_norm(variables, x, name, training, epsilon=1e-5)
 
@@ -86,10 +80,8 @@ class Trainer:
         self.levels = len(filters)
         height, width, _ = image_shape
         self.smallest = (height >> self.levels, width >> self.levels, filters[-1])
-        self.latent_dim = latent_dim
+        self.codes = Noise(latent_dim, draw)
         self.keep = average
-        self.draw = draw
-        self.steps = 0
 
     @tf.function
     def step(self, images, codes):
@@ -137,12 +129,6 @@ class Trainer:
         """
         for images, *_ in batches:
             yield self.step(tf.constant(images), self.codes(len(images)))
-
-    def codes(self, batch):
-        self.steps += 1
-        if self.draw is None:
-            return tf.random.normal((batch, self.latent_dim))
-        return tf.constant(self.draw(self.steps - 1, batch))
 
     def predict(self, codes):
         """Decodes codes to images in [0, 1]: NumPy to NumPy."""

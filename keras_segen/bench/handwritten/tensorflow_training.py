@@ -48,6 +48,33 @@ def batch_norm(variables, x, name, training, epsilon=1e-3, momentum=0.9):
     return x
 
 
+def double(variables, x, name):
+    """Doubles height and width by a transposed convolution, without its bias."""
+    kernel = variables[f"{name}/kernel"]  # (height, width, outputs, inputs)
+    batch, height, width, _ = x.shape
+    shape = [batch, 2 * height, 2 * width, kernel.shape[2]]
+    return tf.nn.conv2d_transpose(x, kernel, shape, 2, "SAME")
+
+
+class Noise:
+    """Draws the random numbers of each step, or asks `draw` for them.
+
+    Args:
+        latent_dim: int, numbers in a code.
+        draw: `callable(step, batch)` -> float32 `(batch, latent_dim)`, NumPy; None for
+            TensorFlow's own.
+    """
+
+    def __init__(self, latent_dim, draw):
+        self.latent_dim, self.draw, self.steps = latent_dim, draw, 0
+
+    def __call__(self, batch):
+        self.steps += 1
+        if self.draw is None:
+            return tf.random.normal((batch, self.latent_dim))
+        return tf.constant(self.draw(self.steps - 1, batch))
+
+
 class Adam:
     """Adam (Kingma, Ba, 2015), https://arxiv.org/abs/1412.6980, by TensorFlow's own kernel."""
 

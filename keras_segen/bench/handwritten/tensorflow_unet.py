@@ -9,6 +9,7 @@ import tensorflow as tf
 from keras_segen.bench.handwritten.tensorflow_training import (
     Adam,
     batch_norm,
+    double,
     make_variables,
     read_variables,
     trainable,
@@ -31,7 +32,9 @@ def unet(variables, x, levels, training):
         x = tf.nn.max_pool2d(x, 2, 2, "VALID")
     x = double_conv(variables, x, "bottom", training)
     for level in reversed(range(levels)):
-        x = tf.concat([skips[level], upconv(variables, x, f"up{level}_upconv")], axis=-1)
+        x = double(variables, x, f"up{level}_upconv")
+        x = tf.nn.bias_add(x, variables[f"up{level}_upconv/bias"])
+        x = tf.concat([skips[level], x], axis=-1)
         x = double_conv(variables, x, f"up{level}", training)
     x = tf.nn.conv2d(x, variables["logits/kernel"], 1, "SAME")
     return tf.nn.bias_add(x, variables["logits/bias"])
@@ -43,15 +46,6 @@ def double_conv(variables, x, name, training):
         x = tf.nn.conv2d(x, variables[f"{name}_conv{i}/kernel"], 1, "SAME")
         x = tf.nn.relu(batch_norm(variables, x, f"{name}_norm{i}", training))
     return x
-
-
-def upconv(variables, x, name):
-    """Doubles height and width by a 2x2 transposed convolution."""
-    kernel = variables[f"{name}/kernel"]  # (2, 2, outputs, inputs)
-    batch, height, width, _ = x.shape
-    shape = [batch, 2 * height, 2 * width, kernel.shape[2]]
-    x = tf.nn.conv2d_transpose(x, kernel, shape, strides=2, padding="SAME")
-    return tf.nn.bias_add(x, variables[f"{name}/bias"])
 
 
 class Trainer:

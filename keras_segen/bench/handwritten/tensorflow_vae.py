@@ -4,6 +4,8 @@ import tensorflow as tf
 
 from keras_segen.bench.handwritten.tensorflow_training import (
     Adam,
+    Noise,
+    double,
     make_variables,
     read_variables,
     trainable,
@@ -24,22 +26,14 @@ def decoder(variables, codes, smallest, levels):
     x = tf.nn.silu(dense(variables, codes, "start"))
     x = tf.reshape(x, (-1, *smallest))
     for level in reversed(range(levels)):
-        x = tf.nn.silu(double(variables, x, f"up{level}"))
+        x = double(variables, x, f"up{level}")
+        x = tf.nn.silu(tf.nn.bias_add(x, variables[f"up{level}/bias"]))
     x = tf.nn.conv2d(x, variables["images/kernel"], 1, "SAME")
     return tf.nn.bias_add(x, variables["images/bias"])
 
 
 def dense(variables, x, name):
     return x @ variables[f"{name}/kernel"] + variables[f"{name}/bias"]
-
-
-def double(variables, x, name):
-    """Doubles height and width by a 4x4 transposed convolution."""
-    kernel = variables[f"{name}/kernel"]  # (4, 4, outputs, inputs)
-    batch, height, width, _ = x.shape
-    shape = [batch, 2 * height, 2 * width, kernel.shape[2]]
-    x = tf.nn.conv2d_transpose(x, kernel, shape, 2, "SAME")
-    return tf.nn.bias_add(x, variables[f"{name}/bias"])
 
 
 class Trainer:
@@ -65,9 +59,7 @@ class Trainer:
         self.levels = len(filters)
         height, width, _ = image_shape
         self.smallest = (height >> self.levels, width >> self.levels, filters[-1])
-        self.latent_dim = latent_dim
-        self.draw = draw
-        self.steps = 0
+        self.noise = Noise(latent_dim, draw)
 
     @tf.function
     def step(self, images, noise):
@@ -100,12 +92,6 @@ class Trainer:
         """
         for images, *_ in batches:
             yield (self.step(tf.constant(images), self.noise(len(images))),)
-
-    def noise(self, batch):
-        self.steps += 1
-        if self.draw is None:
-            return tf.random.normal((batch, self.latent_dim))
-        return tf.constant(self.draw(self.steps - 1, batch))
 
     def predict(self, images):
         """Encodes images in [0, 1] and decodes their mean codes: NumPy to NumPy."""

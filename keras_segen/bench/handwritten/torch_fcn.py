@@ -5,6 +5,8 @@ from torch.nn import functional as F
 
 from keras_segen.bench.handwritten import torch_unet
 
+CONVOLUTIONS = (2, 2, 3, 3, 3)  # of each stage
+
 
 class FCN(nn.Module):
     """From images `(batch, channels, height, width)` to logits `(batch, classes, height, width)`.
@@ -14,26 +16,16 @@ class FCN(nn.Module):
 
     def __init__(self, channels, num_classes, filters):
         super().__init__()
-        a, b, c, d, e, f = filters
-        self.conv1_1 = nn.Conv2d(channels, a, 3, padding=1)
-        self.conv1_2 = nn.Conv2d(a, a, 3, padding=1)
-        self.conv2_1 = nn.Conv2d(a, b, 3, padding=1)
-        self.conv2_2 = nn.Conv2d(b, b, 3, padding=1)
-        self.conv3_1 = nn.Conv2d(b, c, 3, padding=1)
-        self.conv3_2 = nn.Conv2d(c, c, 3, padding=1)
-        self.conv3_3 = nn.Conv2d(c, c, 3, padding=1)
-        self.conv4_1 = nn.Conv2d(c, d, 3, padding=1)
-        self.conv4_2 = nn.Conv2d(d, d, 3, padding=1)
-        self.conv4_3 = nn.Conv2d(d, d, 3, padding=1)
-        self.conv5_1 = nn.Conv2d(d, e, 3, padding=1)
-        self.conv5_2 = nn.Conv2d(e, e, 3, padding=1)
-        self.conv5_3 = nn.Conv2d(e, e, 3, padding=1)
+        for stage, (count, outputs) in enumerate(zip(CONVOLUTIONS, filters[:5], strict=True), 1):
+            for i in range(1, count + 1):
+                self.add_module(f"conv{stage}_{i}", nn.Conv2d(channels, outputs, 3, padding=1))
+                channels = outputs
 
-        self.fc6 = nn.Conv2d(e, f, 7, padding=3)
-        self.fc7 = nn.Conv2d(f, f, 1)
-        self.score_fr = nn.Conv2d(f, num_classes, 1)
-        self.score_pool4 = nn.Conv2d(d, num_classes, 1)
-        self.score_pool3 = nn.Conv2d(c, num_classes, 1)
+        self.fc6 = nn.Conv2d(channels, filters[5], 7, padding=3)
+        self.fc7 = nn.Conv2d(filters[5], filters[5], 1)
+        self.score_fr = nn.Conv2d(filters[5], num_classes, 1)
+        self.score_pool4 = nn.Conv2d(filters[3], num_classes, 1)
+        self.score_pool3 = nn.Conv2d(filters[2], num_classes, 1)
 
         self.upscore2 = enlarge(num_classes, 2)
         self.upscore_pool4 = enlarge(num_classes, 2)
@@ -42,21 +34,17 @@ class FCN(nn.Module):
 
     def forward(self, images):
         # Five halvings; odd sizes are rounded up.
-        x = F.relu(self.conv1_2(F.relu(self.conv1_1(images))))
-        x = F.max_pool2d(x, 2, ceil_mode=True)
-        x = F.relu(self.conv2_2(F.relu(self.conv2_1(x))))
-        x = F.max_pool2d(x, 2, ceil_mode=True)
-        x = F.relu(self.conv3_3(F.relu(self.conv3_2(F.relu(self.conv3_1(x))))))
-        x = pool3 = F.max_pool2d(x, 2, ceil_mode=True)
-        x = F.relu(self.conv4_3(F.relu(self.conv4_2(F.relu(self.conv4_1(x))))))
-        x = pool4 = F.max_pool2d(x, 2, ceil_mode=True)
-        x = F.relu(self.conv5_3(F.relu(self.conv5_2(F.relu(self.conv5_1(x))))))
-        x = F.max_pool2d(x, 2, ceil_mode=True)
+        x, pools = images, []
+        for stage, count in enumerate(CONVOLUTIONS, 1):
+            for i in range(1, count + 1):
+                x = F.relu(self.get_submodule(f"conv{stage}_{i}")(x))
+            x = F.max_pool2d(x, 2, ceil_mode=True)
+            pools.append(x)
 
         # The classifier as convolutions; its scores, and those of finer features.
         x = self.score_fr(F.relu(self.fc7(F.relu(self.fc6(x)))))
-        x = crop(self.upscore2(x), pool4) + self.score_pool4(pool4)
-        x = crop(self.upscore_pool4(x), pool3) + self.score_pool3(pool3)
+        x = crop(self.upscore2(x), pools[3]) + self.score_pool4(pools[3])
+        x = crop(self.upscore_pool4(x), pools[2]) + self.score_pool3(pools[2])
         return crop(self.upscore8(x), images)
 
 
