@@ -248,29 +248,24 @@ def _draw(generator, initializer, shape, where, axes=None):
     """Draws what a Keras initializer draws: float64 of this shape."""
     from keras import initializers
 
-    def draws_like(kind):
-        return type(initializer).__call__ is kind.__call__
-
     if hasattr(initializer, "draw"):
         return initializer.draw(generator, shape)
-    if draws_like(initializers.Zeros):
-        return np.zeros(shape)
-    if draws_like(initializers.Ones):
-        return np.ones(shape)
-    if draws_like(initializers.Constant):
-        return np.full(shape, float(initializer.value))
-    if draws_like(initializers.Identity):
-        return initializer.gain * np.eye(*shape)
-    if draws_like(initializers.RandomUniform):
-        return generator.uniform(initializer.minval, initializer.maxval, shape)
-    if draws_like(initializers.RandomNormal):
-        return generator.normal(initializer.mean, initializer.stddev, shape)
-    if draws_like(initializers.TruncatedNormal):
-        return initializer.mean + initializer.stddev * _truncated_normal(generator, shape)
-    if draws_like(initializers.Orthogonal):
-        return initializer.gain * _orthogonal(generator, shape)
-    if draws_like(initializers.VarianceScaling):
-        return _variance_scaling(generator, initializer, shape, axes)
+    ways = {
+        initializers.Zeros: lambda of: np.zeros(shape),
+        initializers.Ones: lambda of: np.ones(shape),
+        initializers.Constant: lambda of: np.full(shape, float(of.value)),
+        initializers.Identity: lambda of: of.gain * np.eye(*shape),
+        initializers.RandomUniform: lambda of: generator.uniform(of.minval, of.maxval, shape),
+        initializers.RandomNormal: lambda of: generator.normal(of.mean, of.stddev, shape),
+        initializers.TruncatedNormal: lambda of: (
+            of.mean + of.stddev * _truncated_normal(generator, shape)
+        ),
+        initializers.Orthogonal: lambda of: of.gain * _orthogonal(generator, shape),
+        initializers.VarianceScaling: lambda of: _variance_scaling(generator, of, shape, axes),
+    }
+    for kind, draw in ways.items():
+        if type(initializer).__call__ is kind.__call__:
+            return draw(initializer)
     raise ValueError(
         f"Initializer {type(initializer).__name__} ({initializer!r}) of {where} is not one that "
         "initialize() can draw in NumPy. Use one of Keras' (RandomNormal, HeNormal, Orthogonal, "

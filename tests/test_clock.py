@@ -7,7 +7,7 @@ import pytest
 
 from keras_segen import backend
 from keras_segen.bench import loader
-from keras_segen.compare import clock
+from keras_segen.compare import clock, rounds
 from keras_segen.compare.rounds import Held
 from keras_segen.data.loader import Batches
 from keras_segen.tasks.segmentation import SegmentationTask
@@ -19,13 +19,13 @@ def plan(**options):
 
 
 def test_milliseconds_are_a_median_and_percentiles():
-    found = clock.milliseconds([0.001, 0.002, 0.003, 0.004, 0.005])
+    found = rounds.milliseconds([0.001, 0.002, 0.003, 0.004, 0.005])
     assert found == {"median": 3.0, "p10": 1.4, "p90": 4.6, "count": 5}
 
 
 def test_steady_leaves_out_the_warm_up_unless_nothing_is_left():
-    assert clock.steady([9, 9, 9, 1, 2]) == [1, 2]
-    assert clock.steady([9, 9]) == [9, 9]
+    assert rounds.steady([9, 9, 9, 1, 2]) == [1, 2]
+    assert rounds.steady([9, 9]) == [9, 9]
 
 
 def test_recorder_sees_the_loss_of_each_step():

@@ -353,11 +353,10 @@ def fit(sizes, values):
     found = np.linalg.lstsq(columns, np.ones_like(values), rcond=None)[0]
     left = len(values) - len(parts)
     residual = np.sqrt(((columns @ found - 1) ** 2).sum() / left) if left else None
-    by_name = dict(zip(parts, found.tolist(), strict=True))
     return {
-        "fixed": by_name["fixed"],
-        "per_image": by_name.get("per_image"),
-        "per_megapixel": by_name["per_megapixel"],
+        "fixed": float(found[0]),
+        "per_image": float(found[2]) if "per_image" in parts else None,
+        "per_megapixel": float(found[1]),
         "residual": None if residual is None else float(residual),
     }
 

@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 
 from keras_segen import machine
-from keras_segen.compare.rounds import Held, Portion, now, per_step
+from keras_segen.compare.rounds import Held, Portion, milliseconds, now, per_step, prepare
 from keras_segen.processes import serve
 from keras_segen.tasks.registry import read
 
@@ -95,7 +95,6 @@ class Cell:
     def figures(self):
         """Returns what was measured: dict of plain values."""
         from keras_segen import backend
-        from keras_segen.compare.clock import milliseconds
 
         on_device = backend.peak_device_memory()
         times = {work: np.transpose(rounds) for work, rounds in self.rounds.items()}
@@ -135,10 +134,7 @@ class Handlers:
         from keras_segen.backend import faster
 
         imports = time.time() - psutil.Process().create_time()
-        backend.limit_threads(threads)
-        faster.apply_by_default()
-        keras.config.set_max_epochs(None)  # limits of a notebook would cut a round short
-        keras.config.set_max_steps_per_epoch(None)
+        prepare(threads)
         self.task, self.mode, self.steps = read(task), mode, steps
         for size in image_sizes:
             here = dataclasses.replace(self.task, image_size=tuple(size))

@@ -9,10 +9,10 @@ from rich.text import Text
 from keras_segen.bench import costs
 from keras_segen.files import write_text
 from keras_segen.plot import INK_COLOR
-from keras_segen.report.charts import COLORS, DASHES, Chart, display_name
+from keras_segen.report.charts import COLORS, DASHES, Chart
 from keras_segen.report.html import render
-from keras_segen.report.numbers import setting, show
-from keras_segen.report.tables import Cell, Column, Table
+from keras_segen.report.numbers import display_name, show
+from keras_segen.report.tables import Cell, Column, Table, settings_table
 
 TITLES = {"train": "Training step", "predict": "Prediction", "load": "Loader"}
 MARKERS = "osD^vPX"
@@ -165,11 +165,7 @@ def setting_table(result):
     values["modes"] = [": ".join(pair) for pair in values["modes"]]
     values["rounds"] = result["rounds"]
     values |= {k: v for k, v in result["versions"].items() if v}
-    rows = [
-        [k, "; ".join(map(str, v)) if isinstance(v, list) else setting(v)]
-        for k, v in values.items()
-    ]
-    return Table("Settings", ["name", Column("value", numeric=False)], rows)
+    return settings_table(values)
 
 
 def chart(result, what):
@@ -237,7 +233,6 @@ def page(result):
     charts = {title: chart(result, what) for what, title in titles.items()}
     return render(
         "costs.html.j2",
-        {},
         result=result,
         verdict=verdict(result),
         charts={title: drawn for title, drawn in charts.items() if drawn},

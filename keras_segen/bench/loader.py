@@ -28,10 +28,7 @@ def loader_ratio(task, epochs=3, tell=lambda text: None):
     model = task.build_model(dataset)
     batches = task.training_batches(dataset)
     task.compile(model, dataset, len(batches))
-    sources = {
-        "memory": task.training_batches(dataset, kind=Held),
-        "loader": batches,
-    }
+    sources = {"memory": task.training_batches(dataset, kind=Held), "loader": batches}
     loaders = {kind: backend.make_loader(source) for kind, source in sources.items()}
     seconds = {kind: [] for kind in sources}
     model.fit(loaders["memory"], shuffle=False, verbose=0)

@@ -25,8 +25,7 @@ from keras_segen import backend, files, machine
 from keras_segen.backend import faster
 from keras_segen.bench import proof
 from keras_segen.bench.earlier import find_earlier
-from keras_segen.compare.clock import milliseconds
-from keras_segen.compare.rounds import Held, by_turns, check_counts
+from keras_segen.compare.rounds import Held, by_turns, check_counts, milliseconds
 from keras_segen.report.tables import Column, Table, decimals
 
 
@@ -46,7 +45,7 @@ def take_times(contest, dataset, batches, rounds=10, tell=lambda text: None):
     Returns:
         List of dicts, one for each kind of work (`"train"`, `"predict"`) and side of Keras: `work`,
         `side` (`"stock"` and the contest's), `native_ms` and `keras_ms` (as
-        `compare.clock.milliseconds` gives them, per step or per batch), `ratio` (median over the
+        `compare.rounds.milliseconds` gives them, per step or per batch), `ratio` (median over the
         rounds of Keras over native), `ratio_p10` and `ratio_p90`.
     """
     with faster.stock():
@@ -56,36 +55,34 @@ def take_times(contest, dataset, batches, rounds=10, tell=lambda text: None):
     loader = backend.make_loader(batches)
     inputs = contest.inputs(batches)
 
-    def train_native():
-        for _ in native.train(batches.read(0)):
-            pass
+    predictions = {
+        "native": lambda: native.predict(inputs),
+        "stock": lambda: contest.predict_as_keras_does(models["stock"], inputs),
+        "infer": lambda: contest.predict(models["fit"], inputs),
+    }
+
+    def train(side):
+        if side == "native":
+            for _ in native.train(batches.read(0)):
+                pass
+        else:
+            models[side].fit(loader, shuffle=False, verbose=0)
         return batches.per_step()[0]
 
-    def fit(model):
-        model.fit(loader, shuffle=False, verbose=0)
-        return batches.per_step()[0]
-
-    def predict(call):
-        call()
+    def predict(side):
+        predictions[side]()
         start = time.perf_counter()
         for _ in range(len(batches) - 2):
-            call()
+            predictions[side]()
         return (time.perf_counter() - start) / (len(batches) - 2)
 
-    jobs = {("train", "native"): train_native}
-    for side, model in models.items():
-        jobs["train", side] = lambda model=model: fit(model)
-    jobs["predict", "native"] = lambda: predict(lambda: native.predict(inputs))
-    jobs["predict", "stock"] = lambda: predict(
-        lambda: contest.predict_as_keras_does(models["stock"], inputs)
-    )
-    jobs["predict", "infer"] = lambda: predict(lambda: contest.predict(models["fit"], inputs))
-
     def run_job(job):
-        _, side = job
+        work, side = job
         with faster.stock() if side == "stock" else contextlib.nullcontext():
-            return jobs[job]()
+            return train(side) if work == "train" else predict(side)
 
+    jobs = [("train", side) for side in ("native", *models)]
+    jobs += [("predict", side) for side in predictions]
     seconds = {job: [] for job in jobs}
     for job in jobs:
         run_job(job)  # also what traces and compiles

@@ -7,6 +7,7 @@ framework, unless it builds a model.
 
 import contextlib
 import functools
+import inspect
 import json
 import re
 import sys
@@ -79,17 +80,11 @@ def run(
         KeyboardInterrupt: it was interrupted. All processes have ended, and `load` opens the
             results until then.
     """
-    call = _call(
-        model,
-        data=data,
-        out=str(out),
-        **{} if tuple(backends) == ("tensorflow", "torch") else {"backends": tuple(backends)},
-        **{} if threads is None else {"threads": threads},
-        **{} if parity_steps == 0 else {"parity_steps": parity_steps},
-        **{} if seconds == 60 else {"seconds": seconds},
-        **{} if num_seeds == 1 else {"num_seeds": num_seeds},
-        **fields,
-    )
+    own = {"backends": tuple(backends), "threads": threads, "parity_steps": parity_steps}
+    own |= {"seconds": seconds, "num_seeds": num_seeds}
+    usual = inspect.signature(run).parameters
+    own = {name: value for name, value in own.items() if value != usual[name].default}
+    call = _call(model, data=data, out=str(out), **own, **fields)
     out = Path(out).expanduser()
     own = out / "own"
     splits = built = None
@@ -283,11 +278,7 @@ class Report:
         Columns: `tensorflow loss` and so on; `difference`, relative, of the two; `tolerance`, for
         the steps that have one.
         """
-        columns = {
-            f"{name} {loss}": values
-            for name, backend in self.content["backends"].items()
-            for loss, values in (backend.get("losses") or {}).items()
-        }
+        columns = self._of_each("losses")
         steps = max(map(len, columns.values()), default=0)
         tolerance = reports.dig(self.content, "loss_tolerance", "relative") or []
         columns["difference"] = self.content["loss_difference"]
@@ -300,12 +291,15 @@ class Report:
 
         Columns: `tensorflow val_loss`, `torch val_loss` and so on.
         """
-        columns = {
+        return _columns(self._of_each("history"), "epoch")
+
+    def _of_each(self, key):
+        """A dict of each backend as columns: `tensorflow loss` and so on."""
+        return {
             f"{name} {quantity}": values
             for name, backend in self.content["backends"].items()
-            for quantity, values in (backend.get("history") or {}).items()
+            for quantity, values in (backend.get(key) or {}).items()
         }
-        return _columns(columns, "epoch")
 
     @property
     def checks(self):

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_segen import processes
+from keras_segen.compare.rounds import milliseconds, steady
 from keras_segen.data.loader import Batches
 from keras_segen.data.tree import checksum
 from keras_segen.files import write_atomically, write_json
@@ -69,8 +70,8 @@ def train(folder, started):
 
     from keras_segen import backend, machine
     from keras_segen.backend import faster
-    from keras_segen.compare import clock
     from keras_segen.compare.checks import LOSS_STEPS, loss_difference
+    from keras_segen.compare.clock import Recorder, loader_times
     from keras_segen.networks import build_optimizer
     from keras_segen.report.numbers import plain
 
@@ -89,10 +90,10 @@ def train(folder, started):
     weights = hashlib.sha256(b"".join(w.tobytes() for w in model.get_weights())).hexdigest()
     arrays = {"first_outputs": task.outputs(model, val_data)}
     tell(phase="measuring the loader")
-    loader = clock.loader_times(task.training_batches(train_data), NUM_LOADER_BATCHES)
+    loader = loader_times(task.training_batches(train_data), NUM_LOADER_BATCHES)
 
     tell(phase="training", steps=len(batches) * task.epochs)
-    recorder = clock.Recorder(batches, tell=tell, names=task.losses)
+    recorder = Recorder(batches, tell=tell, names=task.losses)
     mark, others = time.perf_counter(), machine.OtherPrograms()
     history = {}
     for phase in task.phases():
@@ -145,10 +146,10 @@ def train(folder, started):
             "batches_crc32": batches.checksums,
             "seconds": {key: round(value, 3) for key, value in seconds.items()},
             "milliseconds": {
-                "step": clock.milliseconds(clock.steady(recorder.seconds)),
-                "wait": clock.milliseconds(clock.steady(recorder.waits)),
-                "loader": clock.milliseconds(loader),
-                task.work[0]: clock.milliseconds(clock.steady(times)),
+                "step": milliseconds(steady(recorder.seconds)),
+                "wait": milliseconds(steady(recorder.waits)),
+                "loader": milliseconds(loader),
+                task.work[0]: milliseconds(steady(times)),
             },
             "memory_mib": {
                 "peak_resident": round(machine.peak_memory() / 2**20, 1),

@@ -5,7 +5,6 @@ import time
 import keras
 
 from keras_segen import backend
-from keras_segen.compare.rounds import milliseconds, steady  # noqa: F401  (the clock's words)
 
 
 class Recorder(keras.callbacks.Callback):

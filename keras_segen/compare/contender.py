@@ -16,7 +16,7 @@ import time
 import psutil
 
 from keras_segen import machine
-from keras_segen.compare.rounds import Held
+from keras_segen.compare.rounds import Held, prepare
 from keras_segen.processes import serve
 from keras_segen.tasks.registry import read
 
@@ -62,17 +62,11 @@ class Handlers:
     """The answers to `turns.py`."""
 
     def start(self, task, modules, threads):
-        import keras
-
-        from keras_segen import backend
         from keras_segen.backend import faster
 
         for module in modules:
             importlib.import_module(module)
-        keras.config.set_max_epochs(None)  # limits of a notebook would cut a round short
-        keras.config.set_max_steps_per_epoch(None)
-        backend.limit_threads(threads)
-        faster.apply_by_default()
+        prepare(threads)
         self.task, self.sides = read(task), {}
         model = self.task.build_model(dataset := self.task.load_data("val"))
         self.task.outputs(model, dataset)

@@ -5,8 +5,6 @@ backend may have failed or been interrupted at any moment.
 """
 
 import base64
-import dataclasses
-import math
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +12,17 @@ from rich.text import Text
 
 from keras_segen.compare import seeds, turns
 from keras_segen.compare.layerwise import divergence
+from keras_segen.compare.layerwise import report as layers
 from keras_segen.files import write_json, write_text
-from keras_segen.plot import INK_COLOR, finite
-from keras_segen.report.charts import COLORS, OTHER_COLORS, Chart, display_name
+from keras_segen.plot import finite
+from keras_segen.report.charts import COLORS, OTHER_COLORS, Chart
 from keras_segen.report.html import render
-from keras_segen.report.numbers import listing, plain, setting, show
-from keras_segen.report.tables import Cell, Column, Table
+from keras_segen.report.numbers import display_name, listing, plain, setting, show
+from keras_segen.report.tables import Cell, Column, Table, settings_table
 from keras_segen.tasks import registry
 from keras_segen.tasks.task import Task
 
 SMALLEST_DIFFERENCE = 1e-9  # what the logarithmic axis shows for "equal"
-SMALLEST_ROUNDING = 1e-18  # the same, where float64 is shown too
 
 STATUS = {
     "passed": ("✓", "Passed", "green"),
@@ -32,6 +30,14 @@ STATUS = {
     "failed": ("✕", "Failed", "red"),
     "interrupted": ("◼", "Interrupted", "yellow"),
 }
+
+# Of a check: sign, word, mark of `report.tables.Cell`.
+RESULTS = {
+    True: ("✓", "passed", "good"),
+    False: ("✕", "failed", "bad"),
+    None: ("–", "not measured", "careful"),
+}
+RESULT = Column("Result", str, numeric=False)
 
 # label, unit, path in a backend's part of the report, digits; the task adds its own
 FIGURES = (
@@ -46,14 +52,6 @@ FIGURES = (
     ("Peak memory, process", "MiB", ("memory_mib", "peak_resident"), 4),
     ("Peak memory, device", "MiB", ("memory_mib", "peak_device"), 4),
 )
-# What is shown of each layer, as `divergence.compare` names it.
-PARITY_KINDS = {
-    "inference": "Inference",
-    "training": "Training",
-    "gradient": "Gradient",
-    "weights": "Weights, one step on",
-    "statistics": "Statistics, one step on",
-}
 CARDS = ("Peak memory, process", "First step")
 
 
@@ -91,7 +89,7 @@ def print_report(report, console, folder):
     if report["parity"]:
         console.print()
         console.print(Text(report["parity"]["sentence"], "bold"))
-        for line in parity_lines(report["parity"]):
+        for line in layers.lines(report["parity"]):
             console.print(Text(line))
     for table in (figures_table(report), seeds_table(report), checks_table(report)):
         if table.rows:
@@ -268,14 +266,11 @@ def figures(report):
         *((f.label, f.unit, ("metrics", name), f.digits) for name, f in kind.figures.items()),
     ]
     for label, unit, keys, digits in (*FIGURES, *own):
-        measured = [dig(backend, *keys) for backend in report["backends"].values()]
-        values = [median(value) for value in measured]
-        if all(value is None for value in values):
-            continue
-        row = _row(label, unit, values, digits, measured)
+        row = _row(label, unit, [dig(each, *keys) for each in report["backends"].values()], digits)
         if unit in ("ms", "s"):  # not measured by turns: a ratio would mean nothing
-            row["ratios"], row["factors"] = ["–"] * len(values[1:]), [None] * len(values[1:])
-        rows.append(row)
+            row["ratios"], row["factors"] = ["–"] * len(row["ratios"]), [None] * len(row["ratios"])
+        if any(value is not None for value in row["values"]):
+            rows.append(row)
     sizes = report.get("installed_mib") or {}
     if sizes:
         sizes = [sizes.get(name) for name in report["backends"]]
@@ -311,12 +306,12 @@ def speed_rows(report):
     return rows
 
 
-def _row(label, unit, values, digits=3, statistics=None):
-    """A row of `figures`; `statistics` are those that the values are the medians of."""
+def _row(label, unit, measured, digits=3):
+    """A row of `figures`: of numbers, or of dicts of statistics, whose medians are the values."""
+    values = [median(each) for each in measured]
     known = [value for value in values if value is not None]
     whole = 1 if unit == "0 to 1" else max(known, default=0)
     factors = [factor(value, values[0]) for value in values[1:]]
-    measured = statistics or values
     return {
         "label": label,
         "unit": unit,
@@ -358,21 +353,18 @@ def checks_table(report):
     """The checks against tolerances, as a `Table`."""
     rows = []
     for check in report["checks"]:
-        passed = check.get("passed")
         below = "; ".join(filter(None, (check.get("unit"), check.get("note"))))
-        mark = "careful" if passed is None else "good" if passed else "bad"
-        word = "not measured" if passed is None else "passed" if passed else "failed"
+        sign, word, mark = RESULTS[check.get("passed")]
         rows.append(
             [
                 Cell(check.get("name"), (below,) if below else ()),
                 check.get("measured"),
                 check.get("tolerance"),
-                Cell(f"{passed_mark(passed)} {word}", mark=mark),
+                Cell(f"{sign} {word}", mark=mark),
             ]
         )
-    missed = {k for k, check in enumerate(report["checks"]) if check.get("passed") is False}
-    result = Column("Result", str, numeric=False)
-    return Table("Checks", ["Check", "Measured", "Tolerance", result], rows, marked=missed)
+    columns = ["Check", "Measured", "Tolerance", RESULT]
+    return Table("Checks", columns, rows, marked=not_passed(report["checks"]))
 
 
 def seeds_table(report):
@@ -398,29 +390,29 @@ def hand_over_table(report):
     kind = kind_of_task(report)
     rows = []
     for row in report["hand_over"]:
-        passed = row.get("passed")
+        sign, _, mark = RESULTS[row.get("passed")]
         rows.append(
             [
                 f"{display_name(row.get('trained_on'))}, {display_name(row.get('run_on'))}",
                 *(row.get(key) for key, _ in kind.handed_over),
-                Cell(passed_mark(passed), mark="good" if passed else "bad"),
+                Cell(sign, mark=mark),
             ]
         )
-    columns = [column for _, column in kind.handed_over]
-    return Table(
-        "Hand-over",
-        ["Trained on, run on", *columns, Column("Result", str, numeric=False)],
-        rows,
-        note="The model saved by one backend, loaded and run by the other, on the same "
-        f"{kind.inputs_are}.",
-        marked={k for k, row in enumerate(report["hand_over"]) if row.get("passed") is False},
-    )
+    columns = ["Trained on, run on", *(column for _, column in kind.handed_over), RESULT]
+    note = "The model saved by one backend, loaded and run by the other, on the same "
+    note += f"{kind.inputs_are}."
+    return Table("Hand-over", columns, rows, note, marked=not_passed(report["hand_over"]))
+
+
+def not_passed(rows):
+    """The numbers of the rows that did not pass."""
+    return {number for number, row in enumerate(rows) if row.get("passed") is False}
 
 
 VERSION = "framework"  # among the settings of a backend: which release it is, and no setting
 
 
-def settings_table(report):
+def compared_settings(report):
     """Every setting of every backend, as a `Table`; those that differ stand out."""
     backends = list(report["backends"].values())
     names = dict.fromkeys(name for backend in backends for name in backend.get("settings") or {})
@@ -436,9 +428,8 @@ def settings_table(report):
         settings = len(rows) - (VERSION in names)
         note = f"{len(differing)} of {settings} settings differ between the backends"
         note += "; they are marked with ≠." if differing else "."
-    columns = [dataclasses.replace(c, numeric=False) for c in backend_columns(report)]
-    title = "Settings that affect speed"
-    return Table(title, ["Setting", *columns], rows, note, marked=differing)
+    columns = ["Setting", *backend_columns(report, numeric=False)]
+    return Table("Settings that affect speed", columns, rows, note, marked=differing)
 
 
 def replacements_table(report):
@@ -448,19 +439,16 @@ def replacements_table(report):
         [name, *(found.get(name) for found in of_each)]
         for name in dict.fromkeys(name for found in of_each for name in found)
     ]
-    columns = [dataclasses.replace(c, numeric=False) for c in backend_columns(report)]
-    return Table("Replaced in Keras", ["Replacement", *columns], rows)
+    columns = ["Replacement", *backend_columns(report, numeric=False)]
+    return Table("Replaced in Keras", columns, rows)
 
 
-def values_table(title, values):
-    """A dict of settings as a `Table`."""
-    rows = [[name, setting(value)] for name, value in values.items()]
-    return Table(title, ["", Column("", str, numeric=False)], rows)
-
-
-def backend_columns(report):
+def backend_columns(report, numeric=True):
     """A column for each backend, with its color."""
-    return [Column(display_name(name), swatch=css(report, name)) for name in report["backends"]]
+    return [
+        Column(display_name(name), numeric=numeric, swatch=css(report, name))
+        for name in report["backends"]
+    ]
 
 
 def css(report, name):
@@ -474,12 +462,13 @@ def page(report, folder):
     kind = kind_of_task(report)
     rows = figures(report)
     cards = [*CARDS, *(figure.label for figure in kind.figures.values() if figure.headline)]
-    experiment = {**report["experiment"], "parameters": report["parameters"]}
-    here = {"memory_gib": "memory, GiB"}
-    found = report["machine"].items()
+    experiment = report["experiment"] and report["experiment"] | {
+        "parameters": report["parameters"]
+    }
+    words = {"memory_gib": "memory, GiB"}
+    found = {words.get(name, name): value for name, value in report["machine"].items()}
     return render(
         "report.html.j2",
-        {"name": display_name},
         report=report,
         status=STATUS[report["status"]],
         verdict=verdict(report),
@@ -498,210 +487,82 @@ def page(report, folder):
                 seeds_table(report),
                 *kind.compared_tables(report, backend_columns(report)),
                 hand_over_table(report),
-                settings_table(report),
+                compared_settings(report),
                 replacements_table(report),
-                values_table("Experiment", experiment if report["experiment"] else {}),
-                values_table("Machine", {here.get(name, name): value for name, value in found}),
+                settings_table(experiment, "Experiment"),
+                settings_table(found, "Machine"),
             )
             if table.rows
         ],
         charts=charts(report),
-        parity=report["parity"],
-        parity_lines=parity_lines(report["parity"]) if report["parity"] else [],
-        parity_charts=parity_charts(report["parity"]) if report["parity"] else [],
-        parity_table=layers_table(report["parity"]) if report["parity"] else None,
+        parity=report["parity"] and layers.parts(report["parity"]),
         pictures=[picture(entry, folder) for entry in report["pictures"]],
-    )
-
-
-def layers_table(parity):
-    """Every layer of a comparison layer by layer, as a `Table`."""
-
-    def cell(found):
-        if not found:
-            return None
-        below = (f"at most {show(found['tolerance'], 2)}", f"float64 {show(found['float64'], 2)}")
-        return Cell(found["difference"], below, None if found["passed"] else "bad")
-
-    rows, missed = [], set()
-    for number, layer in enumerate(parity["layers"]):
-        flips = layer["flips"]
-        rows.append(
-            [
-                Cell(layer["name"], (layer["type"],)),
-                *(cell(layer[kind]) for kind in PARITY_KINDS),
-                Cell(flips["flipped"], (f"of {show(flips['of'])}",)) if flips else None,
-            ]
-        )
-        if any(layer[kind] and not layer[kind]["passed"] for kind in divergence.MEASURES):
-            missed.add(number)
-    columns = [Column(heading, lambda value: show(value, 2)) for heading in PARITY_KINDS.values()]
-    note = (
-        "Relative differences. “One step on”: after the first training step. Of a layer's weights "
-        "the worst is shown."
-    )
-    if any(layer["name"].rpartition(":")[2].isdigit() for layer in parity["layers"]):
-        note += " “:1” is the second time that a step runs a layer."
-    return Table(
-        "Layers",
-        ["Layer", *columns, "Gates flipped"],
-        rows,
-        note=note,
-        marked=missed,
     )
 
 
 def charts(report):
     """The charts as inline SVG: list of (title, note, Markup)."""
-    backends, quantities = report["backends"], kind_of_task(report).quantities
-    found = []
-    of_each = dict.fromkeys(loss for b in backends.values() for loss in b.get("losses") or {})
-    for loss in of_each:
-        losses = {name: finite(dig(b, "losses", loss) or []) for name, b in backends.items()}
-        if not any(np.isfinite(values).any() for values in losses.values()):
-            continue
-        chart = Chart("training step", quantities.get(loss, loss))
-        for name, values in losses.items():
-            chart.line(values, display_name(name), color(report, name))
-        note = "Where the lines coincide, the dashes are on the line."
-        title = f"{chart.axes.get_ylabel().capitalize()} of every step"
-        found.append((title, note if len(chart.axes.lines) > 1 else "", chart.svg()))
+    quantities, tolerance = (
+        kind_of_task(report).quantities,
+        dig(report, "loss_tolerance", "relative"),
+    )
+    found, losses = [], series(report, "losses")
+    for loss, of_each in losses.items():
+        if any(np.isfinite(values).any() for values in of_each.values()):
+            chart = line_chart(report, "training step", quantities.get(loss, loss), of_each)
+            title = f"{chart.axes.get_ylabel().capitalize()} of every step"
+            note = "Where the lines coincide, the dashes are on the line."
+            found.append((title, note if len(chart.axes.lines) > 1 else "", chart.svg()))
 
     differences = finite(report["loss_difference"])
     if np.isfinite(differences).any():
         chart = Chart("training step", "relative difference")
-        shown = np.where(
-            np.isfinite(differences), np.maximum(differences, SMALLEST_DIFFERENCE), math.nan
-        )
-        steps = np.arange(1, len(shown) + 1)
-        chart.axes.semilogy(steps, shown, color=INK_COLOR, linewidth=1.2, label="difference")
-        if len(shown) == 1:
-            chart.axes.lines[-1].set_marker("o")
+        # NaN, where nothing is, stays NaN.
+        chart.logarithmic(np.maximum(differences, SMALLEST_DIFFERENCE), "difference")
         note = "Of the two losses at each step; both start from the same weights."
-        if len(of_each) > 1:
-            named = listing(quantities.get(loss, loss) for loss in of_each)
+        if len(losses) > 1:
+            named = listing(quantities.get(loss, loss) for loss in losses)
             note = (
                 f"The largest of {named}, relative to the largest loss of the step; both "
                 "start from the same weights."
             )
         if (differences <= SMALLEST_DIFFERENCE).any():
             note += " Equal losses are drawn at 10⁻⁹."
-        if dig(report, "loss_tolerance", "relative"):
-            tolerance = report["loss_tolerance"]["relative"]
-            there = tolerance[: len(shown)]
-            chart.axes.semilogy(
-                np.arange(1, len(there) + 1),
-                there,
-                color=INK_COLOR,
-                linestyle=":",
-                linewidth=1.6,
-                label="tolerance",
-            )
-            note += f" The tolerance holds for the first {len(tolerance)} steps."
+        if tolerance:
+            chart.logarithmic(tolerance[: len(differences)], "tolerance", ":")
             note += (
+                f" The tolerance holds for the first {len(tolerance)} steps."
                 f" It is {show(kind_of_task(report).least_loss_tolerance)}, or ten times what one "
                 "rounding of the first weights does to the losses of each backend, if that is more."
             )
         found.append(("Relative difference of the losses", note, chart.svg()))
 
+    history = series(report, "history")
     for key, quantity in quantities.items():
-        history = {name: finite(dig(b, "history", key) or []) for name, b in backends.items()}
-        if max(np.isfinite(values).sum() for values in history.values()) > 1:
-            chart = Chart("epoch", quantity)
-            for name, values in history.items():
-                chart.line(values, display_name(name), color(report, name), marker="o")
+        of_each = history.get(key, {})
+        if max((np.isfinite(values).sum() for values in of_each.values()), default=0) > 1:
+            chart = line_chart(report, "epoch", quantity, of_each, marker="o")
             title = f"{quantity[0].upper()}{quantity[1:]} after every epoch"
             found.append((title, "", chart.svg()))
     return found
 
 
-def parity_lines(parity):
-    """Sentences that a comparison layer by layer adds to its verdict: list of str."""
-    lines = list((parity.get("evidence") or {}).get("lines", []))  # none in reports of 0.1.0
-    flips = {layer["name"]: layer["flips"] for layer in parity["layers"] if layer["flips"]}
-    if flips:
-        flipped = {name: flip for name, flip in flips.items() if flip["flipped"]}
-        text = (
-            f"{sum(flip['flipped'] for flip in flipped.values()):,} of "
-            f"{sum(flip['of'] for flip in flips.values()):,} ReLU gates are open on one backend "
-            "and closed on the other"
-        )
-        if flipped:
-            text += f", in {listing(list(flipped)[:4])}{' and others' if len(flipped) > 4 else ''}"
-        margins = [flip["margin"] for flip in flipped.values() if flip["margin"] is not None]
-        if margins:
-            text += (
-                f"; at most {show(max(margins))} of its layer's scale lay between an open one and "
-                "its threshold"
-            )
-        lines.append(f"{text}.")
-    for name in ("weights", "loss"):
-        values = parity["steps"].get(name) or {}
-        parts = []
-        for precision, key in (("float32", "difference"), ("float64", "float64")):
-            fit = values.get("growth" if key == "difference" else "float64_growth")
-            if fit:
-                there = [value for value in values[key] if value]
-                parts.append(
-                    f"from {show(there[0], 2)} to {show(there[-1], 2)} in {precision} (a factor of "
-                    f"{show(fit['rate'])} a step fits, R² {show(fit['r2'], 2)})"
-                )
-        if parts:
-            lines.append(
-                f"Over {parity['num_steps']} steps the difference of the {name} went "
-                f"{listing(parts)}."
-            )
-    return lines
+def series(report, key):
+    """The numbers of all backends under a key: dict of name -> dict of backend -> array."""
+    backends = report["backends"]
+    names = dict.fromkeys(name for each in backends.values() for name in each.get(key) or {})
+    return {
+        name: {backend: finite(dig(each, key, name) or []) for backend, each in backends.items()}
+        for name in names
+    }
 
 
-def parity_charts(parity):
-    """Differences by layer and by step as inline SVG: list of (title, note, Markup)."""
-    found = []
-    note = (
-        "Relative to the layer's scale. Dotted: how far rounding, measured on each backend "
-        "against its own float64, may take them apart. Equal ones are drawn at 10⁻¹⁸."
-    )
-    for kind, title in (
-        ("training", "Outputs of each layer"),
-        ("gradient", "Gradients of each layer"),
-    ):
-        rows = [layer[kind] for layer in parity["layers"] if layer[kind]]
-        if rows:
-            label = "layer, in the order of the network"
-            if kind == "gradient":
-                label = "layer with weights, in the order of the network"
-            found.append((title, note, parity_chart(label, columns(rows))))
-    for name, words in divergence.STEP_MEASURES.items():
-        if name in ("loss", "weights") and name in parity["steps"]:
-            chart = parity_chart("training step", parity["steps"][name])
-            found.append((f"{words.capitalize()} at each step", "", chart))
-    return found
-
-
-def columns(rows):
-    return {key: [row[key] for row in rows] for key in ("difference", "tolerance", "float64")}
-
-
-def parity_chart(label, values):
-    """One chart of differences, their tolerance and the differences in float64."""
-    chart = Chart(label, "relative difference")
-    for key, text, style in (
-        ("difference", "float32", "-"),
-        ("tolerance", "tolerance", ":"),
-        ("float64", "float64", (0, (4, 2))),
-    ):
-        numbers = finite(values[key])
-        numbers = np.maximum(numbers, SMALLEST_ROUNDING)  # NaN, where nothing is, stays NaN
-        chart.axes.semilogy(
-            np.arange(1, len(numbers) + 1),
-            numbers,
-            color=INK_COLOR,
-            linestyle=style,
-            linewidth=1.4,
-            marker="o" if len(numbers) == 1 else None,
-            label=text,
-        )
-    return chart.svg()
+def line_chart(report, x_label, y_label, of_each, marker=None):
+    """A chart with a line for each backend."""
+    chart = Chart(x_label, y_label)
+    for backend, values in of_each.items():
+        chart.line(values, display_name(backend), color(report, backend), marker)
+    return chart
 
 
 def picture(entry, folder):
@@ -724,10 +585,6 @@ def complete(report):
     known = {name: value for name, value in plain(report).items() if value is not None}
     known["backends"] = {name: backend or {} for name, backend in known["backends"].items()}
     return {**empty, **known}
-
-
-def passed_mark(passed):
-    return "–" if passed is None else "✓" if passed else "✕"
 
 
 def color(report, backend):

@@ -10,6 +10,19 @@ from keras_segen.data.loader import Batches
 WARM_UP = 3
 
 
+def prepare(threads):
+    """Makes this process compute as the commands do, without the limits of a notebook."""
+    import keras  # here, for processes that measure imports
+
+    from keras_segen import backend
+    from keras_segen.backend import faster
+
+    backend.limit_threads(threads)
+    faster.apply_by_default()
+    keras.config.set_max_epochs(None)  # such limits would cut a round short
+    keras.config.set_max_steps_per_epoch(None)
+
+
 def milliseconds(seconds):
     """Summarizes durations: dict of median, 10th and 90th percentile in ms, and their count."""
     low, median, high = np.percentile(np.asarray(seconds) * 1e3, [10, 50, 90])

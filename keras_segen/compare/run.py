@@ -6,6 +6,7 @@ threads. Then each loads the models that the others saved; the last one does so 
 
 import dataclasses
 import datetime
+import itertools
 import json
 import os
 import shlex
@@ -103,14 +104,9 @@ def run(
     if is_file(model) and not written and not model.exists():
         raise FileNotFoundError(f"{model} does not exist; expected a model, saved as .keras.")
     _prepare(folder, backends)
-    write_json(
-        folder / "experiment.json",
-        {
-            "experiment": task.to_dict(),
-            "parity_steps": parity_steps,
-            "modules": [*modules, *_module_of(task)],
-        },
-    )
+    modules = [*modules, *_module_of(task)]
+    plan = {"experiment": task.to_dict(), "parity_steps": parity_steps, "modules": modules}
+    write_json(folder / "experiment.json", plan)
     if write_own is not None:
         write_own()
     phases = ["parity"] if parity_steps else []
@@ -120,7 +116,6 @@ def run(
         for backend in backends
     }
     interrupted, speed, failures = False, None, []
-    modules = [*modules, *_module_of(task)]
     try:
         with _progress(console) as progress:
             bars = {
@@ -133,16 +128,16 @@ def run(
                     asked = [phase]
                     if phase == "train" and backend == backends[-1]:
                         asked.append("serve")  # the models of the others are there already
-                    _run_child(asked, backend, folder, threads, outcomes[backend], progress, bars)
+                    outcome, bar = outcomes[backend], bars[backend]
+                    _run_child(asked, backend, folder, threads, outcome, progress, bar)
                     if outcomes[backend]["status"] == "failed":
                         break
             done = [name for name in backends if outcomes[name]["status"] == "ok"]
             if len(done) > 1 and "train" in phases:
                 for backend in done:
                     if backend != backends[-1]:
-                        _run_child(
-                            ["serve"], backend, folder, threads, outcomes[backend], progress, bars
-                        )
+                        outcome, bar = outcomes[backend], bars[backend]
+                        _run_child(["serve"], backend, folder, threads, outcome, progress, bar)
                 if seconds and all(outcomes[name]["status"] == "ok" for name in done):
                     bar = progress.add_task("speed", total=None, phase="waiting", loss="")
                     speed = turns.take_turns(
@@ -177,19 +172,17 @@ def run(
 def _train_other_seeds(task, folder, modules, backends, num_seeds, threads, progress):
     """Trains with the seeds after the task's; returns sentences about what failed."""
     failures = []
-    bars = {}
     for k in range(1, num_seeds):
         other = dataclasses.replace(task, seed=task.seed + k)
         there = folder / "seeds" / str(other.seed)
         for backend in backends if k % 2 == 0 else reversed(backends):
             (there / backend).mkdir(parents=True, exist_ok=True)
-            write_json(
-                there / "experiment.json", {"experiment": other.to_dict(), "modules": modules}
-            )
+            plan = {"experiment": other.to_dict(), "modules": modules}
+            write_json(there / "experiment.json", plan)
             name = f"seed {other.seed}"
-            bars[backend] = progress.add_task(name, total=None, phase="waiting", loss="")
+            bar = progress.add_task(name, total=None, phase="waiting", loss="")
             outcome = {"losses": {loss: [] for loss in task.losses}}
-            _run_child(["train"], backend, there, threads, outcome, progress, bars)
+            _run_child(["train"], backend, there, threads, outcome, progress, bar)
             if outcome["status"] == "failed":
                 reason = outcome["error"].splitlines()[-1]
                 failures.append(f"With {name}, {report.display_name(backend)} failed: {reason}")
@@ -291,9 +284,8 @@ class NotebookProgress(rich.progress.Progress):
         self.drawn = time.monotonic()
 
 
-def _run_child(phases, backend, folder, threads, outcome, progress, bars):
+def _run_child(phases, backend, folder, threads, outcome, progress, bar):
     """Runs phases in one child, shows its progress, and records its result in `outcome`."""
-    bar = bars[backend]
 
     def show(event):
         if "phase" in event:
@@ -331,17 +323,13 @@ def _conclude(task, folder, outcomes, interrupted, command):
             results[backend] = json.loads(path.read_text(encoding="utf-8"))
             arrays[backend] = dict(np.load(folder / backend / "arrays.npz"))
     serving = {}
-    for run_on in results:
-        for trained_on in results:
-            path = folder / run_on / f"serving-{trained_on}.npz"
-            if path.exists():
-                serving[trained_on, run_on] = dict(np.load(path))
+    for run_on, trained_on in itertools.permutations(results, 2):
+        path = folder / run_on / f"serving-{trained_on}.npz"
+        if path.exists():
+            serving[trained_on, run_on] = dict(np.load(path))
 
-    records = [
-        divergence.Record.load(path)
-        for path in (folder / backend / "parity.npz" for backend in outcomes)
-        if path.exists()
-    ]
+    paths = (folder / backend / "parity.npz" for backend in outcomes)
+    records = [divergence.Record.load(path) for path in paths if path.exists()]
     parted = None
     if len(records) == 2:
         parted = divergence.compare(*records, task.precision)
@@ -375,9 +363,7 @@ def _conclude(task, folder, outcomes, interrupted, command):
         "parity": parted,
         "loss_tolerance": {"relative": tolerance} if both else None,
         "loss_difference": (
-            checks.loss_difference(*(result["losses"] for result in results.values()))
-            if both
-            else []
+            checks.loss_difference(*(each["losses"] for each in results.values())) if both else []
         ),
         "hand_over": handed_over,
         "notes": notes(results),

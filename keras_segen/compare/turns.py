@@ -9,11 +9,11 @@ use the processors, or the interval includes 1, there is no winner.
 
 import time
 
-from keras_segen import frameworks, machine
-from keras_segen.compare.rounds import milliseconds
+from keras_segen import machine
+from keras_segen.compare.rounds import by_turns, milliseconds
 from keras_segen.intervals import ratio_interval
 from keras_segen.processes import Worker
-from keras_segen.report.numbers import show
+from keras_segen.report.numbers import display_name, show
 
 WORKS = {"train": "trains", "predict": "predicts"}
 WIDTH = 0.05  # to each side, relative: an interval as narrow as this is enough
@@ -37,7 +37,7 @@ def take_turns(task, folder, backends, threads, seconds, modules=(), tell=lambda
     Returns:
         Dict of plain values: `start`, dict of backend -> seconds from its start to its first
         prediction; `cells`, one dict for each work and batch size: `work`, `batch_size`, `ms`
-        and `stock_ms` (of each backend, as `clock.milliseconds` gives them), `images_per_second`
+        and `stock_ms` (of each backend, as `rounds.milliseconds` gives them), `images_per_second`
         (of each backend), `ratio` (the second backend's time over the first one's, as
         `ratio_interval` gives it; None for one backend), `others_busy`; and `errors`, dict of
         backend -> what failed.
@@ -46,7 +46,7 @@ def take_turns(task, folder, backends, threads, seconds, modules=(), tell=lambda
     workers = {}
     try:
         for backend in backends:
-            tell(f"{frameworks.FRAMEWORKS[backend]} gets ready")
+            tell(f"{display_name(backend)} gets ready")
             log = folder / backend / "turns.txt"
             workers[backend] = Worker("keras_segen.compare.contender", backend, threads, log)
             started = workers[backend].ask(
@@ -77,8 +77,8 @@ def _measure(found, workers, batch_size, seconds, stock):
             return
     times = {work: {side: [] for side in sides} for work in WORKS}
     began, others = time.monotonic(), machine.OtherPrograms()
-    for number in range(MOST_ROUNDS):
-        for backend, side in sides if number % 2 == 0 else reversed(sides):
+    for number, order in enumerate(by_turns(sides, MOST_ROUNDS), 1):
+        for backend, side in order:
             taken = workers[backend].ask("take_round", side=side)
             if "error" in taken:
                 found["errors"][backend] = taken["error"]
@@ -86,7 +86,7 @@ def _measure(found, workers, batch_size, seconds, stock):
             for work in WORKS:
                 times[work][backend, side].append(taken[work])
         late = time.monotonic() - began > seconds
-        if number + 1 >= LEAST_ROUNDS and (late or all(map(_is_narrow, times.values()))):
+        if number >= LEAST_ROUNDS and (late or all(map(_is_narrow, times.values()))):
             break
     busy = round(others.busy(), 2)
     for worker in workers.values():
@@ -135,7 +135,7 @@ def claim(cell):
     >>> claim({**cell, "ratio": {"value": 1.3, "low": 1.25, "high": 1.35, "rounds": 9}})
     'a trains 1.30 times as fast as b (95 % interval 1.25 to 1.35, 9 rounds, batch 8)'
     """
-    ratio, names = cell["ratio"], [frameworks.FRAMEWORKS.get(name, name) for name in cell["ms"]]
+    ratio, names = cell["ratio"], [display_name(name) for name in cell["ms"]]
     value, low, high = (ratio[key] for key in ("value", "low", "high"))
     if value < 1:
         names.reverse()

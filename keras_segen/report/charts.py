@@ -4,19 +4,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from keras_segen.frameworks import FRAMEWORKS
-from keras_segen.plot import INK_COLOR, RULE_COLOR
+from keras_segen.plot import INK_COLOR, plain_axes
 from keras_segen.report.html import svg
 
 # Two colors that color-blind readers can distinguish, and dashes for readers who see no color.
 COLORS = {"tensorflow": "#e8710a", "torch": "#c2185b"}
 OTHER_COLORS = ("#1a73e8", "#188038")
 DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
-
-
-def display_name(backend):
-    """The name of a backend for people."""
-    return FRAMEWORKS.get(backend, backend)
 
 
 class Chart:
@@ -33,16 +27,8 @@ class Chart:
     def __init__(self, x_label, y_label):
         self.figure = Figure(figsize=(4.7, 2.7), layout="constrained")
         self.axes = self.figure.subplots()
-        self.axes.set_xlabel(x_label, color=INK_COLOR, fontsize=9.5)
-        self.axes.set_ylabel(y_label, color=INK_COLOR, fontsize=9.5)
-        self.axes.spines[["top", "right"]].set_visible(False)
-        self.axes.spines[["left", "bottom"]].set_color(RULE_COLOR)
-        self.axes.tick_params(
-            which="both", color=RULE_COLOR, labelcolor=INK_COLOR, labelsize=9, length=3
-        )
+        plain_axes(self.axes, x_label, y_label)
         self.axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, nbins=6))
-        self.axes.grid(axis="y", color=RULE_COLOR, linewidth=0.6)
-        self.axes.set_axisbelow(True)
         self.count = 0
 
     def line(self, values, label, color, marker=None):
@@ -59,6 +45,18 @@ class Chart:
             linewidth=2.4 if index == 0 else 1.5,  # so that the first shows under the second
             marker=marker or ("o" if len(values) == 1 else None),
             markersize=4,
+            label=label,
+        )
+
+    def logarithmic(self, values, label, dash="-"):
+        """Draws positive values over 1, 2, …, in the color of the text, on a logarithmic axis."""
+        self.axes.semilogy(
+            np.arange(1, len(values) + 1),
+            values,
+            color=INK_COLOR,
+            linestyle=dash,
+            linewidth=1.4,
+            marker="o" if len(values) == 1 else None,
             label=label,
         )
 

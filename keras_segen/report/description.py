@@ -54,7 +54,6 @@ class Description:
         """The HTML page as a str; it is whole in itself."""
         return html.render(
             "data.html.j2",
-            {},
             description=self,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
         )

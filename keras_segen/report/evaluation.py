@@ -6,8 +6,8 @@ from pathlib import Path
 
 from keras_segen.files import write_json, write_text
 from keras_segen.report import html
-from keras_segen.report.numbers import plain, setting
-from keras_segen.report.tables import Cell, Column, Table
+from keras_segen.report.numbers import plain
+from keras_segen.report.tables import settings_table
 
 
 @dataclasses.dataclass
@@ -81,7 +81,6 @@ class Evaluation:
         """The HTML page as a str; `name` is that of the files beside it."""
         return html.render(
             "evaluation.html.j2",
-            {},
             evaluation=self,
             charts=[(title, note, html.svg(each, title)) for title, note, each in self.charts],
             settings=settings_table(self.settings),
@@ -91,9 +90,3 @@ class Evaluation:
 
     def _repr_html_(self):
         return html.iframe(self.page(), f"{self.subject}: {self.result}")
-
-
-def settings_table(settings):
-    """A table of settings, a row each, from a dict."""
-    rows = [[name, Cell(setting(value))] for name, value in settings.items()]
-    return Table("Settings", ["Setting", Column("Value", str, numeric=False)], rows)

@@ -12,26 +12,28 @@ import jinja2
 from markupsafe import Markup, escape
 from PIL import Image
 
-from keras_segen.report.numbers import percent, setting, show
+from keras_segen.report.numbers import display_name, percent, setting, show
 
 QUALITY = 80  # of pictures, 0 to 100
 MAX_SIDE = 320  # of pictures, pixels
 
 
-def render(template, filters, **values):
+def render(template, **values):
     """Fills a template of `keras_segen/report/templates`: returns the page as a str.
 
     Args:
         template: str, the file's name.
-        filters: dict from a name to a function, beside `show`, `percent`, `setting` and
-            `source`, the `image_source` of a picture.
         **values: the variables of the template.
     """
-    return environment(filters).get_template(template).render(**values)
+    return environment().get_template(template).render(**values)
 
 
-def environment(filters=()):
-    """The Jinja environment: text is escaped, and a missing variable is an error."""
+def environment():
+    """The Jinja environment: text is escaped, and a missing variable is an error.
+
+    Its filters are `show`, `percent` and `setting`; `source`, the `image_source` of a picture;
+    and `name`, the name of a backend for people.
+    """
     found = jinja2.Environment(
         loader=jinja2.PackageLoader("keras_segen.report"),
         autoescape=True,
@@ -40,7 +42,7 @@ def environment(filters=()):
         undefined=jinja2.StrictUndefined,
     )
     found.filters.update(show=show, percent=percent, setting=setting, source=image_source)
-    found.filters.update(filters)
+    found.filters["name"] = display_name
     return found
 
 

@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 
+from keras_segen.frameworks import FRAMEWORKS
+
 
 def plain(value):
     """The same value in JSON's types: NaN and infinity become None, arrays lists."""
@@ -70,6 +72,11 @@ def setting(value):
     if isinstance(value, list):
         return ", ".join(setting(item) for item in value)
     return str(value)
+
+
+def display_name(backend):
+    """The name of a backend for people."""
+    return FRAMEWORKS.get(backend, backend)
 
 
 def listing(words):

@@ -6,7 +6,7 @@ import rich.table
 from rich.text import Text
 
 from keras_segen.files import write_csv
-from keras_segen.report.numbers import show
+from keras_segen.report.numbers import setting, show
 
 MARK_STYLES = {"good": "green", "bad": "red", "careful": "yellow", "strong": "bold"}
 
@@ -132,3 +132,9 @@ class Table:
         """Writes headings and values, numbers in full, atomically."""
         headings = [column.key or column.heading for column in self.columns]
         write_csv(path, [headings, *([cell.value for cell in row] for row in self.rows)])
+
+
+def settings_table(values, title="Settings"):
+    """A dict of settings as a `Table`, a row each."""
+    rows = [[name, setting(value)] for name, value in values.items()]
+    return Table(title, ["Setting", Column("Value", str, numeric=False)], rows)

@@ -22,6 +22,7 @@ import zipfile
 
 import numpy as np
 
+from keras_segen.compare.checks import check
 from keras_segen.files import write_atomically
 from keras_segen.frameworks import FRAMEWORKS
 from keras_segen.report.numbers import listing, setting, show
@@ -72,14 +73,8 @@ class Record:
 
     def save(self, path):
         """Writes the record as `.npz`."""
-        text = json.dumps(
-            {
-                "layers": self.layers,
-                "batches": self.batches,
-                "of": self.backend,
-                "versions": self.versions,
-            }
-        )
+        values = {"layers": self.layers, "batches": self.batches, "of": self.backend}
+        text = json.dumps({**values, "versions": self.versions})
         description = np.frombuffer(text.encode(), np.uint8)
         with write_atomically(path) as temporary:
             np.savez(temporary, description=description, **self.arrays)
@@ -159,12 +154,7 @@ def deviation(a, b, a_exact, b_exact):
         tolerance = (_rms(a - a_exact) + _rms(b - b_exact)) / scale
         difference, exact = _rms(a - b) / scale, _rms(a_exact - b_exact) / scale
     tolerance += 2 * ROUNDING
-    return {
-        "difference": difference,
-        "tolerance": tolerance,
-        "float64": exact,
-        "float64_tolerance": tolerance * MIDDLE,
-    }
+    return dict(zip(_KEYS, (difference, tolerance, exact, tolerance * MIDDLE), strict=True))
 
 
 def beyond(measured, precision):
@@ -262,7 +252,7 @@ def sentence(found):
 
 
 def checks(found):
-    """The rows of this comparison among the report's checks: list of dicts as in `parity.py`."""
+    """The rows of this comparison among the report's checks: list of dicts, by `check`."""
     precision, layers, steps = found["precision"], found["layers"], found["steps"]
     parted = sum(any(beyond_at(layer, k, precision) for k in MEASURES) for layer in layers)
     late = [
@@ -273,24 +263,11 @@ def checks(found):
     note = "forward, backward and after one step; tolerance: the rounding of both, measured"
     if parted:
         note = found["sentence"]
-    return [
-        {
-            "name": f"layer by layer, {precision}",
-            "measured": parted,
-            "tolerance": 0,
-            "unit": f"of {len(layers)} layers beyond rounding",
-            "passed": not parted,
-            "note": note,
-        },
-        {
-            "name": f"step by step, {precision}",
-            "measured": len(late),
-            "tolerance": 0,
-            "unit": f"of {found['num_steps']} steps beyond rounding",
-            "passed": not late,
-            "note": f"first at step {late[0] + 1}" if late else ", ".join(STEP_MEASURES.values()),
-        },
-    ]
+    unit = f"of {len(layers)} layers beyond rounding"
+    by_layer = check(f"layer by layer, {precision}", parted, 0, unit, note)
+    note = f"first at step {late[0] + 1}" if late else ", ".join(STEP_MEASURES.values())
+    unit = f"of {found['num_steps']} steps beyond rounding"
+    return [by_layer, check(f"step by step, {precision}", len(late), 0, unit, note)]
 
 
 def _check_same_network(a, b):
@@ -322,8 +299,7 @@ def _layer(a, b, one, other, precision):
         row[kind] = _measured(a, b, f"{kind}/{name}")
     row["start"] = None
     if (one["weights"], one["start"]) != (other["weights"], other["start"]):
-        row["start"] = {"difference": math.inf, "tolerance": 0.0}
-        row["start"] |= {"float64": math.inf, "float64_tolerance": 0.0}
+        row["start"] = dict(zip(_KEYS, (math.inf, 0.0, math.inf, 0.0), strict=True))
     for kind in ("gradient", *AFTER):
         found = {weight: _measured(a, b, f"{kind}/{name}/{weight}") for weight in one["weights"]}
         found = {weight: measured for weight, measured in found.items() if measured}
@@ -354,22 +330,21 @@ def _worst(found, precision):
 
 def _measured(a, b, name):
     """`deviation` of one name in both records; what only one of them has is 0 in the other."""
-    arrays = [
-        record.arrays.get(f"{precision}/{name}") for precision in PRECISIONS for record in (a, b)
-    ]
+    arrays = _arrays(a, b, name)
     if all(array is None for array in arrays):
         return None
     like = next(array for array in arrays if array is not None)
     return deviation(*(np.zeros_like(like) if array is None else array for array in arrays))
 
 
+def _arrays(a, b, name):
+    """The four arrays of one name, or None: of both in float32, then in float64."""
+    return [record.arrays.get(f"{each}/{name}") for each in PRECISIONS for record in (a, b)]
+
+
 def _over_steps(a, b, name):
     """The measures of one quantity at each step: dict of lists, and `growth`."""
-    values = [
-        record.arrays.get(f"{precision}/steps/{name}")
-        for precision in PRECISIONS
-        for record in (a, b)
-    ]
+    values = _arrays(a, b, f"steps/{name}")
     if any(value is None for value in values):
         return None
     rows = [deviation(*(value[k] for value in values)) for k in range(len(a.batches))]

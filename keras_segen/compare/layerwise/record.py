@@ -495,11 +495,11 @@ def sample(array, name, count):
 
 
 def _unique(name, taken):
-    return next(
-        candidate
-        for number in range(1, 10_000)
-        if (candidate := name if number == 1 else f"{name}_{number}") not in set(taken)
-    )
+    candidate, number = name, 1
+    while candidate in taken:
+        number += 1
+        candidate = f"{name}_{number}"
+    return candidate
 
 
 def _norm(arrays):
