@@ -70,3 +70,17 @@ def test_values_are_brought_to_plain_ones():
     assert [type(value) for value in values] == [int, float, float, int]
     assert found.filters == (8, 16) and isinstance(found.start_from, str)
     assert SegmentationTask.from_dict(found.to_dict()) == found
+
+
+def test_settings_without_effect_are_left_out():
+    without = fields.applying(SegmentationTask, SegmentationTask().to_dict())
+    assert {"model", "epochs", "encoder", "label_smoothing", "dropout"} <= set(without)
+    assert not {"stride", "encoder_weights", "freeze_epochs", "fold", "weight_decay"} & set(without)
+    task = SegmentationTask(
+        **{"model": "fcn", "encoder": "vgg16", "optimizer": "sgd", "loss": "dice", "folds": 2},
+        fold=1,
+    )
+    found = fields.applying(SegmentationTask, {**task.to_dict(), "parameters": 3})
+    assert found["encoder_weights"] == "imagenet" and found["parameters"] == 3
+    assert {"stride", "freeze_epochs", "fold", "weight_decay"} <= set(found)
+    assert not {"label_smoothing", "class_weights", "fine_tune_rate"} & set(found)

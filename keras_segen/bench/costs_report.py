@@ -13,6 +13,8 @@ from keras_segen.report.charts import COLORS, DASHES, Chart
 from keras_segen.report.html import render
 from keras_segen.report.numbers import display_name, show
 from keras_segen.report.tables import Cell, Column, Table, settings_table
+from keras_segen.tasks.fields import applying
+from keras_segen.tasks.registry import kind_of
 
 TITLES = {"train": "Training step", "predict": "Prediction", "load": "Loader"}
 MARKERS = "osD^vPX"
@@ -160,7 +162,8 @@ def failure_table(result):
 def setting_table(result):
     """Everything that the figures depend on: a `Table`."""
     values = dict(result["settings"])
-    values = {**values.pop("experiment"), **values}
+    experiment = values.pop("experiment")
+    values = {**applying(kind_of(experiment["model"]), experiment), **values}
     values["image_sizes"] = ["x".join(map(str, each)) for each in values["image_sizes"]]
     values["modes"] = [": ".join(pair) for pair in values["modes"]]
     values["rounds"] = result["rounds"]

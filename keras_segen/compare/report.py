@@ -19,7 +19,7 @@ from keras_segen.report.charts import COLORS, OTHER_COLORS, Chart
 from keras_segen.report.html import render
 from keras_segen.report.numbers import display_name, listing, plain, setting, show
 from keras_segen.report.tables import Cell, Column, Table, settings_table
-from keras_segen.tasks import registry
+from keras_segen.tasks import fields, registry
 from keras_segen.tasks.task import Task
 
 SMALLEST_DIFFERENCE = 1e-9  # what the logarithmic axis shows for "equal"
@@ -462,7 +462,7 @@ def page(report, folder):
     kind = kind_of_task(report)
     rows = figures(report)
     cards = [*CARDS, *(figure.label for figure in kind.figures.values() if figure.headline)]
-    experiment = report["experiment"] and report["experiment"] | {
+    experiment = report["experiment"] and fields.applying(kind, report["experiment"]) | {
         "parameters": report["parameters"]
     }
     words = {"memory_gib": "memory, GiB"}

@@ -30,7 +30,8 @@ from keras_segen.report.numbers import listing, setting
 from keras_segen.report.tables import Cell, Column, Table, decimals
 from keras_segen.runs import training
 from keras_segen.runs.evaluate import evaluate
-from keras_segen.tasks.registry import KINDS
+from keras_segen.tasks.fields import applying
+from keras_segen.tasks.registry import KINDS, kind_of
 
 CAUTION = (
     "The folds share most of their training images, so their results are not independent, and no "
@@ -352,15 +353,16 @@ def verdict(result, task):
 
 def _settings_table(result):
     """The settings of every model, as a `Table`; those that differ stand out."""
-    models = result["models"].values()
+    settings = [model["experiment"] for model in result["models"].values()]
+    settings = [applying(kind_of(each["model"]), each) for each in settings]
     rows, differing = [], set()
-    for field in next(iter(models))["experiment"]:
+    for field in dict.fromkeys(name for each in settings for name in each):
         if field not in ("folds", "fold", "data", "seed"):
-            values = [setting(model["experiment"].get(field)) for model in models]
+            values = [setting(each.get(field)) for each in settings]
             if len(set(values)) > 1:
                 differing.add(len(rows))
             rows.append([field, *values])
-    rows += [[name, *(str(result[name]) for _ in models)] for name in ("seed", "backend")]
+    rows += [[name, *(str(result[name]) for _ in settings)] for name in ("seed", "backend")]
     columns = [Column(name, str, numeric=False) for name in result["models"]]
     return Table("Settings", ["Setting", *columns], rows, marked=differing)
 

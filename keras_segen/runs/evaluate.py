@@ -5,6 +5,7 @@ from pathlib import Path
 import keras
 
 from keras_segen.runs.training import load_model, model_digest, open_run
+from keras_segen.tasks import fields
 from keras_segen.tasks.registry import check_options
 
 
@@ -43,7 +44,7 @@ def evaluate(folder, split="test", **options):
     own = {"split": split, "backend": keras.backend.backend(), "model_sha256": model_digest(folder)}
     found.figures = {**own, **found.figures}
     found.settings = {
-        **task.to_dict(),
+        **fields.applying(type(task), task.to_dict()),
         "evaluated on": own["backend"],
         "SHA-256 of model.keras": own["model_sha256"],
     }

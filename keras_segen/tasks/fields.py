@@ -26,6 +26,8 @@ class Meaning:
         at_least, above, below: numbers, the range; for a tuple, that of each number in it.
         between: str, the separator of the numbers of a tuple on the command line.
         common: bool, whether `--help` lists it first.
+        applies: callable, whether it has an effect, by a dict of all settings: pages leave out
+            those that have none.
     """
 
     text: str = ""
@@ -35,6 +37,7 @@ class Meaning:
     below: float | None = None
     between: str = ","
     common: bool = False
+    applies: typing.Callable = lambda settings: True
 
     @property
     def expected(self):
@@ -79,6 +82,14 @@ def meaning(kind, name):
         if own is not None and "meaning" in own.metadata:
             return own.metadata["meaning"]
     return Meaning()
+
+
+def applying(kind, settings):
+    """Those of a dict of settings that have an effect; names that are no fields are kept."""
+    complete = {each.name: each.default for each in dataclasses.fields(kind)} | settings
+    return {
+        name: value for name, value in settings.items() if meaning(kind, name).applies(complete)
+    }
 
 
 @functools.cache

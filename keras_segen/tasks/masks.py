@@ -48,7 +48,10 @@ class MaskTask(Task):
         common=True,
     )
     encoder_weights: str = field(
-        "What the encoder starts from.", default="imagenet", choices=("imagenet", "none")
+        "What the encoder starts from.",
+        default="imagenet",
+        choices=("imagenet", "none"),
+        applies=lambda settings: settings["encoder"] != "none",
     )
     optimizer: str = field(
         "What makes steps of gradients.", default="adam", choices=("adam", "adamw", "sgd")
@@ -58,14 +61,19 @@ class MaskTask(Task):
         "the scales and offsets of normalization do not decay.",
         default=0.0,
         at_least=0,
+        applies=lambda settings: settings["optimizer"] != "adam",
     )
     freeze_epochs: int = field(
         "Epochs at the start in which the encoder is frozen; then all of the network is trained, "
         "by a new optimizer.",
         default=0,
+        applies=lambda settings: settings["encoder"] != "none",
     )
     fine_tune_rate: float | None = field(
-        "Learning rate after those. Without it, a tenth of the other.", default=None, above=0
+        "Learning rate after those. Without it, a tenth of the other.",
+        default=None,
+        above=0,
+        applies=lambda settings: settings["freeze_epochs"] > 0,
     )
     start_from: str | None = field(
         "A run folder whose best model gives the first weights of all layers that it has in "

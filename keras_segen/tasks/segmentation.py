@@ -88,9 +88,18 @@ class SegmentationTask(MaskTask):
     model: str = "unet"
     batch_size: int = 16
     learning_rate: float = 1e-3
-    stride: int = field("The finest features that fcn labels.", default=8, choices=(8, 16, 32))
+    stride: int = field(
+        "The finest features that fcn labels.",
+        default=8,
+        choices=(8, 16, 32),
+        applies=lambda settings: settings["model"] == "fcn",
+    )
     dropout: float = field(
-        "Share of values that unet and fcn drop in training.", default=0.0, at_least=0, below=1
+        "Share of values that unet and fcn drop in training.",
+        default=0.0,
+        at_least=0,
+        below=1,
+        applies=lambda settings: settings["model"] in ("unet", "fcn"),
     )
     loss: str = field(
         f"A sum such as cross_entropy+0.5*lovasz, of {', '.join(LOSS_TERMS)}. With "
@@ -103,12 +112,14 @@ class SegmentationTask(MaskTask):
         default=0.0,
         at_least=0,
         below=1,
+        applies=lambda settings: any(name in settings["loss"] for name in SMOOTHED_LOSSES),
     )
     class_weights: str = field(
         "For unbalanced classes: what they weigh in cross-entropy and focal, the means over "
         "pixels (`keras_segen.data.imbalance`).",
         default="none",
         choices=("none", *imbalance.CLASS_WEIGHTS),
+        applies=lambda settings: any(name in settings["loss"] for name in WEIGHTED_LOSSES),
     )
     sampling: str = field(
         "Which images an epoch draws; rare_classes draws images with rare classes more often.",
@@ -124,6 +135,7 @@ class SegmentationTask(MaskTask):
         "The fold that is held out, from 1, as the validation split. Nothing is chosen on it: the "
         "last epoch's model is kept.",
         default=0,
+        applies=lambda settings: settings["folds"] > 0,
     )
 
     def __post_init__(self):
