@@ -31,6 +31,7 @@ LOW, HIGH = "float32", "float64"
 PRECISIONS = (LOW, HIGH)
 ROUNDING = 2.0**-23  # of one number in float32
 MIDDLE = 2.0**-14.5  # between float32 and float64, whose rounding is 2**-29 of it
+MEASURED = ("difference", "tolerance", "float64", "float64_tolerance")  # what `deviation` gives
 
 # The measures of every layer, in words. Gradients show a fault from the last layer on.
 FORWARD = {"inference": "forward in inference", "training": "forward in training"}
@@ -154,7 +155,7 @@ def deviation(a, b, a_exact, b_exact):
         tolerance = (_rms(a - a_exact) + _rms(b - b_exact)) / scale
         difference, exact = _rms(a - b) / scale, _rms(a_exact - b_exact) / scale
     tolerance += 2 * ROUNDING
-    return dict(zip(_KEYS, (difference, tolerance, exact, tolerance * MIDDLE), strict=True))
+    return dict(zip(MEASURED, (difference, tolerance, exact, tolerance * MIDDLE), strict=True))
 
 
 def beyond(measured, precision):
@@ -299,7 +300,7 @@ def _layer(a, b, one, other, precision):
         row[kind] = _measured(a, b, f"{kind}/{name}")
     row["start"] = None
     if (one["weights"], one["start"]) != (other["weights"], other["start"]):
-        row["start"] = dict(zip(_KEYS, (math.inf, 0.0, math.inf, 0.0), strict=True))
+        row["start"] = dict(zip(MEASURED, (math.inf, 0.0, math.inf, 0.0), strict=True))
     for kind in ("gradient", *AFTER):
         found = {weight: _measured(a, b, f"{kind}/{name}/{weight}") for weight in one["weights"]}
         found = {weight: measured for weight, measured in found.items() if measured}
@@ -321,8 +322,7 @@ def _worst(found, precision):
             difference, tolerance = judged(measured, each)
             excess[weight] = difference / tolerance
         worst = max(excess, key=excess.get)
-        keys = MEASURED[:2] if each == LOW else MEASURED[2:]
-        row |= {key: found[worst][key] for key in keys}
+        row |= {key: found[worst][key] for key in _keys(each)}
         if each == precision:
             row["weight"] = worst
     return row
@@ -423,9 +423,6 @@ def _first_of_turn(layers, turn, precision):
     return None
 
 
-MEASURED = ("difference", "tolerance", "float64", "float64_tolerance")
-
-
 def _parting(kind, layer, where, measured):
     difference, tolerance = measured or (None, None)
     return {
@@ -441,8 +438,11 @@ def _parting(kind, layer, where, measured):
 
 def judged(measured, precision):
     """The difference and the tolerance in a precision, of what `deviation` returned."""
-    keys = ("difference", "tolerance") if precision == LOW else ("float64", "float64_tolerance")
-    return tuple(measured[key] for key in keys)
+    return tuple(measured[key] for key in _keys(precision))
+
+
+def _keys(precision):
+    return MEASURED[:2] if precision == LOW else MEASURED[2:]
 
 
 def beyond_at(layer, kind, precision):
