@@ -1,5 +1,6 @@
 """Where two frameworks part: planted faults are found and named, rounding is not one."""
 
+import dataclasses
 import math
 import os
 import subprocess
@@ -386,6 +387,13 @@ def test_a_fault_is_beyond_the_tolerance(exact, fault):
     other = exact + fault * size
     found = deviation(a, other.astype("float32"), exact, other)
     assert beyond(found, "float32") and beyond(found, "float64")
+
+
+def test_what_is_missing_in_one_precision_is_beyond(sound):
+    arrays = dict(sound.arrays)
+    del arrays["float32/inference/pool"]
+    found = compare(sound, dataclasses.replace(sound, arrays=arrays))
+    assert found["parted"]["layer"] == "pool" and found["parted"]["difference"] == math.inf
 
 
 def test_what_is_not_finite_or_of_another_shape_is_beyond():

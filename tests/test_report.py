@@ -574,8 +574,8 @@ def test_terminal_shows_verdict_and_path(name, tmp_path):
     assert not re.search(r"\b(nan|None)\b", text)
     if name == "hostile":
         # Nowhere taken for markup: in the verdict, a note, a check, its unit and note, an error
-        # and twice in what is said of layers.
-        assert text.count("[red]$_x") == 8
+        # and three times in what is said of layers.
+        assert text.count("[red]$_x") == 9
 
 
 def test_page_and_terminal_tell_where_the_backends_part(tmp_path):

@@ -234,6 +234,7 @@ def model_calls():
             or kwargs["training"] is not False
             or not _are_plain(args[0])
             or not _needs_nothing_else(self)
+            or "call" in vars(self)  # someone watches
             or keras_state.get_global_attribute("current_call_ctx") is not None
         ):
             return super(kind, self).__call__(*args, **kwargs)

@@ -329,10 +329,15 @@ def _worst(found, precision):
 
 
 def _measured(a, b, name):
-    """`deviation` of one name in both records; what only one of them has is 0 in the other."""
+    """`deviation` of one name in both records; what only one of them has is 0 in the other.
+
+    What one of them has in one precision only is beyond any tolerance, which 0 would hide.
+    """
     arrays = _arrays(a, b, name)
     if all(array is None for array in arrays):
         return None
+    if any((arrays[k] is None) != (arrays[k + 2] is None) for k in (0, 1)):
+        return deviation(*(np.full(1, math.nan) for _ in arrays))
     like = next(array for array in arrays if array is not None)
     return deviation(*(np.zeros_like(like) if array is None else array for array in arrays))
 
