@@ -768,6 +768,25 @@ def overlay(image, mask, palette, ignore_class=None, alpha=0.5):
     return _outlined(blended, mask) if alpha else blended
 
 
+def objects(image, numbers, alpha=0.6):
+    """Blends a color for each object over an image; neighbors hardly ever have the same.
+
+    Args:
+        image: array `(height, width, channels)`, 1 or 3 channels, float in [0, 1] or uint8.
+        numbers: int `(height, width)`, 0 where there is no object, another number for each.
+        alpha: float in [0, 1], the opacity of the colors.
+
+    Returns:
+        RGB image, uint8 `(height, width, 3)`.
+    """
+    image, numbers = _image(image, "image").copy(), np.asarray(numbers)
+    inside = numbers > 0
+    # Multiples of the golden ratio, of which no two are close, once around the colors.
+    turns = numbers[inside] * 0.618034 % 1
+    image[inside] = _blend(image[inside], colormaps["hsv"](turns, bytes=True)[..., :3], alpha)
+    return image
+
+
 def heat(values, highest):
     """Colors numbers from black (0) over purple and orange to bright yellow (`highest`).
 

@@ -16,7 +16,7 @@ from keras_segen.data.augment import LIMITS, STEPS, hue_matrix, saturation_matri
 
 pytestmark = pytest.mark.once
 
-GEOMETRY = ("flip", "vertical_flip", "scale", "rotation", "shift", "shear", "crop")
+GEOMETRY = ("flip", "vertical_flip", "scale", "rotation", "shift", "shear", "crop", "elastic")
 COLOUR = ("brightness", "contrast", "saturation", "hue", "noise", "blur")
 
 
@@ -26,7 +26,7 @@ def only(**steps):
 
 
 def always(name):
-    value = getattr(Augment(), name)
+    value = (1, 3, 3) if name == "elastic" else getattr(Augment(), name)
     return only(**{name: (1.0, *value[1:]) if name in LIMITS else 1.0})
 
 
@@ -243,6 +243,65 @@ def test_black_and_white_stay_in_range():
             assert changed.min() >= 0 and changed.max() <= 1
 
 
+def displacements(seed, height=99, width=129, sigma=4.0):
+    """How far the elastic deformation moves each pixel, (x, y): read off two ramps."""
+    rows, columns = np.mgrid[:height, :width].astype(np.float32)
+    moved = []
+    for ramp in (columns, rows):
+        image = (ramp / 200 + 0.1)[..., None]
+        warped = only(elastic=(1, sigma, sigma))(image, np.zeros(ramp.shape, int), rng(seed), 255)[
+            0
+        ]
+        moved.append((warped[..., 0] - 0.1) * 200 - ramp)
+    return np.stack(moved, axis=-1)
+
+
+def test_the_elastic_deformation_is_normal_on_a_grid_of_3_by_3():
+    # Rows 16, 49, 82 and columns 21, 64, 107 are the middles of thirds.
+    grids = np.stack([displacements(seed)[16::33, 21::43] for seed in range(40)])
+    inner = grids[:, 1, 1]  # never from outside
+    assert grids.shape == (40, 3, 3, 2)
+    assert 3 < inner.std() < 5 and abs(inner.mean()) < 1.5
+    assert abs(np.corrcoef(inner[:, 0], inner[:, 1])[0, 1]) < 0.4
+
+
+def test_the_elastic_deformation_is_bicubic_between_the_points_of_its_grid():
+    found = displacements(3)[10:89, 12:117]
+    grid = displacements(3)[16::33, 21::43]
+
+    def weights(length):  # of the three points, for each pixel: cubic convolution, a = -0.75
+        places = (np.arange(length) + 0.5) * 3 / length - 0.5
+        near = np.floor(places).astype(int)
+        total = np.zeros((length, 3))
+        for offset in range(-1, 3):
+            t = np.abs(places - near - offset)
+            inner = 1.25 * t**3 - 2.25 * t**2 + 1
+            outer = -0.75 * (t**3 - 5 * t**2 + 8 * t - 4)
+            np.add.at(
+                total,
+                (np.arange(length), (near + offset).clip(0, 2)),
+                np.where(t <= 1, inner, outer),
+            )
+        return total
+
+    expected = np.einsum("ya,xb,abc->yxc", weights(99), weights(129), grid)[10:89, 12:117]
+    rows, columns = np.mgrid[10:89, 12:117]
+    old = np.stack([columns, rows], axis=-1) + expected
+    inside = ((old > 1) & (old < (127, 97))).all(axis=-1)  # where pixels come from
+    assert inside.mean() > 0.9
+    # Some OpenCVs round to 1/32 pixel, here and at the points of the grid.
+    assert np.abs(found - expected)[inside].max() < 0.1
+
+
+def test_the_elastic_deformation_leaves_noise_and_blur_as_they_were():
+    image, mask = np.full((24, 36, 3), 0.5, np.float32), np.zeros((24, 36), np.int32)
+    with_all, without = every_step(), Augment(**(vars(every_step()) | {"elastic": None}))
+    for seed in range(5):
+        assert np.array_equal(
+            with_all(image, mask, rng(seed))[0], without(image, mask, rng(seed))[0]
+        )
+
+
 @settings(max_examples=50)
 @given(seed=st.integers(0, 2**32), name=st.sampled_from(STEPS))
 def test_a_step_that_is_off_leaves_the_others_as_they_were(seed, name):
@@ -310,6 +369,8 @@ def test_text_and_pickle_round_trip():
 
 def test_parse_reads_texts():
     assert Augment.parse("default") == Augment() and Augment.parse(" none ") is None
+    extended = Augment.parse("default elastic=1,4,4 flip=0")
+    assert extended == dataclasses.replace(Augment(), elastic=(1, 4, 4), flip=0)
     parsed = Augment.parse("flip=0.5  brightness=0.5,-0.2,0.2 blur=0")
     assert parsed == only(flip=0.5, brightness=(0.5, -0.2, 0.2))
     assert parsed.noise is None and parsed.vertical_flip == 0
@@ -349,6 +410,8 @@ def test_parse_refuses_what_it_cannot_read(text, message):
         ({"blur": (0.5, 1)}, r"blur is \(0.5, 1\); expected \(probability, low, high\)"),
         ({"hue": (0.5, 0, float("inf"))}, "hue is"),
         ({"shear": (0.5, -90, 90)}, "within -80 to 80"),
+        ({"elastic": 10}, r"elastic is 10; expected \(probability, low, high\)"),
+        ({"elastic": (1, -10, 10)}, "elastic goes from -10.0 to 10.0; .* within 0 to 1000"),
         ({"rotation": "ten"}, "rotation is 'ten'"),
     ],
 )

@@ -254,6 +254,17 @@ def test_a_record_takes_the_steps_that_training_takes(sound):
     np.testing.assert_allclose(sound.arrays["float32/steps/weights"][-1], after, atol=1e-6)
 
 
+def test_a_record_takes_sample_weights():
+    weighted = [
+        (*batch, rng("weights", k).random(batch[1].shape)) for k, batch in enumerate(batches(2))
+    ]
+    model = network()
+    compile_plainly(model)
+    expected = [float(model.train_on_batch(*batch)) for batch in weighted]
+    found = record(network(), weighted, compile_plainly)
+    assert found.arrays["float32/steps/loss"] == pytest.approx(expected, rel=1e-6)
+
+
 def test_a_record_holds_every_layer_and_leaves_the_model_as_it_was():
     model = network()
     before = model.get_weights()

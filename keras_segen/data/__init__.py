@@ -7,7 +7,9 @@ from keras_segen.data.annotations import import_annotations
 from keras_segen.data.array_files import ArrayFiles, write_arrays
 from keras_segen.data.arrays import arrays
 from keras_segen.data.augment import Augment
+from keras_segen.data.borders import BorderWeights, border_weights
 from keras_segen.data.camvid import CamVid
+from keras_segen.data.cells import Cells
 from keras_segen.data.cityscapes import Cityscapes
 from keras_segen.data.dataset import SPLITS, Dataset, Pictures
 from keras_segen.data.folder import Folder
@@ -34,7 +36,9 @@ __all__ = [
     "SPLITS",
     "ArrayFiles",
     "Augment",
+    "BorderWeights",
     "CamVid",
+    "Cells",
     "Cifar10",
     "Cityscapes",
     "Dataset",
@@ -54,6 +58,7 @@ __all__ = [
     "as_instances",
     "as_pictures",
     "assign_folds",
+    "border_weights",
     "class_frequencies",
     "describe",
     "download",
@@ -72,6 +77,7 @@ _SQUASHED = functools.partial(ImageFolder, fit="squash")
 # Usage, class, description. CAPITALS stand for the user's path; brackets are optional.
 _TABLE = (
     ("shapes", Shapes, "drawn scenes of discs, boxes, triangles, stars, rings; no download"),
+    ("cells", Cells, "drawn cells that touch, parted by thin borders; no download"),
     ("folder:PATH", Folder, "PATH/{train,val,test}/{images,masks}, by file name"),
     ("pets[:PATH]", Pets, "cats and dogs, 3 classes; --download"),
     ("camvid:PATH", CamVid, "road scenes, 11 classes; fetched by hand"),
@@ -95,7 +101,7 @@ def load(name, split="train", size=None, channels=None, cache=None):
             `"shapes"` or `"folder:photos"`.
         split: str, `"train"`, `"val"` or `"test"`.
         size: int or `(height, width)` in pixels, or None for the data set's own: 64 for shapes,
-            the files' own sizes for images on disk.
+            96 for cells, the files' own sizes for images on disk.
         channels: int, 3 (RGB) or 1 (gray); None is RGB, or what arrays hold.
         cache: None, `"ram"` or `"disk"`: where decoded and resized files are kept. Data
             sets without files take only None.

@@ -1,4 +1,4 @@
-"""Random changes of an image and its mask, the same for both: one affine warp, then color."""
+"""Random changes of an image and its mask, the same for both: one warp, then color."""
 
 import dataclasses
 import math
@@ -19,7 +19,9 @@ LIMITS = {  # the lowest and the highest value that a range may reach
     "hue": (-1, 1),
     "noise": (0, 1),
     "blur": (0, 100),
+    "elastic": (0, 1000),
 }
+GRID = 3  # random displacements of the elastic deformation, each way
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +29,9 @@ class Augment:
     """Changes an image and its mask at random.
 
     A step happens with its probability; its strength is then uniform between low and high. None
-    or 0 switches a step off, without changing the others. All geometry is one affine warp,
-    bilinear for the image and nearest for the mask; flips alone copy pixels. Pixels from outside
-    the image are black and `ignore_class` if there is one, else a reflection of image and mask.
+    or 0 switches a step off, without changing the others. All geometry is one warp, bilinear for
+    the image and nearest for the mask; flips alone copy pixels. Pixels from outside the image are
+    black and `ignore_class` if there is one, else a reflection of image and mask.
     Color follows in the order below and is clipped to [0, 1]; gray images skip saturation and hue.
 
     Args:
@@ -46,6 +48,10 @@ class Augment:
         hue: turns of the color circle around the gray axis.
         noise: standard deviation of normal noise.
         blur: standard deviation of a Gaussian, in pixels.
+        elastic: standard deviation, in pixels, of normal displacements on a grid of 3 x 3, between
+            which they are interpolated bicubically. The first U-Net took `(1, 10, 10)` on images
+            of 512 pixels (Ronneberger et al. 2015, https://arxiv.org/abs/1505.04597). More than a
+            tenth of the shorter side folds the image over itself in places.
 
     Raises:
         ValueError: if a probability is not in [0, 1] or a range is not valid.
@@ -71,6 +77,7 @@ class Augment:
     hue: tuple = (0.25, -0.05, 0.05)
     noise: tuple = (0.25, 0.0, 0.03)
     blur: tuple = (0.25, 0.3, 1.2)
+    elastic: tuple | None = None
 
     def __post_init__(self):
         for name in STEPS:
@@ -97,9 +104,13 @@ class Augment:
                 f"image has shape {image.shape} and mask {np.shape(mask)}; expected "
                 "(height, width, 1 or 3) and (height, width)"
             )
-        # Every step has its own row, drawn even if it does not happen.
-        rows = dict(zip(STEPS, rng.random((len(STEPS), 3)), strict=True))
-        image, mask = self._warp(image, mask, rows, ignore_class)
+        # Every step has its own row, drawn even if it does not happen. That of the elastic
+        # deformation, and its grid, come from two numbers that no other step uses: so the noise,
+        # drawn last, is the same with and without it.
+        rows = dict(zip(STEPS[:-1], rng.random((len(STEPS) - 1, 3)), strict=True))
+        own = np.random.default_rng((rows["vertical_flip"][1:] * 2**32).astype(int).tolist())
+        rows["elastic"], grid = own.random(3), own.standard_normal((GRID, GRID, 2), np.float32)
+        image, mask = self._warp(image, mask, rows, grid, ignore_class)
         image = self._recolor(image, rows)
         noise, blur = self._strength("noise", rows), self._strength("blur", rows)
         if noise:
@@ -122,19 +133,23 @@ class Augment:
         _, low, high = getattr(self, name)
         return low + (high - low) * float(rows[name][place])
 
-    def _warp(self, image, mask, rows, ignore_class):
+    def _warp(self, image, mask, rows, grid, ignore_class):
         image, mask = np.array(image, np.float32, order="C"), np.array(mask, np.int32, order="C")
         for name, axis in (("flip", 1), ("vertical_flip", 0)):
             if self._happens(name, rows):
                 image = cv2.flip(image, axis).reshape(image.shape)
                 mask = cv2.flip(mask, axis)
         height, width = mask.shape
-        matrix = self._matrix(height, width, rows)
-        if np.array_equal(matrix, np.eye(3)):
+        matrix, elastic = self._matrix(height, width, rows), self._strength("elastic", rows)
+        if np.array_equal(matrix, np.eye(3)) and not elastic:
             return image, mask
         outside = cv2.BORDER_REFLECT if ignore_class is None else cv2.BORDER_CONSTANT
+        if elastic:
+            old = old_places(matrix, np.float32(elastic) * grid, height, width)
 
         def warp(array, interpolation, value):
+            if elastic:
+                return cv2.remap(array, old, None, interpolation, None, outside, value)
             return cv2.warpAffine(
                 array, matrix[:2], (width, height), None, interpolation, outside, value
             )
@@ -194,8 +209,9 @@ class Augment:
         """Makes an `Augment` from a text, as the command line takes it.
 
         Args:
-            text: `"default"`, `"none"`, or steps separated by spaces, such as
-                `"flip=0.5 brightness=0.5,-0.2,0.2"`; steps that are not named are off.
+            text: `"none"`, or steps separated by spaces, such as
+                `"flip=0.5 brightness=0.5,-0.2,0.2"`; steps that are not named are off. After
+                `"default"` those that are not named are the defaults.
 
         Returns:
             An `Augment`, or None for `"none"`.
@@ -203,10 +219,12 @@ class Augment:
         Raises:
             ValueError: if the text is none of these.
         """
-        if text.strip() in ("default", "none"):
-            return cls() if text.strip() == "default" else None
+        if text.strip() == "none":
+            return None
+        words = text.split()
+        default = words[:1] == ["default"]
         steps = dict.fromkeys(STEPS)
-        for word in text.split():
+        for word in words[default:]:
             name, _, values = word.partition("=")
             try:
                 numbers = [float(value) for value in values.split(",")]
@@ -219,8 +237,10 @@ class Augment:
                     f"{', '.join(STEPS)}"
                 )
             steps[name] = numbers if len(numbers) > 1 else numbers[0]
-        if not text.split():
+        if not words:
             raise ValueError("augmentation is empty; expected default, none, or steps")
+        if default:
+            steps = {name: value for name, value in steps.items() if value is not None}
         return cls(**steps)
 
 
@@ -257,6 +277,25 @@ def check_range(name, value):
 def is_number(value):
     """Whether a value is a finite number, but not a bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def old_places(matrix, displacements, height, width):
+    """Computes where the pixels of an elastic warp come from.
+
+    Args:
+        matrix: float `(3, 3)`, from old to new pixels.
+        displacements: float32 `(GRID, GRID, 2)` (x, y) in pixels, at the middles of so many parts
+            of the image each way.
+        height, width: int.
+
+    Returns:
+        float32 `(height, width, 2)`, the old (x, y) of each new pixel.
+    """
+    y, x = np.mgrid[:height, :width]
+    (xx, xy, x0), (yx, yy, y0) = np.linalg.inv(matrix)[:2]
+    places = np.stack([xx * x + xy * y + x0, yx * x + yy * y + y0], axis=-1)
+    smooth = cv2.resize(displacements, (width, height), interpolation=cv2.INTER_CUBIC)
+    return (places + smooth).astype(np.float32)
 
 
 def move(x, y):

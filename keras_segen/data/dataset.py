@@ -29,7 +29,9 @@ class Items:
 
     Shapes are equal for all items: objects, whose number varies, get a fixed number of slots. A
     batch is `(images, target)`, every array stacked. A dict stays a dict: `fit` matches its keys
-    with the losses of a model's outputs.
+    with the losses of a model's outputs. If `weight_spec` is not None, a batch is
+    `(images, target, weights)`, with what `make_weights(stored)` returns: sample weights, which
+    `fit` gives to the loss.
 
     Args:
         name: str, the data set's name, such as `"shapes"`.
@@ -94,6 +96,11 @@ class Items:
         """
         raise NotImplementedError
 
+    @property
+    def weight_spec(self):
+        """What the sample weights of an item are: a `keras_segen.data.Spec`, or None for none."""
+        return None
+
     def read(self, index):
         """Returns item `index`, 0 to `len - 1`, as `(image, stored)`; new arrays each time."""
         raise NotImplementedError
@@ -105,6 +112,10 @@ class Items:
             stored: that array, changed by the augmentation if there is one.
         """
         return stored
+
+    def make_weights(self, stored):
+        """Returns the sample weights, as `weight_spec` says, of what `read` returned."""
+        raise NotImplementedError
 
     def __getitem__(self, index):
         """Returns item `index` as `(image, target)`, without augmentation."""

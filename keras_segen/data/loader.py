@@ -28,6 +28,7 @@ from keras_segen.data.tree import Spec, conform, map_tree
 from keras_segen.determinism import order, rng, sample
 
 SAMPLINGS = ("uniform", "rare_classes")
+KINDS = ("image", "target", "weights")  # the parts of an item
 
 
 class Batches:
@@ -115,8 +116,13 @@ class Batches:
 
     @property
     def spec(self):
-        """What an item of a batch is: `(Spec of its image, Spec or dict of Spec of its target)`."""
-        return Spec(self.dataset.image_shape, "float32"), self.dataset.target_spec
+        """What an item of a batch is: `(Spec of its image, Spec or dict of Spec of its target)`.
+
+        And the Spec of its sample weights, if the data set has them.
+        """
+        weights = self.dataset.weight_spec
+        more = () if weights is None else (weights,)
+        return Spec(self.dataset.image_shape, "float32"), self.dataset.target_spec, *more
 
     def __getstate__(self):
         return {**self.__dict__, "_pool": None, "waited": [], "error": None}
@@ -127,7 +133,7 @@ class Batches:
         Returns:
             `(images, target)`: float32 `(batch, height, width, channels)` in [0, 1], and what
             `dataset.target_spec` says, with the batch in front: int32 `(batch, height, width)`
-            for masks.
+            for masks. `(images, target, weights)` if the data set has sample weights.
 
         Raises:
             ValueError: if an item is not what `spec` says; it names the item.
@@ -141,8 +147,9 @@ class Batches:
             self._item(epoch, int(index), int(visit))
             for index, visit in zip(indices[here], visits, strict=True)
         ]
-        images, targets = zip(*items, strict=True)
-        return np.stack(images), map_tree(lambda *arrays: np.stack(arrays), *targets)
+        return tuple(
+            map_tree(lambda *arrays: np.stack(arrays), *parts) for parts in zip(*items, strict=True)
+        )
 
     def _visited(self, epoch):
         """Returns the items that an epoch visits, in order: int64 `(len(dataset),)`."""
@@ -157,10 +164,12 @@ class Batches:
         if self.augment is not None:
             image, stored = self._augmented(image, stored, epoch, index, visit)
         name = f"Item {self.dataset.item_name(index)} of {self.dataset.name}"
-        found = image, self.dataset.make_target(stored)
+        found = [image, self.dataset.make_target(stored)]
+        if self.dataset.weight_spec is not None:
+            found.append(self.dataset.make_weights(stored))
         return tuple(
             conform(part, spec, f"{name}: its {kind}")
-            for part, spec, kind in zip(found, self.spec, ("image", "target"), strict=True)
+            for part, spec, kind in zip(found, self.spec, KINDS[: len(found)], strict=True)
         )
 
     def _augmented(self, image, stored, epoch, index, visit):

@@ -58,6 +58,13 @@ class Subset(Dataset):
     def make_target(self, stored):
         return self.dataset.make_target(stored)
 
+    @property
+    def weight_spec(self):
+        return self.dataset.weight_spec
+
+    def make_weights(self, stored):
+        return self.dataset.make_weights(stored)
+
     def read_mask(self, index):
         return self.dataset.read_mask(int(self.indices[index]))
 

@@ -59,13 +59,13 @@ def origin(model, batch):
 
     Args:
         model: a compiled `keras.Model`, as it was before the step; it is trained.
-        batch: `(images, target)`, NumPy arrays.
+        batch: `(images, target)` or `(images, target, weights)`, NumPy arrays.
 
     Returns:
         A sentence that names it.
     """
     culprits = []
-    for name, array in zip(("images", "target"), batch, strict=True):
+    for name, array in zip(("images", "target", "weights")[: len(batch)], batch, strict=True):
         if not all(map(is_finite, keras.tree.flatten(array))):
             return f"the {name} of the batch hold NaN or infinity."
     tensors = keras.tree.map_structure(ops.convert_to_tensor, batch)

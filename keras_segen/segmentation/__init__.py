@@ -9,6 +9,7 @@ from keras_segen import backend  # noqa: F401  (a missing framework is one line,
 
 # Each function hides the module of its name: `segmentation.unet(...)` builds.
 from keras_segen.segmentation.average_precision import AveragePrecision
+from keras_segen.segmentation.components import components
 from keras_segen.segmentation.detector import Detector
 from keras_segen.segmentation.efficientnet_lite0 import efficientnet_lite0
 from keras_segen.segmentation.encoders import (
@@ -24,6 +25,7 @@ from keras_segen.segmentation.fcn import fcn
 from keras_segen.segmentation.fold import fold_batch_normalization
 from keras_segen.segmentation.keras_file import check_network, load_network
 from keras_segen.segmentation.mask_rcnn import SMALL, MaskRCNN, Stages, mask_rcnn
+from keras_segen.segmentation.partition import adapted_rand_error, variation_of_information
 from keras_segen.segmentation.photos import find_in_photos, label_photos
 from keras_segen.segmentation.plain_unet import plain_unet
 from keras_segen.segmentation.predict import Predictor
@@ -41,7 +43,9 @@ __all__ = [
     "MaskRCNN",
     "Predictor",
     "Stages",
+    "adapted_rand_error",
     "check_network",
+    "components",
     "confusion_matrix",
     "efficientnet_lite0",
     "efficientnet_v2_b0",
@@ -59,5 +63,6 @@ __all__ = [
     "take_weights",
     "take_weights_of_run",
     "unet",
+    "variation_of_information",
     "vgg16",
 ]

@@ -7,10 +7,14 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_segen import backend, metrics, plot
+from keras_segen.data.instances import as_instances
 from keras_segen.data.loader import Batches
 from keras_segen.report.evaluation import Evaluation, Shown
 from keras_segen.report.numbers import percent, plain
 from keras_segen.report.tables import Cell, Column, Table, decimals
+from keras_segen.segmentation import partition
+from keras_segen.segmentation.average_precision import AveragePrecision
+from keras_segen.segmentation.components import find_objects
 
 # What the table of classes shows, beside the share of pixels: key -> heading.
 CLASS_FIGURES = {
@@ -22,9 +26,11 @@ CLASS_FIGURES = {
 }
 MAX_COLUMNS = 40  # of a confusion matrix in numbers
 MAX_SHOWN = 24  # images on the page
+# From these on, pixels look good, objects are not, and the page says so.
+GOOD_PIXELS, MANY_MERGED = 0.85, 0.1
 
 
-def evaluate(model, dataset, batch_size=16):
+def evaluate(model, dataset, batch_size=16, rim_above=None):
     """Evaluates a segmentation network on a data set.
 
     All figures come from counts over all pixels (see `keras_segen.metrics`); void pixels are left
@@ -34,6 +40,10 @@ def evaluate(model, dataset, batch_size=16):
         model: a `keras.Model` from images `(batch, height, width, channels)` to logits.
         dataset: a `keras_segen.data.Dataset` with images of one size.
         batch_size: int.
+        rim_above: float or None, if the data set tells objects apart: the probability of objects
+            above which a pixel at the rim of a found one belongs to it, too. A network that was
+            trained with `border_weight` needs it, as its borders are too wide:
+            `1 / (2 + border_weight)`.
 
     Returns:
         A `keras_segen.report.evaluation.Evaluation`: in a notebook it is displayed as a page with
@@ -45,9 +55,13 @@ def evaluate(model, dataset, batch_size=16):
         of class name -> float, or None where there is nothing to measure); `class_pixels` (dict
         of class name -> true pixels); `confusion_matrix` (rows: truth, columns: prediction);
         `boundary_counts` and `calibration_bins` as in `keras_segen.metrics`; `worst` (list of
-        dicts, the lowest mean IoU first, at most 24) and `images`, their number.
+        dicts, the lowest mean IoU first, at most 24) and `images`, their number. If the data set
+        tells objects apart: the connected parts of its classes of objects are held against them,
+        and there are all figures of `keras_segen.segmentation.partition.Partition`, and `mask_ap`,
+        `mask_ap50`, `mask_ap75` as in `evaluate_instances`, with the mean probability of an
+        object's pixels as its score.
     """
-    counts = count(model, dataset, batch_size)
+    counts = count(model, dataset, batch_size, rim_above=rim_above)
     boundary_f = metrics.boundary_f_score(counts.boundaries)
     found = {
         "images": len(dataset),
@@ -62,16 +76,26 @@ def evaluate(model, dataset, batch_size=16):
     }
     names = dataset.class_names
     colors = [f"rgb({r}, {g}, {b})" for r, g, b in dataset.palette.tolist()]
+    tables = [_table_of_classes(found, colors, dataset.ignore_class is not None)]
+    sentences = [
+        f"pixel_accuracy {found['pixel_accuracy']:.4f}, expected_calibration_error "
+        f"{found['expected_calibration_error']:.4f}; {len(dataset)} images of {dataset.split}."
+    ]
+    cards = _cards(found, dataset)
+    if counts.objects is not None:
+        of_objects = counts.objects.figures()
+        found |= of_objects
+        tables.append(partition.table(of_objects))
+        sentences.append(partition.sentence(of_objects))
+        cards += partition.cards(of_objects)
     return Evaluation(
         subject=f"{model.name} on {dataset.name}, {dataset.split}",
         result=f"mean IoU {found['mean_iou']:.4f} over {len(dataset)} images",
         figures=found,
-        tables=[_table_of_classes(found, colors, dataset.ignore_class is not None)],
-        sentences=[
-            f"pixel_accuracy {found['pixel_accuracy']:.4f}, expected_calibration_error "
-            f"{found['expected_calibration_error']:.4f}; {len(dataset)} images of {dataset.split}."
-        ],
-        cards=_cards(found, dataset),
+        tables=tables,
+        sentences=sentences,
+        warnings=_warnings(found),
+        cards=cards,
         charts=_charts(counts, found, names),
         details=_details(found, names),
         gallery=_gallery(counts, dataset),
@@ -84,7 +108,8 @@ class Counts(NamedTuple):
 
     `matrix`: confusion matrix, int64 `(num_classes, num_classes)`. `boundaries`: int64
     `(num_classes, 4)`. `bins`: float64 `(15, 3)`. `worst`: list of `Scored`, the worst first.
-    `typical`, `best`: the same of the images in the middle, and of the best one.
+    `typical`, `best`: the same of the images in the middle, and of the best one. `objects`: an
+    `Objects`, or None if the data set does not tell objects apart.
     """
 
     matrix: np.ndarray
@@ -93,18 +118,23 @@ class Counts(NamedTuple):
     worst: list
     typical: list
     best: list
+    objects: object
 
 
 class Scored(NamedTuple):
-    """An image by its mean IoU: its index, its confusion matrix, its predicted class ids."""
+    """An image by its mean IoU: its index, its confusion matrix, its predicted class ids.
+
+    `objects`: list of the `keras_segen.data.Instance` found in it, or None.
+    """
 
     mean_iou: float
     index: int
     matrix: np.ndarray
     predicted: np.ndarray
+    objects: list | None
 
 
-def count(model, dataset, batch_size, num_worst=24):
+def count(model, dataset, batch_size, num_worst=24, rim_above=None):
     """Counts all that `evaluate` reports, in one pass over a data set.
 
     Args:
@@ -113,6 +143,7 @@ def count(model, dataset, batch_size, num_worst=24):
         batch_size: int.
         num_worst: int, how many of the images with the lowest mean IoU are kept. Images without
             valid pixels are skipped.
+        rim_above: as in `evaluate`.
 
     Returns:
         `Counts`.
@@ -123,17 +154,23 @@ def count(model, dataset, batch_size, num_worst=24):
     bins = 0
     worst = []  # a heap: the best of the worst is at its front
     best, scores, index = [], [], 0
+    objects = Objects(dataset, rim_above) if dataset.object_classes else None
     for images, masks in Batches(dataset, batch_size).read(epoch=0):
         logits = backend.infer(model, images)
         found = metrics.class_ids(logits)
-        bins += metrics.calibration_bins(masks, metrics.probabilities(logits), void)
-        for mask, predicted in zip(masks, found, strict=True):
+        probabilities = metrics.probabilities(logits)
+        bins += metrics.calibration_bins(masks, probabilities, void)
+        for mask, predicted, sure in zip(masks, found, probabilities, strict=True):
+            instances = None
+            if objects is not None:
+                instances = objects.find(predicted, sure)
+                objects.add(index, instances)
             counts = metrics.confusion_matrix(mask, predicted, num_classes, void)
             matrix += counts
             boundaries += metrics.boundary_counts(mask, predicted, num_classes, void)
             if counts.any():
                 small = predicted.astype("uint8" if num_classes <= 256 else "uint16")
-                each = Scored(metrics.mean_iou(counts), index, counts, small)
+                each = Scored(metrics.mean_iou(counts), index, counts, small, instances)
                 scores.append((each.mean_iou, index))
                 heapq.heappush(worst, (-each.mean_iou, -index, each))
                 if not best or each.mean_iou > best[0].mean_iou:
@@ -142,11 +179,46 @@ def count(model, dataset, batch_size, num_worst=24):
                 heapq.heappop(worst)
             index += 1
     worst = [each for *_, each in sorted(worst, reverse=True)]
-    typical = _typical(model, dataset, batch_size, sorted(scores), [*worst, *best])
-    return Counts(matrix, boundaries, bins, worst, typical, best)
+    typical = _typical(model, dataset, batch_size, sorted(scores), [*worst, *best], objects)
+    return Counts(matrix, boundaries, bins, worst, typical, best, objects)
 
 
-def _typical(model, dataset, batch_size, scores, known):
+class Objects:
+    """Holds the connected parts of classes against the objects of a data set.
+
+    Args:
+        dataset: a `keras_segen.data.Dataset` with `object_classes`.
+        rim_above: as in `evaluate`.
+    """
+
+    def __init__(self, dataset, rim_above=None):
+        self.rim_above = rim_above
+        self.truth, self.classes = as_instances(dataset), dataset.object_classes
+        self.partition = partition.Partition()
+        self.precision = AveragePrecision(len(self.classes), "masks")
+
+    def find(self, classes, probabilities):
+        """Returns the objects in class ids and probabilities `(height, width, …)`: list."""
+        names = self.truth.class_names
+        return find_objects(classes, probabilities, self.classes, names, self.rim_above)
+
+    def add(self, index, found):
+        """Counts an image: its index, and what `find` returned."""
+        _, true, void = self.truth.objects(index)
+        found = partition.outside_void(found, void)
+        self.partition.add(found, true, void)
+        self.precision.add(*(partition.as_arrays(some, void.shape) for some in (found, true)))
+
+    def figures(self):
+        """Returns the figures of the partition, and the average precision."""
+        precision = self.precision.figures()
+        return {
+            **self.partition.figures(),
+            **{f"mask_{name.lower()}": precision[name] for name in ("AP", "AP50", "AP75")},
+        }
+
+
+def _typical(model, dataset, batch_size, scores, known, objects):
     """The images in the middle of all: those that are not known are predicted once more."""
     middle = len(scores) // 2
     found, known = [], {each.index: each for each in known}
@@ -155,11 +227,13 @@ def _typical(model, dataset, batch_size, scores, known):
             image, mask = dataset[index]
             # A batch like the others, so that no graph is traced for it.
             images = np.repeat(image[None], min(batch_size, len(dataset)), axis=0)
-            predicted = metrics.class_ids(backend.infer(model, images))[0]
+            logits = backend.infer(model, images)[:1]
+            predicted, sure = metrics.class_ids(logits)[0], metrics.probabilities(logits)[0]
             counts = metrics.confusion_matrix(
                 mask, predicted, dataset.num_classes, dataset.ignore_class
             )
-            known[index] = Scored(score, index, counts, predicted)
+            instances = None if objects is None else objects.find(predicted, sure)
+            known[index] = Scored(score, index, counts, predicted, instances)
         found.append(known[index])
     return found
 
@@ -263,6 +337,19 @@ def _cards(found, dataset):
     ]
 
 
+def _warnings(found):
+    """Says when the figures of pixels hide that objects are merged."""
+    merged, true = found.get("merged_objects", 0), found.get("true_objects", 0)
+    if found["pixel_accuracy"] < GOOD_PIXELS or merged < max(MANY_MERGED * true, 1):
+        return []
+    return [
+        f"{percent(found['pixel_accuracy'])} of the pixels are right, and yet {merged:,} of "
+        f"{true:,} objects are merged with another: the borders between them are broken, which "
+        f"figures of pixels hide. Judge by the adapted Rand error, "
+        f"{found['adapted_rand_error']:.3f}. Training with --border-weight 10 makes borders count."
+    ]
+
+
 def _charts(counts, found, names):
     return [
         (
@@ -302,6 +389,8 @@ def _gallery(counts, dataset):
         "By the mean IoU of each image over the classes that occur in its truth or prediction. "
         "Yellow: wrong pixels."
     )
+    if counts.objects is not None:
+        note += " Objects have colors by chance: one color over two true objects merges them."
     if dataset.ignore_class is not None:
         note += " Stripes: void, which does not count."
     title = f"The worst, typical and best of {len(dataset)} images"
@@ -324,6 +413,10 @@ def _shown(kind, each, dataset):
         "prediction": plot.overlay(image, predicted, dataset.palette),
         "wrong pixels": plot.difference(image, mask, predicted, void),
     }
+    if each.objects is not None:
+        found = partition.plane(each.objects, np.zeros(mask.shape, bool))
+        pictures["true objects"] = plot.objects(image, dataset.instances(each.index))
+        pictures["found objects"] = plot.objects(image, found)
     return Shown(f"{kind}: {words['name']}", note, pictures)
 
 

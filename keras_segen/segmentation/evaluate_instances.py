@@ -10,7 +10,7 @@ from keras_segen.metrics import expected_calibration_error
 from keras_segen.report.evaluation import Evaluation, Shown
 from keras_segen.report.numbers import plain
 from keras_segen.report.tables import Column, Table, decimals
-from keras_segen.segmentation import coco
+from keras_segen.segmentation import coco, partition
 from keras_segen.segmentation.average_precision import (
     RECALLS,
     THRESHOLDS,
@@ -19,6 +19,7 @@ from keras_segen.segmentation.average_precision import (
 )
 from keras_segen.segmentation.detector import MIN_SCORE, Detector
 from keras_segen.segmentation.evaluate import table_of_classes
+from keras_segen.segmentation.partition import as_arrays, outside_void
 
 HIT = 0.5  # IoU of masks from which on an object counts as found, for misses and false alarms
 NUM_SHOWN = 8  # misses, and as many false alarms
@@ -70,7 +71,8 @@ def evaluate_instances(model, dataset, batch_size=16):
         `mask_ap75`, `box_ap`, `box_ap50`, `box_ap75`, all from 0 to 1; `mask` and `box`, dicts of
         all that COCO reports; `class_mask_ap`, `class_mask_ap50`, `class_box_ap` (dicts of class
         name -> float, or None for a class without objects); `recall` and `precision` of the
-        objects with a score of at least 0.5, by masks of IoU 0.5; `calibration_bins` and
+        objects with a score of at least 0.5, by masks of IoU 0.5, and all figures of
+        `keras_segen.segmentation.partition.Partition` of these; `calibration_bins` and
         `expected_calibration_error`; `misses` and `false_alarms`, the worst ones; `objects` and
         `images`, their numbers. Its `files` are the results and the truth in COCO's JSON.
     """
@@ -109,13 +111,6 @@ def average_precisions(model, dataset, batch_size):
     return judge.average_precisions(judge.figures_of_coco())
 
 
-def outside_void(found, void):
-    """Leaves out what was found mostly in void pixels."""
-    if not void.any():
-        return found
-    return [each for each in found if 2 * (each.mask & void).sum() <= each.area]
-
-
 class Judge:
     """Holds found objects against true ones, one image after another.
 
@@ -134,12 +129,15 @@ class Judge:
         self.bins = np.zeros((NUM_BINS, 3))
         self.sure = np.zeros(2, int)  # hits and false alarms of a score that is shown
         self.objects = np.zeros(len(class_names), int)
+        self.partition = partition.Partition()
 
     def add(self, found, true, void):
         """Counts an image: lists of `keras_segen.data.Instance`, and bool `(height, width)`."""
         found = outside_void(found, void)
         self.add_to_counters(found, true)
         self._compare(len(self.found), found, true)
+        shown = sorted((each for each in found if each.score >= MIN_SCORE), key=lambda o: -o.score)
+        self.partition.add(shown, true, void)
         self.found.append(found)
         self.true.append(true)
 
@@ -212,6 +210,7 @@ class Judge:
             **precisions,
             "recall": hits / max(objects, 1),
             "precision": hits / max(hits + alarms, 1),
+            **self.partition.figures(),
             **by_kind,
             "class_objects": dict(zip(self.class_names, self.objects.tolist(), strict=True)),
             "calibration_bins": self.bins.tolist(),
@@ -227,7 +226,7 @@ class Judge:
             subject=f"{model_name} on {dataset.name}, {dataset.split}",
             result=f"mask AP {figures['mask_ap']:.3f} over {len(self.found)} images",
             figures=figures,
-            tables=[_table_of_classes(figures, colors)],
+            tables=[_table_of_classes(figures, colors), partition.table(figures)],
             sentences=[
                 f"mask AP {figures['mask_ap']:.4f} (AP50 {figures['mask_ap50']:.4f}, AP75 "
                 f"{figures['mask_ap75']:.4f}), box AP {figures['box_ap']:.4f}; "
@@ -235,8 +234,9 @@ class Judge:
                 f"Of {objects} objects {hits} are found with a score of at least {MIN_SCORE} and "
                 f"a mask of IoU {HIT} or more (recall {figures['recall']:.3f}), beside {alarms} "
                 f"false alarms (precision {figures['precision']:.3f}).",
+                partition.sentence(figures),
             ],
-            cards=_cards(figures),
+            cards=_cards(figures) + partition.cards(figures),
             charts=self._charts(dataset),
             details=[_table_of_coco(by_kind)],
             gallery=self._gallery(misses, worst, dataset),
@@ -285,17 +285,6 @@ class Judge:
             "are not drawn."
         )
         return "The worst misses and false alarms", note, shown
-
-
-def as_arrays(instances, image_size):
-    """Stacks instances: dict of `masks`, `boxes`, `classes`, `scores`, `crowd`."""
-    return {
-        "masks": np.array([each.mask for each in instances], bool).reshape(-1, *image_size),
-        "boxes": np.array([each.box for each in instances], "float32").reshape(-1, 4),
-        "classes": np.array([each.class_id for each in instances], int),
-        "scores": np.array([each.score or 0.0 for each in instances], "float64"),
-        "crowd": np.array([each.crowd for each in instances], bool),
-    }
 
 
 def wrong(index, instance, others, overlap):

@@ -10,13 +10,26 @@ from keras_segen import plot
 from keras_segen.data.images import read_image, to_float
 from keras_segen.files import write_atomically, write_json
 from keras_segen.segmentation.coco import document
+from keras_segen.segmentation.components import components, likely
 
 
-def label_photos(predictor, paths, out, palette, label_ids, output="classes", size=None):
+def label_photos(
+    predictor,
+    paths,
+    out,
+    palette,
+    label_ids,
+    output="classes",
+    size=None,
+    object_classes=(),
+    rim_above=None,
+):
     """Writes a network's predictions for photos, one after the other.
 
     `OUT/NAME.png` holds label ids as the training masks do, with the colors of the classes as
-    its palette; `OUT/overlays/NAME.png` shows the mask over the photo. Probabilities and
+    its palette; `OUT/overlays/NAME.png` shows the mask over the photo. With `object_classes`,
+    `OUT/instances/NAME.png` says which object each pixel belongs to, 16 bits: 1 to n are the
+    connected parts of these classes, see `components`, and 0 is the rest. Probabilities and
     entropy go to `OUT/NAME.npy`, float32; the overlay of the entropy is the entropy alone, from
     black (0) to bright yellow (log of the number of classes).
 
@@ -28,9 +41,13 @@ def label_photos(predictor, paths, out, palette, label_ids, output="classes", si
         label_ids: int `(num_classes,)`, what the mask files hold for each class.
         output: `"classes"`, `"probabilities"` or `"entropy"`, as in `Predictor.predict`.
         size: `(height, width)` that photos are resized to, or None for their own.
+        object_classes: sequence of int, the classes whose objects are told apart; with
+            `output="classes"`.
+        rim_above: float or None, the probability above which a pixel at the rim of an object
+            belongs to it, see `components`.
 
     Yields:
-        The path of each file written, except overlays.
+        The path of each mask or array written.
 
     Raises:
         ValueError: a file is not an image.
@@ -40,8 +57,18 @@ def label_photos(predictor, paths, out, palette, label_ids, output="classes", si
         photo = read_image(path, predictor.channels)
         target = out / f"{path.stem}{'.png' if output == 'classes' else '.npy'}"
         if output == "classes":
-            result = predictor.predict(photo, size=size)
+            rim = None
+            if object_classes and rim_above is not None:
+                probabilities = predictor.predict(photo, "probabilities", size=size)
+                result = probabilities.argmax(axis=-1)
+                rim = likely(probabilities, object_classes, rim_above)
+            else:
+                result = predictor.predict(photo, size=size)
             _write_mask(target, result, palette, label_ids)
+            if object_classes:
+                numbers = Image.fromarray(components(result, object_classes, rim=rim))
+                with write_atomically(out / "instances" / f"{path.stem}.png") as temporary:
+                    numbers.save(temporary)
         else:
             shape = photo.shape[:2] + (() if output == "entropy" else (predictor.num_classes,))
             with write_atomically(target) as temporary:

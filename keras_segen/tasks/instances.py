@@ -36,7 +36,7 @@ class InstanceTask(MaskTask):
     """
 
     MODELS: ClassVar[tuple] = ("mask_rcnn",)
-    own_sizes: ClassVar[dict] = {"shapes": 96}
+    own_sizes: ClassVar[dict] = {"shapes": 96, "cells": 96}
     does: ClassVar[str] = "finds the objects in photos"
     predicts: ClassVar[str] = "planes of objects (and detections.json)"
 
@@ -74,7 +74,8 @@ class InstanceTask(MaskTask):
         choices=("small", "paper"),
     )
     max_instances: int = field(
-        "Objects of an image that are learned from at most; the largest ones.",
+        "Objects of an image that are learned from at most, the largest ones; as many can be "
+        "found, or more.",
         default=20,
         at_least=1,
         below=255,
@@ -138,10 +139,25 @@ class InstanceTask(MaskTask):
                 dataset.num_classes,
                 self.max_instances,
                 encoder,
-                segmentation.SMALL if self.stages == "small" else segmentation.Stages(),
+                self._stages(),
                 self.seed,
             )
         return self.fill(model, tell)
+
+    def _stages(self):
+        """The numbers of the network, with room to find as many objects as are learned from."""
+        from keras_segen import segmentation
+
+        stages = segmentation.SMALL if self.stages == "small" else segmentation.Stages()
+        of_each_level, kept = stages.proposals
+        return dataclasses.replace(
+            stages,
+            proposals=(
+                max(of_each_level, 4 * self.max_instances),
+                max(kept, 2 * self.max_instances),
+            ),
+            detections=max(stages.detections, self.max_instances),
+        )
 
     def encoder_of(self, model):
         return model.pyramid.get_layer(self.encoder)

@@ -51,7 +51,7 @@ class SegmentationTask(MaskTask):
     """
 
     MODELS: ClassVar[tuple] = tuple(FILTERS)
-    own_sizes: ClassVar[dict] = {"shapes": 64}
+    own_sizes: ClassVar[dict] = {"shapes": 64, "cells": 96}
     does: ClassVar[str] = "labels the pixels of photos"
 
     section: ClassVar[str] = "Predictions"
@@ -120,6 +120,20 @@ class SegmentationTask(MaskTask):
         default="none",
         choices=("none", *imbalance.CLASS_WEIGHTS),
         applies=lambda settings: any(name in settings["loss"] for name in WEIGHTED_LOSSES),
+    )
+    border_weight: float = field(
+        "What the background between two objects weighs beside the 1 of every pixel, where they "
+        "all but touch; the U-Net paper has 10. For data that tells objects apart "
+        "(`keras_segen.data.BorderWeights`). 0: all pixels weigh the same.",
+        default=0.0,
+        at_least=0,
+        common=True,
+    )
+    border_sigma: float = field(
+        "With border_weight: how far that reaches, in pixels; sigma of the U-Net paper.",
+        default=5.0,
+        above=0,
+        applies=lambda settings: settings["border_weight"] > 0,
     )
     sampling: str = field(
         "Which images an epoch draws; rare_classes draws images with rare classes more often.",
@@ -228,6 +242,13 @@ class SegmentationTask(MaskTask):
         held_out = fold_of_item == self.fold - 1
         return data.Subset(whole, np.flatnonzero(held_out if split == "val" else ~held_out), split)
 
+    def training_batches(self, dataset, first_epoch=0, kind=Batches):
+        if self.border_weight:
+            dataset = data.BorderWeights(
+                dataset, self.border_weight, self.border_sigma, self._weights_of_classes(dataset)
+            )
+        return super().training_batches(dataset, first_epoch, kind)
+
     def batch_options(self, dataset):
         return {"augment": data.Augment.parse(self.augment), "sampling": self.sampling}
 
@@ -235,6 +256,7 @@ class SegmentationTask(MaskTask):
         return {
             **super().describe_data(train_data, val_data),
             "ignore_class": train_data.ignore_class,
+            "object_classes": [int(k) for k in train_data.object_classes],
         }
 
     def check_images(self, dataset):
@@ -344,13 +366,18 @@ class SegmentationTask(MaskTask):
             options = {"ignore_class": dataset.ignore_class}
             if name in SMOOTHED_LOSSES:
                 options["label_smoothing"] = self.label_smoothing
-            if name in WEIGHTED_LOSSES and self.class_weights != "none":
-                options["class_weights"] = imbalance.CLASS_WEIGHTS[self.class_weights](dataset)
+            if name in WEIGHTED_LOSSES:
+                options["class_weights"] = self._weights_of_classes(dataset)
             term = getattr(losses, name.title().replace("_", ""))
             terms.append((factor, term(**options)))
         if len(terms) == 1 and terms[0][0] == 1:
             return terms[0][1]
         return losses.SumOfLosses(terms)
+
+    def _weights_of_classes(self, dataset):
+        if self.class_weights == "none":
+            return None
+        return imbalance.CLASS_WEIGHTS[self.class_weights](dataset)
 
     @property
     def monitor(self):
@@ -378,7 +405,16 @@ class SegmentationTask(MaskTask):
         """As `keras_segen.segmentation.evaluate`; `batch_size` None is that of the training."""
         from keras_segen.segmentation.evaluate import evaluate
 
-        return evaluate(model, dataset, batch_size or self.batch_size)
+        return evaluate(model, dataset, batch_size or self.batch_size, self._rim_above)
+
+    @property
+    def _rim_above(self):
+        """The probability above which a pixel at the rim of an object belongs to it.
+
+        Border weights make borders too wide. Where background weighed `1 + border_weight` times as
+        much as an object, this is the probability at which both would be as likely without.
+        """
+        return 1 / (2 + self.border_weight) if self.border_weight else None
 
     def predict(
         self,
@@ -396,6 +432,8 @@ class SegmentationTask(MaskTask):
         fold=False,
     ):
         """Writes masks for photos, see `keras_segen.segmentation.label_photos`.
+
+        And planes of objects, if the data set of the training tells objects apart.
 
         Each photo is resized to the size of the training images, and the probabilities are resized
         back to the photo's own size before the class is chosen.
@@ -429,7 +467,10 @@ class SegmentationTask(MaskTask):
         )
         size = None if full_size else tuple(about["image_shape"][:2])
         palette, label_ids = np.array(about["palette"], "uint8"), np.array(about["label_ids"])
-        return segmentation.label_photos(predictor, paths, out, palette, label_ids, output, size)
+        objects = about.get("object_classes", ())  # a run of an earlier version has none
+        return segmentation.label_photos(
+            predictor, paths, out, palette, label_ids, output, size, objects, self._rim_above
+        )
 
     def predict_one(self, model, about, image):
         """The class of each pixel, `(height, width)`, uint8; at the training's size inside."""

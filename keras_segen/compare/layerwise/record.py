@@ -38,8 +38,8 @@ def record(model, batches, compile_model, subject=None, tell=lambda text: None):
 
     Args:
         model: a `keras.Model` in float32 with all its weights. It is not changed.
-        batches: list of pairs `(images, target)`, NumPy arrays or dicts of them as target, one for
-            each step.
+        batches: list of `(images, target)`, NumPy arrays or dicts of them as target, with or
+            without sample weights as a third, one for each step.
         compile_model: `callable(model)`, compiles a copy with optimizer and loss. Called once in
             each precision.
         subject: a `keras_segen.tasks.layerwise.Layerwise`, such as a task: which networks the
