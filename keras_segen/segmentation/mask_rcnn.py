@@ -435,12 +435,10 @@ class MaskRCNN(Composite):
 
     def noise(self, name, planes, columns, training):
         """Uniform numbers, a row for each image: by step in training, else by its place."""
-        key = ("mask r-cnn", name, "training" if training else "evaluation", self.seed)
         seen = self.trackers["rpn_class_loss"].count  # images of this evaluation so far
         step, first_row = (self.step, 0) if training else (0, seen)
-        shape = ops.shape(planes)[0], -(-columns // 4) * 4  # the generator gives four at a time
-        number = int(rng(*key).integers(2**64, dtype="uint64"))
-        return backend.uniform(number, step, first_row, shape)[:, :columns]
+        key = name, "training" if training else "evaluation", self.seed
+        return lots(key, step, first_row, (ops.shape(planes)[0], columns))
 
     def detect(self, images, training=False):
         """Finds the objects of images; `backend.infer(model, images, "detect")` gives arrays.
@@ -493,6 +491,23 @@ class MaskRCNN(Composite):
         stages = config["stages"].items()
         stages = {name: tuple(x) if isinstance(x, list) else x for name, x in stages}
         return super().from_config({**config, "stages": Stages(**stages)})
+
+
+def lots(key, step, first_row, shape):
+    """Draws uniform random numbers by which boxes are sampled.
+
+    Args:
+        key: `(name, phase, seed)`: str, such as "anchors"; "training" or "evaluation"; int.
+        step, first_row: integers, numbers or tensors, as `backend.uniform` takes them.
+        shape: `(rows, columns)`.
+
+    Returns:
+        float32 `(rows, columns)` in (0, 1).
+    """
+    rows, columns = shape
+    number = int(rng("mask r-cnn", *key).integers(2**64, dtype="uint64"))
+    # The generator gives four at a time.
+    return backend.uniform(number, step, first_row, (rows, -(-columns // 4) * 4))[:, :columns]
 
 
 def smooth_l1(x, beta):
