@@ -165,8 +165,8 @@ class Trainer:
         true_boxes, classes, void = truth
         boxes = np.concatenate(self.anchors)
         overlap, best, which = compare(tf.constant(boxes)[None], true_boxes, classes)
-        highest = tf.reduce_max(overlap, axis=1, keepdims=True)
-        favorite = tf.reduce_any((overlap > 0) & (overlap >= highest), axis=2)
+        highest = tf.reduce_max(overlap, axis=2, keepdims=True)
+        favorite = tf.reduce_any((overlap > 0) & (overlap >= highest), axis=1)
         positive = (best >= 0.7) | favorite
         share = share_of(void, tf.constant(boxes)[None], self.image_size)
         negative = (best < 0.3) & (share <= 0.5) & ~positive
@@ -381,16 +381,16 @@ def area(boxes):
 
 
 def compare(boxes, true_boxes, classes):
-    """IoU `(batch, n, objects)`, -1 for empty slots; the best of each box, and whose it is."""
-    left, top, right, bottom = tf.unstack(boxes[..., None], axis=-2)
-    x1, y1, x2, y2 = tf.unstack(true_boxes[..., None, :, :], axis=-1)
+    """IoU `(batch, objects, n)`, -1 for empty slots; the best of each box, and whose it is."""
+    left, top, right, bottom = tf.unstack(true_boxes[..., None], axis=-2)
+    x1, y1, x2, y2 = tf.unstack(boxes[..., None, :, :], axis=-1)
     width = tf.nn.relu(tf.minimum(right, x2) - tf.maximum(left, x1))
     height = tf.nn.relu(tf.minimum(bottom, y2) - tf.maximum(top, y1))
     intersection = width * height
-    union = area(boxes)[..., :, None] + area(true_boxes)[..., None, :] - intersection
-    overlap = tf.where((classes > 0)[:, None], intersection / tf.maximum(union, 1e-9), -1)
-    which = tf.argmax(overlap, axis=2, output_type=tf.int32)
-    return overlap, tf.reduce_max(overlap, axis=2), which
+    union = area(true_boxes)[..., :, None] + area(boxes)[..., None, :] - intersection
+    overlap = tf.where((classes > 0)[..., None], intersection / tf.maximum(union, 1e-9), -1)
+    which = tf.argmax(overlap, axis=1, output_type=tf.int32)
+    return overlap, tf.reduce_max(overlap, axis=1), which
 
 
 def sample(first, second, noise, count, most):

@@ -285,7 +285,7 @@ class Trainer:
         true_boxes, classes, void = truth
         boxes = self.all_anchors[None]
         overlap, best, which = compare(boxes, true_boxes, classes)
-        favorite = ((overlap > 0) & (overlap >= overlap.amax(1, keepdim=True))).any(2)
+        favorite = ((overlap > 0) & (overlap >= overlap.amax(2, keepdim=True))).any(1)
         positive = (best >= 0.7) | favorite
         negative = (best < 0.3) & (share_of(void, boxes, self.image_size) <= 0.5) & ~positive
         count = min(self.stages.anchors_sampled, boxes.shape[1])
@@ -479,11 +479,11 @@ def intersection_and_union(first, second):
 
 
 def compare(boxes, true_boxes, classes):
-    """IoU `(batch, n, objects)`, -1 for empty slots; the best of each box, and whose it is."""
-    intersection, union = intersection_and_union(boxes, true_boxes)
+    """IoU `(batch, objects, n)`, -1 for empty slots; the best of each box, and whose it is."""
+    intersection, union = intersection_and_union(true_boxes, boxes)
     overlap = intersection.div_(union.clamp_(min=1e-9))
-    overlap.masked_fill_((classes == 0)[:, None], -1.0)
-    return overlap, *overlap.max(2)
+    overlap.masked_fill_((classes == 0)[..., None], -1.0)
+    return overlap, *overlap.max(1)
 
 
 def nms(boxes, scores, threshold, groups=None):
