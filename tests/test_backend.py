@@ -47,6 +47,32 @@ def test_bincount_equals_numpy(weighted):
     assert counts.dtype == np.int64
 
 
+def test_weighted_rows_and_their_gradient_equal_numpy():
+    generator = np.random.default_rng(0)
+    table = keras.Variable(generator.random((5, 3), "float32"))
+    index = generator.integers(0, 5, (2, 7, 4)).astype("int32")
+    weights, slopes = (generator.random(shape, "float32") for shape in ((2, 7, 4), (2, 7, 3)))
+
+    def loss():
+        rows = backend.weighted_rows(
+            ops.convert_to_tensor(table),
+            ops.convert_to_tensor(index),
+            ops.convert_to_tensor(weights),
+        )
+        return ops.sum(rows * ops.convert_to_tensor(slopes)), rows
+
+    before = np.array(ops.convert_to_numpy(table))
+    optimizer = keras.optimizers.SGD(1.0)  # a step is the gradient
+    optimizer.build([table])
+    _, rows = backend.minimize(loss, [table], optimizer)
+    gradient = before - ops.convert_to_numpy(table)
+    expected = (before[index] * weights[..., None]).sum(axis=2)
+    np.testing.assert_allclose(ops.convert_to_numpy(rows), expected, rtol=1e-6)
+    expected = np.zeros((5, 3), "float32")
+    np.add.at(expected, index, weights[..., None] * slopes[:, :, None])
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5)
+
+
 def test_metrics_and_losses_compile_with_xla_where_there_is_xla():
     """Keras turns XLA on for TensorFlow on a GPU; on torch this asks for nothing more."""
     jit = keras.backend.backend() == "tensorflow"

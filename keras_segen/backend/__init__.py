@@ -34,6 +34,7 @@ if keras.backend.backend() == "tensorflow":
         share_of_replica,
         synchronize,
         uniform,
+        weighted_rows,
         without_the_other_framework,
     )
 else:
@@ -53,5 +54,6 @@ else:
         share_of_replica,
         synchronize,
         uniform,
+        weighted_rows,
         without_the_other_framework,
     )

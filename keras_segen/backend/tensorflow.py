@@ -181,6 +181,23 @@ def _refuse_to_resize(
     )
 
 
+def weighted_rows(rows, index, weights):
+    """Adds up rows of a table, each times a weight: how pixels between others are interpolated.
+
+    Args:
+        rows: float `(n, channels)`.
+        index: integers `(…, k)`, which rows.
+        weights: `(…, k)`, of the type of the rows; they get no gradient.
+
+    Returns:
+        `(…, channels)`.
+    """
+    weights = tf.stop_gradient(weights)[..., None]
+    return tf.add_n(
+        [tf.gather(rows, index[..., i]) * weights[..., i, :] for i in range(index.shape[-1])]
+    )
+
+
 def uniform(key, step, first_row, shape):
     """Draws uniform random numbers that depend only on the arguments, to the bit.
 

@@ -169,6 +169,24 @@ def input_gradient(fn, x):
     return outputs, gradient
 
 
+def weighted_rows(rows, index, weights):
+    """Adds up rows of a table, each times a weight: how pixels between others are interpolated.
+
+    Args:
+        rows: float `(n, channels)`.
+        index: integers `(…, k)`, which rows.
+        weights: `(…, k)`, of the type of the rows; they get no gradient.
+
+    Returns:
+        `(…, channels)`.
+    """
+    k = index.shape[-1]
+    sums = torch.nn.functional.embedding_bag(
+        index.reshape(-1, k), rows, mode="sum", per_sample_weights=weights.detach().reshape(-1, k)
+    )
+    return sums.reshape(*index.shape[:-1], rows.shape[1])
+
+
 def uniform(key, step, first_row, shape):
     """Draws uniform random numbers that depend only on the arguments, to the bit.
 

@@ -7,10 +7,13 @@ import dataclasses
 import importlib
 
 import keras
+import numpy as np
 
 from keras_segen import backend, data, generation
 from keras_segen.determinism import initialize, rng
 from keras_segen.generation import noise
+from keras_segen.segmentation.mask_rcnn import SMALL, lots
+from keras_segen.tasks.instances import LOSSES, InstanceTask
 from keras_segen.tasks.segmentation import SegmentationTask
 
 # Adam's settings in a proof: a small learning rate, and an epsilon that suppresses gradients which
@@ -27,9 +30,9 @@ class Contest:
     Args:
         network: str, one of `NETWORKS`; `contest` takes the class for it.
         data: str, a data set as `keras_segen.data.load` takes it.
-        image_size: `(height, width)`; None for 128 x 128, and 32 x 32 for those that make images.
+        image_size: `(height, width)`; None for that of the class.
         channels: int, 1 or 3.
-        batch_size: int; None for 4, and 64 for those that make images.
+        batch_size: int; None for that of the class.
         filters: tuple of int, as the network takes them; None for those of `FILTERS`.
         seed: int, for weights, order and noise.
 
@@ -64,6 +67,10 @@ class Contest:
     def predict_as_keras_does(self, model, inputs):
         """Predicts with Keras' own method, if there is one: NumPy to NumPy."""
         return self.predict(model, inputs)
+
+    def in_our_order(self, ours, theirs):
+        """Returns the native predictions in the order of ours."""
+        return theirs
 
     def _rate(self, proving):
         """Adam's learning rate and epsilon."""
@@ -140,6 +147,79 @@ class SegmentationContest(Contest):
 
     def predict_as_keras_does(self, model, inputs):
         return model.predict_on_batch(inputs)
+
+
+class InstanceContest(Contest):
+    """A network that finds objects."""
+
+    IMAGE_SIZE, BATCH_SIZE, LEARNING_RATE = (96, 96), 8, 2e-3
+    SIDES = ("fit",)
+    LOSS_NAMES = ("loss", *LOSSES)
+
+    def _experiment(self):
+        return InstanceTask(
+            model=self.network,
+            data=self.data,
+            filters=self.filters,
+            image_size=self.image_size,
+            channels=self.channels,
+            batch_size=self.batch_size,
+            augment="none",
+            seed=self.seed,
+        )
+
+    def load_data(self):
+        return self._experiment().load_data("train")
+
+    def build(self, dataset, side="fit", proving=False):
+        model = self._experiment().build_model(dataset)
+        model.compile(self._adam(proving))
+        return model
+
+    def native(self, dataset, weights, proving=False):
+        return self._trainer(
+            proving,
+            weights=weights,
+            image_shape=self.image_shape,
+            num_classes=dataset.num_classes,
+            max_instances=dataset.max_instances,
+            stages=SMALL,
+            draw=self._draw if proving else None,
+        )
+
+    def _draw(self, name, step, batch, columns):
+        """The numbers by which our model samples in a step."""
+        numbers = lots((name, "training", self.seed), step, 0, (batch, columns))
+        return keras.ops.convert_to_numpy(numbers)
+
+    def parts(self, model):
+        networks = {
+            "encoder": model.pyramid.get_layer("small_encoder"),
+            "pyramid": model.pyramid,
+            "rpn": model.rpn,
+            "box_head": model.box_head,
+            "mask_head": model.mask_head,
+        }
+        return [(f"{name}/", network) for name, network in networks.items()]
+
+    def inputs(self, batches):
+        return batches.stored[0][0]
+
+    def predict(self, model, inputs):
+        """Finds the objects of images: dict of arrays with a row for each image."""
+        return backend.infer(model, inputs, "detect")
+
+    def in_our_order(self, ours, theirs):
+        """The surest come first, and of two that are as sure either may: each finds its like."""
+        order = np.zeros(ours["scores"].shape, int)
+        for i, found in enumerate(order):
+            unlike = 1e4 * (ours["classes"][i][:, None] != theirs["classes"][i])
+            unlike = unlike + np.abs(ours["boxes"][i][:, None] - theirs["boxes"][i]).sum(-1)
+            for slot in range(len(found)):
+                found[slot] = np.argmin(unlike[slot])
+                unlike[:, found[slot]] = np.inf
+        rows = np.arange(len(order))[:, None]
+        return {name: values[rows, order] for name, values in theirs.items()}
 
 
 class GenerationContest(Contest):
@@ -232,12 +312,14 @@ class VaeContest(GenerationContest):
 NETWORKS = {
     "unet": SegmentationContest,
     "fcn": SegmentationContest,
+    "mask_rcnn": InstanceContest,
     "vae": VaeContest,
     "dcgan": DcganContest,
 }
 FILTERS = {
     "unet": (32, 64, 128, 256, 512),
     "fcn": (16, 32, 64, 128, 128, 512),
+    "mask_rcnn": (24, 32, 64, 96),
     "vae": (32, 64, 128),
     "dcgan": (64, 128, 256),
 }

@@ -75,14 +75,18 @@ def bench_predict(
 
 @bench.command("native")
 def bench_native(
-    network: Annotated[str, typer.Argument(help="unet, fcn, vae or dcgan.")],
+    network: Annotated[str, typer.Argument(help="unet, fcn, mask_rcnn, vae or dcgan.")],
     data: Annotated[str, typer.Option(help="Data set, such as folder:PATH.")] = "shapes",
     image_size: Annotated[
-        str | None, typer.Option(help="HEIGHTxWIDTH; without it, 128x128, or 32x32 to make images.")
+        str | None,
+        typer.Option(
+            help="HEIGHTxWIDTH; without it, 128x128, or 96x96 (mask_rcnn), 32x32 (vae, dcgan)."
+        ),
     ] = None,
     channels: Annotated[int, typer.Option(help="1 for gray images, 3 for RGB.")] = 3,
     batch_size: Annotated[
-        int | None, typer.Option(help="Images per step; without it, 4, or 64 to make images.")
+        int | None,
+        typer.Option(help="Images per step; without it, 4, or 8 (mask_rcnn), 64 (vae, dcgan)."),
     ] = None,
     filters: Annotated[str | None, typer.Option(help="Channels per level, such as 16,32.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and noise.")] = 0,

@@ -38,13 +38,14 @@ def iou(first, second):
 
 
 def _intersection_and_union(first, second):
-    first, second = first[..., :, None, :], second[..., None, :, :]
-    sides = ops.minimum(first[..., 2:], second[..., 2:]) - ops.maximum(
-        first[..., :2], second[..., :2]
-    )
-    sides = ops.relu(sides)
-    intersection = sides[..., 0] * sides[..., 1]
-    return intersection, _area(first) + _area(second) - intersection
+    # Each coordinate's numbers side by side in memory: several times as fast.
+    sides = ops.stack([second[..., None, :, i] for i in range(4)])  # (4, …, 1, m)
+    left, top, right, bottom = (first[..., :, None, i] for i in range(4))
+    x1, y1, x2, y2 = (sides[i] for i in range(4))
+    widths = ops.relu(ops.minimum(right, x2) - ops.maximum(left, x1))
+    heights = ops.relu(ops.minimum(bottom, y2) - ops.maximum(top, y1))
+    intersection = widths * heights
+    return intersection, _area(first)[..., :, None] + _area(second)[..., None, :] - intersection
 
 
 def _area(boxes):
@@ -172,10 +173,7 @@ def take(values, index):
 def nms(boxes, scores, threshold, num_before, num_after, groups=None):
     """Non-maximum suppression: of boxes that overlap keeps the one of the highest score.
 
-    It is greedy and exact. Sorted by score, a box stays if no box before it that stays overlaps
-    it. Start from "all stay" and ask this of all boxes at once, again and again: after round t
-    the first t answers are final, and answers that no longer change are the greedy ones. Real
-    proposals need 5 to 10 rounds of one matrix product, instead of a round for each box.
+    It is greedy and exact, see `survivors`.
 
     Args:
         boxes: `(batch, n, 4)`.
@@ -201,13 +199,35 @@ def nms(boxes, scores, threshold, num_before, num_after, groups=None):
     num_before = min(num_before, scores.shape[1])
     num_after = min(num_after, num_before)
     scores, order = highest(scores, num_before)
-    boxes = take(boxes, order)
-    intersection, union = _intersection_and_union(boxes, boxes)
-    overlap = intersection > threshold * union  # (batch, k, k), without a division
     if groups is not None:
         groups = take(groups, order)
+    keep = survivors(take(boxes, order), scores, threshold, groups)
+    # Those that stay to the front, in their order.
+    found, place = highest(keep, num_after)
+    return take(order, place), found > 0.5
+
+
+def survivors(boxes, scores, threshold, groups=None):
+    """Non-maximum suppression of boxes that are sorted by score, the highest first.
+
+    A box stays if no box before it that stays overlaps it. Start from "all stay" and ask this of
+    all boxes at once, again and again: after round t the first t answers are final, and answers
+    that no longer change are the greedy ones. Real proposals need 5 to 10 rounds of one matrix
+    product, instead of a round for each box.
+
+    Args:
+        boxes: `(batch, n, 4)`.
+        scores: `(batch, n)`, -inf where there is no box.
+        threshold, groups: as in `nms`.
+
+    Returns:
+        float32 `(batch, n)`: 1 for those that stay, else 0.
+    """
+    intersection, union = _intersection_and_union(boxes, boxes)
+    overlap = intersection > threshold * union  # (batch, n, n), without a division
+    if groups is not None:
         overlap = ops.logical_and(overlap, groups[:, :, None] == groups[:, None, :])
-    earlier = ops.convert_to_tensor(np.triu(np.ones((num_before, num_before), bool), 1))
+    earlier = ops.convert_to_tensor(np.triu(np.ones((boxes.shape[1],) * 2, bool), 1))
     suppresses = ops.cast(ops.logical_and(overlap, earlier), "float32")  # [i, j]: i would remove j
     there = ops.cast(scores > -np.inf, "float32")
 
@@ -219,11 +239,9 @@ def nms(boxes, scores, threshold, num_before, num_after, groups=None):
         lambda keep, before: ops.any(keep != before),
         lambda keep, before: (ask(keep), keep),
         (ask(there), there),
-        maximum_iterations=num_before,
+        maximum_iterations=boxes.shape[1],
     )
-    # Those that stay to the front, in their order.
-    found, place = highest(keep, num_after)
-    return take(order, place), found > 0.5
+    return keep
 
 
 def sample(first, second, noise, count, most):

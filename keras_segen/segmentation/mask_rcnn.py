@@ -326,20 +326,32 @@ class MaskRCNN(Composite):
         Boxes of different levels do not suppress each other.
         """
         before, kept = self.stages.proposals
-        proposals, found_scores = [], []
+        before = min(before, max(map(len, self.anchors)))
+        scores, deltas = ops.stop_gradient(scores), ops.stop_gradient(deltas)
+        found, moves, references = [], [], []
         start = 0
         for anchors in self.anchors:
             part = slice(start, start + len(anchors))
             start += len(anchors)
+            best, index = box.highest(scores[:, part], min(before, len(anchors)))
+            short = 0, before - index.shape[1]
+            moved = box.take(deltas[:, part], index)
             anchors = ops.convert_to_tensor(anchors, deltas.dtype)
-            moved = box.decode(deltas[:, part], anchors, RPN_WEIGHTS, self.image_size)
-            index, found = box.nms(moved, scores[:, part], 0.7, before, kept)
-            proposals.append(box.take(moved, index))
-            found_scores.append(ops.where(found, box.take(scores[:, part], index), -np.inf))
-        found_scores = ops.concatenate(found_scores, axis=1)
-        found_scores, index = box.highest(found_scores, min(kept, found_scores.shape[1]))
-        proposals = box.take(ops.concatenate(proposals, axis=1), index)
-        return ops.stop_gradient(proposals), found_scores > -np.inf
+            anchors = ops.take(anchors, index, axis=0)
+            found.append(ops.pad(best, ((0, 0), short), constant_values=-np.inf))
+            moves.append(ops.pad(moved, ((0, 0), short, (0, 0))))
+            references.append(ops.pad(anchors, ((0, 0), short, (0, 0))))
+        # A row for each level of each image: (batch * levels, before, …)
+        scores = ops.reshape(ops.stack(found, axis=1), (-1, before))
+        moves, references = (
+            ops.reshape(ops.stack(x, axis=1), (-1, before, 4)) for x in (moves, references)
+        )
+        boxes = box.decode(moves, references, RPN_WEIGHTS, self.image_size)
+        keep = box.survivors(boxes, scores, 0.7)
+        slots = len(self.anchors) * before
+        scores = ops.reshape(ops.where(keep > 0.5, scores, -np.inf), (-1, slots))
+        scores, index = box.highest(scores, min(kept, start))
+        return box.take(ops.reshape(boxes, (-1, slots, 4)), index), scores > -np.inf
 
     def align(self, levels, boxes, size):
         """ROIAlign, a row for each box: `(batch * n, size, size, channels)`."""
@@ -366,8 +378,8 @@ class MaskRCNN(Composite):
         anchors = ops.convert_to_tensor(np.concatenate(self.anchors), outputs["deltas"].dtype)
         count = min(self.stages.anchors_sampled, anchors.shape[0])
         overlap, best, which = self.compare(anchors[None], true_boxes, true_classes)
-        highest = ops.max(overlap, axis=1, keepdims=True)  # of each object
-        favorite = ops.any(ops.logical_and(overlap > 0, overlap >= highest), axis=2)
+        highest = ops.max(overlap, axis=2, keepdims=True)  # of each object
+        favorite = ops.any(ops.logical_and(overlap > 0, overlap >= highest), axis=1)
         positive = ops.logical_or(best >= 0.7, favorite)
         negative = ops.logical_and(best < 0.3, self.counts(planes, anchors[None]))
         negative = ops.logical_and(negative, ops.logical_not(positive))
@@ -413,8 +425,7 @@ class MaskRCNN(Composite):
         distance = smooth_l1(deltas - target, beta=1.0)
 
         masks = self.mask_head(self.align(outputs["levels"], boxes, 14), training=training)
-        masks = ops.reshape(masks, (-1, most, 28, 28, self.num_classes))
-        masks = ops.sum(masks * own[:, :, None, None], axis=-1)
+        masks = own_masks(masks, own)
         target = crop_instances(planes, which + 1, boxes, 28) >= 0.5
         mask_entropy = ops.softplus(masks) - ops.where(target, masks, 0.0)
         return {
@@ -424,10 +435,10 @@ class MaskRCNN(Composite):
         }
 
     def compare(self, boxes, true_boxes, true_classes):
-        """IoU `(batch, n, objects)`, -1 for empty slots; the best of each box, and whose it is."""
-        overlap = box.iou(boxes, true_boxes)
-        overlap = ops.where((true_classes > 0)[:, None], overlap, -1.0)
-        return overlap, ops.max(overlap, axis=2), ops.cast(ops.argmax(overlap, axis=2), "int32")
+        """IoU `(batch, objects, n)`, -1 for empty slots; the best of each box, and whose it is."""
+        overlap = box.iou(true_boxes, boxes)  # the long axis last: faster
+        overlap = ops.where((true_classes > 0)[..., None], overlap, -1.0)
+        return overlap, ops.max(overlap, axis=1), ops.cast(ops.argmax(overlap, axis=1), "int32")
 
     def counts(self, planes, boxes):
         """Whether boxes may be negative: not where more than half is void."""
@@ -435,12 +446,10 @@ class MaskRCNN(Composite):
 
     def noise(self, name, planes, columns, training):
         """Uniform numbers, a row for each image: by step in training, else by its place."""
-        key = ("mask r-cnn", name, "training" if training else "evaluation", self.seed)
         seen = self.trackers["rpn_class_loss"].count  # images of this evaluation so far
         step, first_row = (self.step, 0) if training else (0, seen)
-        shape = ops.shape(planes)[0], -(-columns // 4) * 4  # the generator gives four at a time
-        number = int(rng(*key).integers(2**64, dtype="uint64"))
-        return backend.uniform(number, step, first_row, shape)[:, :columns]
+        key = name, "training" if training else "evaluation", self.seed
+        return lots(key, step, first_row, (ops.shape(planes)[0], columns))
 
     def detect(self, images, training=False):
         """Finds the objects of images; `backend.infer(model, images, "detect")` gives arrays.
@@ -473,9 +482,7 @@ class MaskRCNN(Composite):
         classes = ops.where(found, box.take(classes, index), 0)
 
         masks = self.mask_head(self.align(outputs["levels"], boxes, 14), training=training)
-        masks = ops.reshape(masks, (-1, boxes.shape[1], 28, 28, self.num_classes))
-        own = ops.one_hot(classes - 1, self.num_classes)[:, :, None, None]
-        masks = ops.sigmoid(ops.sum(masks * own, axis=-1))
+        masks = ops.sigmoid(own_masks(masks, ops.one_hot(classes - 1, self.num_classes)))
         return {
             "boxes": boxes,
             "classes": classes,
@@ -493,6 +500,29 @@ class MaskRCNN(Composite):
         stages = config["stages"].items()
         stages = {name: tuple(x) if isinstance(x, list) else x for name, x in stages}
         return super().from_config({**config, "stages": Stages(**stages)})
+
+
+def own_masks(masks, own):
+    """Of masks `(batch * n, 28, 28, K)` those of the classes in `own`, one-hot `(batch, n, K)`."""
+    masks = ops.reshape(masks, (-1, own.shape[1], 28 * 28, own.shape[2]))
+    return ops.reshape(ops.matmul(masks, own[..., None]), (-1, own.shape[1], 28, 28))
+
+
+def lots(key, step, first_row, shape):
+    """Draws uniform random numbers by which boxes are sampled.
+
+    Args:
+        key: `(name, phase, seed)`: str, such as "anchors"; "training" or "evaluation"; int.
+        step, first_row: integers, numbers or tensors, as `backend.uniform` takes them.
+        shape: `(rows, columns)`.
+
+    Returns:
+        float32 `(rows, columns)` in (0, 1).
+    """
+    rows, columns = shape
+    number = int(rng("mask r-cnn", *key).integers(2**64, dtype="uint64"))
+    # The generator gives four at a time.
+    return backend.uniform(number, step, first_row, (rows, -(-columns // 4) * 4))[:, :columns]
 
 
 def smooth_l1(x, beta):

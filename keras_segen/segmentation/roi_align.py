@@ -14,6 +14,8 @@ Differs from the paper: points beyond the features take the value at their borde
 import numpy as np
 from keras import ops
 
+from keras_segen import backend
+
 
 def roi_align(features, strides, boxes, size, samples=2):
     """Reads boxes out of a pyramid of features.
@@ -44,23 +46,30 @@ def roi_align(features, strides, boxes, size, samples=2):
         [ops.reshape(x, (-1, n, channels)) for x, n in zip(features, sizes, strict=True)], axis=1
     )
     level = levels(boxes, strides, samples)
-
-    def of_level(values, dtype="int32"):
-        return ops.take(ops.convert_to_tensor(np.array(values), dtype), level)[..., None]
-
-    height, width, stride = of_level(heights), of_level(widths), of_level(strides, boxes.dtype)
-    # Where a box's level begins among the pixels of the batch: (batch, n, 1)
-    first = of_level(np.cumsum([0, *sizes[:-1]]))
-    first = first + ops.arange(ops.shape(pixels)[0], dtype="int32")[:, None, None] * sum(sizes)
+    # Of each box's level the columns and rows, and where it begins among the pixels of the batch.
+    starts = np.cumsum([0, *sizes[:-1]])
+    table = ops.convert_to_tensor(np.stack([widths, heights, starts], axis=1), "int32")
+    table = ops.take(table, level, axis=0)  # (batch, n, 3)
+    first = ops.arange(ops.shape(pixels)[0], dtype="int32")[:, None, None] * sum(sizes)
+    first = first + table[..., 2:]
     pixels = ops.reshape(pixels, (-1, channels))
 
-    def at(y, x):
-        return ops.take(pixels, first[..., None] + y * width[..., None] + x, axis=0)
-
-    values = _interpolate(at, boxes / stride, height, width, size * samples, dtype)
+    # The two columns and rows around each point, and how much each counts.
+    stride = ops.take(ops.convert_to_tensor(strides, boxes.dtype), level, axis=0)[..., None]
+    n, count = boxes.shape[1], size * samples
+    before, after, between = _neighbors(boxes / stride, table[..., :2, None], count)
+    places = ops.stack([before, after], axis=-1)  # (batch, n, 2, count, 2)
+    shares = ops.stack([1 - between, between], axis=-1)
+    rows = first[..., None] + places[:, :, 1] * table[..., :1, None]  # (batch, n, count, 2)
+    # The four pixels around each point: (batch, n, count, count, 2, 2)
+    index = rows[:, :, :, None, :, None] + places[:, :, 0, None, :, None]
+    weights = shares[:, :, 1, :, None, :, None] * shares[:, :, 0, None, :, None]
+    shape = -1, n, count, count, 4
+    values = backend.weighted_rows(
+        pixels, ops.reshape(index, shape), ops.reshape(ops.cast(weights, dtype), shape)
+    )
     if samples == 1:
         return values
-    n = boxes.shape[1]
     bins = ops.reshape(values, (-1, n, size, samples, size, samples, channels))
     return ops.mean(bins, axis=(3, 5))
 
@@ -122,34 +131,33 @@ def crop_instances(planes, numbers, boxes, size):
 
     def at(y, x):
         same = ops.take(pixels, first + y * width + x, axis=0) == numbers[..., None, None]
-        return ops.cast(same, boxes.dtype)[..., None]
+        return ops.cast(same, boxes.dtype)
 
-    return _interpolate(at, boxes, height, width, size, boxes.dtype)[..., 0]
-
-
-def _interpolate(at, boxes, height, width, count, dtype):
-    """Reads count x count points of boxes: `(batch, n, count, count, channels)`.
-
-    `at` takes rows `(batch, n, count, 1)` and columns `(batch, n, 1, count)`. Height and width of
-    what is read are ints, or tensors `(batch, n, 1)`; boxes are in its pixels.
-    """
-    top, bottom, below = _neighbors(boxes[..., 1:2], boxes[..., 3:4], height, count)
-    left, right, beyond = _neighbors(boxes[..., 0:1], boxes[..., 2:3], width, count)
-    top, bottom = top[..., :, None], bottom[..., :, None]
-    left, right = left[..., None, :], right[..., None, :]
-    below = ops.cast(below, dtype)[..., :, None, None]
-    beyond = ops.cast(beyond, dtype)[..., None, :, None]
+    lengths = ops.convert_to_tensor(np.array([[width], [height]]), "int32")
+    before, after, between = _neighbors(boxes, lengths, size)
+    (left, top), (right, bottom) = (
+        (x[:, :, 0, None], x[:, :, 1, :, None]) for x in (before, after)
+    )
+    beyond, below = between[:, :, 0, None], between[:, :, 1, :, None]
     upper = at(top, left) * (1 - beyond) + at(top, right) * beyond
     lower = at(bottom, left) * (1 - beyond) + at(bottom, right) * beyond
     return upper * (1 - below) + lower * below
 
 
-def _neighbors(start, end, length, count):
-    """Points along one side, `(batch, n, 1)` to `(batch, n, count)`: pixels before and after each,
-    and how far on the way between their centers it is.
+def _neighbors(boxes, lengths, count):
+    """Points along the sides of boxes, the columns first, then the rows.
+
+    Args:
+        boxes: `(batch, n, 4)` in pixels of what is read.
+        lengths: int32 `(…, 2, 1)`, how many columns and rows it has.
+        count: int, points along each side.
+
+    Returns:
+        The pixels before and after each point, int32 `(batch, n, 2, count)` each, and how far on
+        the way between their centers it is.
     """
-    steps = ops.convert_to_tensor((np.arange(count) + 0.5) / count, start.dtype)
-    last = length - 1
+    steps = ops.convert_to_tensor((np.arange(count) + 0.5) / count, boxes.dtype)
+    start, end, last = boxes[..., :2, None], boxes[..., 2:, None], lengths - 1
     places = start + (end - start) * steps - 0.5
     places = ops.minimum(ops.maximum(places, 0.0), ops.cast(last, start.dtype))
     low = ops.floor(places)
