@@ -116,6 +116,16 @@ def test_options_that_do_not_fit_are_refused(options, message):
         tasks.InstanceTask(**options)
 
 
+def test_as_many_objects_can_be_found_as_are_learned_from(scenes):
+    for most, slots in ((8, 20), (30, 30)):
+        options = {**SMALL, "max_instances": most}
+        task = tasks.InstanceTask(data=f"folder:{scenes}", **options)
+        dataset = task.load_data("val")
+        model = task.build_model(dataset)
+        found = ks.backend.infer(model, dataset[0][0][None], "detect")
+        assert found["scores"].shape == (1, slots)
+
+
 def test_a_pretrained_encoder_is_kept_and_frozen():
     options = {"encoder": "efficientnet_lite0", "freeze_epochs": 1, "epochs": 2}
     task = tasks.InstanceTask(image_size=(64, 64), **options)
