@@ -19,6 +19,7 @@ import keras_segen as ks
 from keras_segen import losses
 from keras_segen.compare.layerwise import divergence
 from keras_segen.compare.layerwise.divergence import Record, beyond, compare, deviation, growth
+from keras_segen.compare.layerwise.evidence import evidence
 from keras_segen.compare.layerwise.record import record
 from keras_segen.determinism import rng
 
@@ -403,8 +404,10 @@ def test_a_fault_is_beyond_the_tolerance(exact, fault):
 def test_what_is_missing_in_one_precision_is_beyond(sound):
     arrays = dict(sound.arrays)
     del arrays["float32/inference/pool"]
-    found = compare(sound, dataclasses.replace(sound, arrays=arrays))
+    lacking = dataclasses.replace(sound, arrays=arrays)
+    found = compare(sound, lacking)
     assert found["parted"]["layer"] == "pool" and found["parted"]["difference"] == math.inf
+    assert "No tolerance would do" in " ".join(evidence(found, sound, lacking)["lines"])
 
 
 def test_what_is_not_finite_or_of_another_shape_is_beyond():

@@ -158,6 +158,8 @@ def _behind(a, found, layer):
 
 
 def _largest(a, b, name):
+    if not all(name in record.arrays for record in (a, b)):
+        return None
     arrays = [np.asarray(record.arrays[name], "float64") for record in (a, b)]
     if arrays[0].shape != arrays[1].shape:
         return None
