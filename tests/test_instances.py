@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import keras_segen as ks
-from keras_segen import compare, data, plot, runs, tasks
+from keras_segen import backend, compare, data, plot, runs, tasks
 from keras_segen.data.instances import Instance, instance_of
 from keras_segen.segmentation.coco import run_lengths
 from keras_segen.segmentation.detector import Detector, merge, shifted, starts
@@ -114,6 +114,16 @@ def test_a_run_starts_from_another(run):
 def test_options_that_do_not_fit_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         tasks.InstanceTask(**options)
+
+
+def test_as_many_objects_can_be_found_as_are_learned_from(scenes):
+    for most, slots in ((8, 20), (30, 30)):
+        options = {**SMALL, "max_instances": most}
+        task = tasks.InstanceTask(data=f"folder:{scenes}", **options)
+        dataset = task.load_data("val")
+        model = task.build_model(dataset)
+        found = backend.infer(model, dataset[0][0][None], "detect")
+        assert found["scores"].shape == (1, slots)
 
 
 def test_a_pretrained_encoder_is_kept_and_frozen():
