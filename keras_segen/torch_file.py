@@ -1,45 +1,27 @@
 """Reads the weights that PyTorch saved, without PyTorch and without executing anything.
 
-A `.pth` file consists of pickles, and a pickle is a program that may call any function. Before
-one is run, each of its instructions is looked at: only those that a dictionary of weights needs
-are allowed, and none may name a function but the two that it needs, which are replaced by ours.
+A `.pth` file consists of pickles, and a pickle is a program that may call any function. This small
+interpreter knows only the instructions and names that a dictionary of weights needs; it calls
+nothing, and refuses every file that asks for more.
 """
 
-import collections
 import math
-import pickle
 import pickletools
 import zipfile
-from typing import NamedTuple
 
 import numpy as np
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
-_INSTRUCTIONS = (
-    "PROTO BININT BININT1 BININT2 LONG1 BINUNICODE NONE NEWTRUE NEWFALSE MARK EMPTY_TUPLE "
-    "EMPTY_DICT EMPTY_LIST TUPLE TUPLE1 TUPLE2 TUPLE3 APPEND APPENDS SETITEM SETITEMS BINPUT "
-    "LONG_BINPUT BINGET LONG_BINGET GLOBAL BINPERSID REDUCE BUILD STOP"
-)
-
-
-class _Tensor(NamedTuple):
-    """A tensor as the pickle describes it; the values come later in the file."""
-
-    storage: tuple
-    offset: int
-    shape: tuple
-    strides: tuple
-    requires_grad: bool
-    hooks: dict
-
+_MARK = object()
 
 # The names that a pickle may use, and their meaning here.
+_ORDERED_DICT, _REBUILD_TENSOR = object(), object()
 _GLOBALS = {
-    "collections OrderedDict": collections.OrderedDict,
-    "torch._utils _rebuild_tensor_v2": _Tensor,
-    "torch FloatStorage": "<f4",
-    "torch LongStorage": "<i8",
+    "collections OrderedDict": _ORDERED_DICT,
+    "torch._utils _rebuild_tensor_v2": _REBUILD_TENSOR,
+    "torch FloatStorage": np.dtype("<f4"),
+    "torch LongStorage": np.dtype("<i8"),
 }
 
 
@@ -72,44 +54,92 @@ def read_state_dict(path):
             tensors = _run(file)
             storages = _read_storages(file, tensors, keys=_run(file))
             return {name: _to_array(tensor, storages) for name, tensor in tensors.items()}
-        except (
-            ValueError,
-            TypeError,
-            LookupError,
-            AttributeError,
-            EOFError,
-            pickle.UnpicklingError,
-        ) as error:
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise ValueError(f"{path} is no state dict that can be read safely: {error}.") from None
 
 
-class _Unpickler(pickle.Unpickler):
-    """Runs a pickle with the names of `_GLOBALS` alone."""
+class _Tensor:
+    """A tensor as the pickle describes it; the values come later in the file."""
 
-    def find_class(self, module, name):
-        found = _GLOBALS[f"{module} {name}"]
-        # A new function each time: what a pickle sets on it is gone with the pickle.
-        return (lambda *arguments: _Tensor(*arguments)) if found is _Tensor else found
-
-    def persistent_load(self, found):
-        kind, dtype, key, _, size, view = found  # the fourth is the device
-        if kind != "storage" or dtype not in ("<f4", "<i8") or view is not None:
-            raise ValueError(f"it refers to {(kind, dtype, key)}")
-        return key, np.dtype(dtype), size
+    def __init__(self, storage, offset, shape, strides, requires_grad, hooks):
+        self.storage, self.offset, self.shape, self.strides = storage, offset, shape, strides
 
 
 def _run(file):
-    """Checks the next pickle of a file and returns its result."""
-    start = file.tell()
+    """Interprets the next pickle of a file and returns its result."""
+    stack, memo = [], {}
+
+    def pop_to_mark():
+        items = []
+        while (item := stack.pop()) is not _MARK:
+            items.append(item)
+        return items[::-1]
+
+    def set_items(pairs):
+        if not isinstance(stack[-1], dict):
+            raise ValueError("it sets items of something that is no dict")
+        stack[-1].update(pairs)
+
     for instruction, value, _ in pickletools.genops(file):
-        if instruction.name not in _INSTRUCTIONS.split():
-            raise ValueError(f"it contains the instruction {instruction.name}")
-        if instruction.name == "PROTO" and value != 2:
-            raise ValueError(f"it has pickle protocol {value}, expected 2")
-        if instruction.name == "GLOBAL" and value not in _GLOBALS:
-            raise ValueError(f"it asks for {value.replace(' ', '.')!r}")
-    file.seek(start)
-    return _Unpickler(file).load()
+        match instruction.name:
+            case "PROTO":
+                if value != 2:
+                    raise ValueError(f"it has pickle protocol {value}, expected 2")
+            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINUNICODE":
+                stack.append(value)
+            case "NONE":
+                stack.append(None)
+            case "NEWTRUE" | "NEWFALSE":
+                stack.append(instruction.name == "NEWTRUE")
+            case "MARK":
+                stack.append(_MARK)
+            case "EMPTY_TUPLE":
+                stack.append(())
+            case "EMPTY_DICT":
+                stack.append({})
+            case "EMPTY_LIST":
+                stack.append([])
+            case "TUPLE":
+                stack.append(tuple(pop_to_mark()))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                count = int(instruction.name[-1])
+                stack[-count:] = [tuple(stack[-count:])]
+            case "APPEND" | "APPENDS":
+                items = [stack.pop()] if instruction.name == "APPEND" else pop_to_mark()
+                stack[-1].extend(items)
+            case "SETITEM":
+                pair = stack.pop(-2), stack.pop()
+                set_items([pair])
+            case "SETITEMS":
+                items = pop_to_mark()
+                set_items(zip(items[::2], items[1::2], strict=True))
+            case "BINPUT" | "LONG_BINPUT":
+                memo[value] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(memo[value])
+            case "GLOBAL":
+                if value not in _GLOBALS:
+                    raise ValueError(f"it asks for {value.replace(' ', '.')!r}")
+                stack.append(_GLOBALS[value])
+            case "BINPERSID":  # ("storage", type, key, device, number of values, view)
+                kind, dtype, key, _, size, view = stack.pop()
+                if kind != "storage" or not isinstance(dtype, np.dtype) or view is not None:
+                    raise ValueError(f"it refers to {(kind, dtype, key)}")
+                stack.append((key, dtype, size))
+            case "REDUCE":
+                arguments, function = stack.pop(), stack.pop()
+                if function is _ORDERED_DICT and arguments == ():
+                    stack.append({})
+                elif function is _REBUILD_TENSOR:
+                    stack.append(_Tensor(*arguments))
+                else:
+                    raise ValueError("it calls a function in a way that a state dict does not")
+            case "BUILD":  # a module's `_metadata`: versions, not needed
+                stack.pop()
+            case "STOP":
+                return stack.pop()
+            case _:
+                raise ValueError(f"it contains the instruction {instruction.name}")
 
 
 def _read_storages(file, tensors, keys):

@@ -116,11 +116,11 @@ def test_a_pickle_that_calls_anything_is_refused_and_calls_nothing(tmp_path):
     [
         (b"\x80\x02c__builtin__\neval\n(" + text("1") + b"tR.", "asks for '__builtin__.eval'"),
         (b"\x80\x02(i__builtin__\neval\n.", "instruction INST"),
-        (b"\x80\x02ccollections\nOrderedDict\n" + text("a") + b"\x85R.", "no state dict"),
+        (b"\x80\x02ccollections\nOrderedDict\n" + text("a") + b"\x85R.", "calls a function"),
         (b"\x80\x04\x95\x00\x00\x00\x00\x00\x00\x00\x00N.", "pickle protocol 4"),
         (b"\x80\x02\x82\x01.", "instruction EXT1"),
         (b"\x80\x02}.", "no dict of tensors"),
-        (b"\x80\x02]" + text("x") + text("y") + b"s.", "no state dict"),
+        (b"\x80\x02]" + text("x") + text("y") + b"s.", "sets items of something that is no dict"),
         (b"\x80\x02}" + text("x") + b"K\x01s.", "'x' is no tensor"),
         (b"\x80\x02t.", "no state dict"),
         (b"\x80\x02h\x07.", "no state dict"),
