@@ -40,8 +40,9 @@ def border_weights(numbers, sigma=5.0):
     Example:
 
     >>> numbers = np.array([[1, 0, 2, 0, 0, 0]])
-    >>> border_weights(numbers, sigma=2.0).round(2).tolist()  # d_1 + d_2: 2, 4, 6, 8
-    [[0.0, 0.61, 0.0, 0.14, 0.01, 0.0]]
+    >>> found = border_weights(numbers, sigma=2.0)  # d_1 + d_2: 2, 4, 6, 8
+    >>> [round(float(value), 2) for value in found[0]]
+    [0.0, 0.61, 0.0, 0.14, 0.01, 0.0]
     """
     height, width = numbers.shape
     reach = int(np.ceil(FAR * sigma))

@@ -34,8 +34,8 @@ def components(classes, object_classes, min_pixels=MIN_PIXELS, rim=None):
     >>> mask = np.array([[0, 1, 0, 1], [0, 1, 1, 0]])
     >>> components(mask, [1], min_pixels=1).tolist()
     [[0, 1, 0, 2], [0, 1, 1, 0]]
-    >>> components(mask, [1], min_pixels=1, rim=np.array([[1, 0, 0, 0], [0, 0, 0, 1]]) > 0).tolist()
-    [[1, 1, 0, 2], [0, 1, 1, 1]]
+    >>> components(mask, [1], min_pixels=1, rim=np.array([[1, 0, 0, 0], [0, 0, 0, 0]]) > 0).tolist()
+    [[1, 1, 0, 2], [0, 1, 1, 0]]
     """
     classes = np.asarray(classes)
     numbers, last = np.zeros(classes.shape, np.int32), 0

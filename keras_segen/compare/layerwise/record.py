@@ -284,7 +284,7 @@ def _follow(found, model, batches, precision, subject, tell):
 
     tell(f"every layer in inference, {precision}")
     with watching(networks) as seen:
-        subject.run_layers(model, *_tensors(batches[0], precision))
+        subject.run_layers(model, *_tensors(batches[0][:2], precision))
     for each in seen:
         keep("inference", each.name, each.tensor)
     del seen
