@@ -144,7 +144,12 @@ def test_links_and_pictures_lead_somewhere(path):
     text = FENCED.sub("", path.read_text(encoding="utf-8"))
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if not target.startswith(("https://", "mailto:")):
-            assert (path.parent / target).exists(), target
+            file, _, section = target.partition("#")
+            there = path.parent / file if file else path
+            assert there.exists(), target
+            if section:
+                headings = re.findall(r"^#+ (.*)$", there.read_text(encoding="utf-8"), re.MULTILINE)
+                assert section in [each.lower().replace(" ", "-") for each in headings], target
 
 
 @pytest.mark.once

@@ -28,7 +28,7 @@ from keras_segen.data.tree import Spec, conform, map_tree
 from keras_segen.determinism import order, rng, sample
 
 SAMPLINGS = ("uniform", "rare_classes")
-KINDS = ("image", "target", "weights")  # the parts of an item
+PARTS = ("image", "target", "weights")  # the parts of an item
 
 
 class Batches:
@@ -169,7 +169,7 @@ class Batches:
             found.append(self.dataset.make_weights(stored))
         return tuple(
             conform(part, spec, f"{name}: its {kind}")
-            for part, spec, kind in zip(found, self.spec, KINDS[: len(found)], strict=True)
+            for part, spec, kind in zip(found, self.spec, PARTS[: len(found)], strict=True)
         )
 
     def _augmented(self, image, stored, epoch, index, visit):
