@@ -19,7 +19,7 @@ their rims as well; and beyond 4 sigma from the second object it is 0, under 0.0
 import cv2
 import numpy as np
 
-from keras_segen.data.dataset import Dataset, require_masks
+from keras_segen.data.dataset import Dataset, Wrapped, require_masks
 from keras_segen.data.tree import Spec
 
 LEVELS = 256  # of a factor from 0 to 1 that is stored beside a class
@@ -126,7 +126,7 @@ def largest_parts(numbers):
     return table[parts]
 
 
-class BorderWeights(Dataset):
+class BorderWeights(Wrapped, Dataset):
     """A data set whose pixels weigh more in the loss on the thin borders between touching objects.
 
     Its batches are `(images, masks, weights)`, and `fit` gives the weights to the loss: float32
@@ -189,9 +189,6 @@ class BorderWeights(Dataset):
     def __getstate__(self):
         return self.__dict__ | {"_planes": {}}  # each worker process fills its own
 
-    def __len__(self):
-        return len(self.dataset)
-
     def read(self, index):
         """Returns image and plane `256 * class + k`, k 0 to 255: the border weight from 0 to 1."""
         if index in self._planes:
@@ -207,13 +204,6 @@ class BorderWeights(Dataset):
 
     def read_mask(self, index):
         return self.dataset.read_mask(index)
-
-    def item_name(self, index):
-        return self.dataset.item_name(index)
-
-    @property
-    def groups(self):
-        return self.dataset.groups
 
     def _count(self):
         return self.dataset.pixel_counts_of_items().tolist()

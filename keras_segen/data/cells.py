@@ -14,8 +14,7 @@ import numpy as np
 
 from keras_segen import determinism
 from keras_segen.data.borders import largest_parts, without_contacts
-from keras_segen.data.dataset import Dataset, check_channels, check_size
-from keras_segen.data.shapes import LUMA, window_around
+from keras_segen.data.shapes import LUMA, Drawn, window_around
 
 CLASSES = ("background", "cell")
 PALETTE = ((0, 0, 0), (86, 180, 233))
@@ -26,7 +25,7 @@ FAINTEST = 0.1  # contrast of a border, where the plainest has 1
 BORDER = 0.02  # width of the background between two cells, in these units; at least 1.5 pixels
 
 
-class Cells(Dataset):
+class Cells(Drawn):
     """Scenes of touching cells with semantic and instance masks.
 
     Item i of split s depends on (seed, s, i) only. Scenes are drawn in units of the shorter side,
@@ -51,18 +50,8 @@ class Cells(Dataset):
     """
 
     def __init__(self, split="train", size=96, length=None, seed=0, channels=3):
-        self.size = check_size(size)
-        if min(self.size) < 32:
-            raise ValueError(f"size is {self.size}, expected at least 32 pixels each way")
-        self.channels = check_channels(channels)
-        super().__init__("cells", split, CLASSES, PALETTE, image_shape=(*self.size, self.channels))
-        self.length = LENGTHS[split] if length is None else int(length)
-        if self.length < 1:
-            raise ValueError(f"length is {length}, expected at least 1")
-        self.seed = int(seed)
-
-    def __len__(self):
-        return self.length
+        scenes = CLASSES, PALETTE, LENGTHS, 32
+        super().__init__("cells", split, scenes, size, length, seed, channels)
 
     def read(self, index):
         return self.read_instances(index)[:2]

@@ -22,7 +22,33 @@ LENGTHS = {"train": 512, "val": 128, "test": 128}
 LUMA = np.float32([0.299, 0.587, 0.114])
 
 
-class Shapes(Dataset):
+class Drawn(Dataset):
+    """Scenes that are drawn, at any size: the base of `Shapes` and `Cells`.
+
+    Args:
+        name: str, the name of the data set.
+        scenes: the class names, the palette, the number of items of each split, and the fewest
+            pixels of a side.
+        split, size, length, seed, channels: as in `Shapes`.
+    """
+
+    def __init__(self, name, split, scenes, size, length, seed, channels):
+        class_names, palette, lengths, smallest = scenes
+        self.size = check_size(size)
+        if min(self.size) < smallest:
+            raise ValueError(f"size is {self.size}, expected at least {smallest} pixels each way")
+        self.channels = check_channels(channels)
+        super().__init__(name, split, class_names, palette, image_shape=(*self.size, self.channels))
+        self.length = lengths[split] if length is None else int(length)
+        if self.length < 1:
+            raise ValueError(f"length is {length}, expected at least 1")
+        self.seed = int(seed)
+
+    def __len__(self):
+        return self.length
+
+
+class Shapes(Drawn):
     """Scenes of textured shapes with semantic and instance masks.
 
     Item i of split s depends on (seed, s, i) only. Scenes are drawn in units of the shorter
@@ -47,18 +73,8 @@ class Shapes(Dataset):
     """
 
     def __init__(self, split="train", size=64, length=None, seed=0, channels=3):
-        self.size = check_size(size)
-        if min(self.size) < 8:
-            raise ValueError(f"size is {self.size}, expected at least 8 pixels each way")
-        self.channels = check_channels(channels)
-        super().__init__("shapes", split, CLASSES, PALETTE, image_shape=(*self.size, self.channels))
-        self.length = LENGTHS[split] if length is None else int(length)
-        if self.length < 1:
-            raise ValueError(f"length is {length}, expected at least 1")
-        self.seed = int(seed)
-
-    def __len__(self):
-        return self.length
+        scenes = CLASSES, PALETTE, LENGTHS, 8
+        super().__init__("shapes", split, scenes, size, length, seed, channels)
 
     def read(self, index):
         image, mask, _ = self._draw(index)
