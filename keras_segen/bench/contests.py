@@ -13,8 +13,8 @@ from keras_segen import backend, data, generation
 from keras_segen.determinism import initialize, rng
 from keras_segen.generation import noise
 from keras_segen.segmentation.mask_rcnn import SMALL, lots
-from keras_segen.tasks.instances import LOSSES, InstanceTask
-from keras_segen.tasks.segmentation import SegmentationTask
+from keras_segen.tasks.instances import LOSSES
+from keras_segen.tasks.registry import kind_of
 
 # Adam's settings in a proof: a small learning rate, and an epsilon that suppresses gradients which
 # are zero except for rounding. With a large rate such gradients, and a GAN's two players, double a
@@ -64,6 +64,23 @@ class Contest:
     def image_shape(self):
         return (*self.image_size, self.channels)
 
+    def _task(self):
+        """The training whose data and network are measured."""
+        return kind_of(self.network)(
+            model=self.network,
+            data=self.data,
+            filters=self.filters,
+            image_size=self.image_size,
+            channels=self.channels,
+            batch_size=self.batch_size,
+            learning_rate=self.LEARNING_RATE,
+            augment="none",
+            seed=self.seed,
+        )
+
+    def load_data(self):
+        return self._task().load_data("train")
+
     def predict_as_keras_does(self, model, inputs):
         """Predicts with Keras' own method, if there is one: NumPy to NumPy."""
         return self.predict(model, inputs)
@@ -94,28 +111,12 @@ class SegmentationContest(Contest):
     SIDES = ("fit", "fit with metrics")
     LOSS_NAMES = ("loss",)
 
-    def _experiment(self):
-        return SegmentationTask(
-            model=self.network,
-            data=self.data,
-            filters=self.filters,
-            image_size=self.image_size,
-            channels=self.channels,
-            batch_size=self.batch_size,
-            learning_rate=self.LEARNING_RATE,
-            augment="none",
-            seed=self.seed,
-        )
-
-    def load_data(self):
-        return self._experiment().load_data("train")
-
     def build(self, dataset, side="fit", proving=False):
         """Builds our network, ready for `fit`: with the loss alone, or as `train` does.
 
         For a proof, Adam's learning rate is smaller.
         """
-        task = self._experiment()
+        task = self._task()
         model = task.build_model(dataset)
         if side == "fit":
             model.compile(self._adam(proving), loss=task.make_loss(dataset))
@@ -156,23 +157,8 @@ class InstanceContest(Contest):
     SIDES = ("fit",)
     LOSS_NAMES = ("loss", *LOSSES)
 
-    def _experiment(self):
-        return InstanceTask(
-            model=self.network,
-            data=self.data,
-            filters=self.filters,
-            image_size=self.image_size,
-            channels=self.channels,
-            batch_size=self.batch_size,
-            augment="none",
-            seed=self.seed,
-        )
-
-    def load_data(self):
-        return self._experiment().load_data("train")
-
     def build(self, dataset, side="fit", proving=False):
-        model = self._experiment().build_model(dataset)
+        model = self._task().build_model(dataset)
         model.compile(self._adam(proving))
         return model
 
