@@ -93,13 +93,8 @@ def images(images, columns=None, labels=None):
     for i, cell in enumerate(cells):
         left = gap + i % columns * (width + gap)
         bottom = (i // columns + 1) * (height + under + gap) - under
-        top = bottom - width * cell.shape[0] / cell.shape[1]
-        axes.imshow(
-            cell,
-            extent=(left, left + width, bottom, top),
-            interpolation="nearest" if max(cell.shape) < 256 else "auto",
-            aspect="auto",
-        )
+        tall = width * cell.shape[0] / cell.shape[1]
+        _place(axes, cell, left, bottom - tall, tall)
         if labels is not None:
             place = {"va": "top", "fontsize": 7.5, "parse_math": False}
             axes.text(left, bottom + 0.03, str(labels[i]), color=INK_COLOR, **place)
@@ -221,7 +216,7 @@ def masks(
     >>> images, truth = np.zeros((2, 8, 8, 3)), np.zeros((2, 8, 8), "int32")
     >>> colors = np.array([[0, 0, 0], [255, 0, 0]])
     >>> figure = masks(images, truth, palette=colors, class_names=("ground", "disc"))
-    >>> len(figure.axes)  # 2 rows of image and truth
+    >>> len(figure.axes[0].images)  # 2 rows of image and truth
     4
     """
     images, truth, predictions = _items(images), _items(truth), _items(predictions)
@@ -272,7 +267,7 @@ def instances(images, instances, *, palette, class_names, titles=None, columns=N
     >>> figure = instances(
     ...     np.zeros((2, 8, 8, 3)), [[], []], palette=np.array([[255, 0, 0]]), class_names=("disc",)
     ... )
-    >>> len(figure.axes)
+    >>> len(figure.axes[0].images)
     2
     """
     palette, images = _palette(palette, class_names), _items(images)
@@ -427,7 +422,7 @@ def neighbors(images, nearest, distances=None):
     Example:
 
     >>> images = np.zeros((2, 8, 8, 1))
-    >>> len(neighbors(images, np.zeros((2, 3, 8, 8, 1))).axes)
+    >>> len(neighbors(images, np.zeros((2, 3, 8, 8, 1))).axes[0].images)
     8
     """
     images, nearest = _items(images), _items(nearest)
@@ -694,8 +689,13 @@ def save(figure, path):
         ValueError: if the name does not end in `.png`.
     """
     check_name(path)
+    layout = figure.get_layout_engine()
+    if layout:  # placed once: savefig would draw the figure twice for it
+        layout.execute(figure)
+        figure.set_layout_engine("none")
     with write_atomically(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
+    figure.set_layout_engine(layout)
 
 
 def check_name(path):
@@ -899,24 +899,38 @@ def _grid(rows, names, notes, legend):
     width = cell_width * len(names)
     columns = max(1, int(width / 1.35))
     legend_rows = math.ceil(len(legend) / columns)
-    figure = _picture(width, (cell_height + 0.2) * len(rows) + 0.4 + 0.22 * legend_rows)
-    figure.get_layout_engine().set(w_pad=0.04, h_pad=0.05, wspace=0.0, hspace=0.0)
-    grid = figure.subplots(len(rows), len(names), squeeze=False)
+    step = cell_height + 0.2  # inches, as all lengths; one pair of axes is quick to draw
+    figure = _picture(width, step * len(rows) + 0.4 + 0.22 * legend_rows)
+    axes = figure.add_subplot()
+    axes.set_axis_off()
+    style = {"color": INK_COLOR, "parse_math": False}
+    for column, name in enumerate(names):
+        axes.text(column * cell_width, -0.05, name, va="bottom", fontsize=10, **style)
     for row, (cells, cell_notes) in enumerate(zip(rows, notes, strict=True)):
         for column, (cell, note) in enumerate(zip(cells, cell_notes, strict=True)):
-            axes = grid[row, column]
-            axes.imshow(cell, interpolation="nearest" if max(cell.shape) < 256 else "auto")
-            axes.set_xticks([])
-            axes.set_yticks([])
-            axes.spines[:].set_visible(False)
-            axes.set_xlabel(note, fontsize=8, loc="left", labelpad=2, parse_math=False)
-            if row == 0:
-                axes.set_title(names[column], fontsize=10, loc="left", pad=4, parse_math=False)
+            left, top = column * cell_width, row * step
+            height = min(cell_height, (cell_width - 0.08) * cell.shape[0] / cell.shape[1])
+            _place(axes, cell, left, top, height)
+            axes.text(left, top + height + 0.03, note, va="top", fontsize=8, **style)
+    for text in axes.texts:
+        text.set_in_layout(False)  # a long one must not make the images smaller
+    axes.set(xlim=(0, width), ylim=(len(rows) * step, -0.2), aspect="equal", anchor="NW")
     place = {"loc": "outside lower left", "ncols": columns, "columnspacing": 1.4}
     size = {"fontsize": 9, "handlelength": 1.1, "handleheight": 1.1}
     patches, names = [patch for patch, _ in legend], [_short(label, 28) for _, label in legend]
     _name_lines(figure, patches, names, **place, **size)
     return figure
+
+
+def _place(axes, cell, left, top, height):
+    """Draws an image at a place of axes whose y goes down."""
+    width = height * cell.shape[1] / cell.shape[0]
+    axes.imshow(
+        cell,
+        extent=(left, left + width, top + height, top),
+        interpolation="nearest" if max(cell.shape) < 256 else "auto",
+        aspect="auto",
+    )
 
 
 def _name_lines(where, lines, names, **options):

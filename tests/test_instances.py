@@ -312,7 +312,7 @@ def test_objects_are_drawn_with_outlines_boxes_and_names():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "_b"]
     both = {"truth": [some], "found": [[]]}
     figure = plot.instances([image], both, palette=palette, class_names=("a", "b"), titles=["x"])
-    assert [axes.get_title(loc="left") for axes in figure.axes] == ["truth", "found"]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["truth", "found", "x", ""]
     with pytest.raises(
         ValueError, match=r"is of class 1 in an image of \(40, 40\); expected a class"
     ):

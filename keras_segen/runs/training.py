@@ -8,7 +8,7 @@
     checkpoint-0005.keras    the last finished epoch, with the optimizer's state
     checkpoint-0005.json     what belongs to it: digests of settings, history and the file itself
     previews/epoch-0005.png  the same validation images, or images of the same codes, each epoch
-    curves.png               loss and metrics over the epochs
+    curves.png               loss and metrics over the epochs, drawn anew every ten seconds
     animation.gif            for pictures, at the end: how they formed
 
 Every file is written under a temporary name and moved into place, the checkpoint last: whenever a
@@ -48,6 +48,8 @@ from keras_segen.run_folder import (
 )
 from keras_segen.runs.numerics import NumericsWatch
 from keras_segen.tasks.registry import read
+
+SECONDS_TO_DRAW = 10.0  # between two drawings of the curves, apart from the last
 
 
 def train(
@@ -286,6 +288,7 @@ class _RunFolder(keras.callbacks.Callback):
         self.described = run["data"]
         self.rows = read_rows(folder)[:first_epoch]
         self.best = max(map(self._score, self.rows), default=-math.inf)
+        self.drawn = -math.inf  # when the curves were drawn last
 
     def _score(self, row):
         """The score of an epoch, from its row; without a criterion, later is better."""
@@ -343,12 +346,16 @@ class _RunFolder(keras.callbacks.Callback):
     def _draw(self, epoch):
         for name, picture in self.task.draw(self.model, self.val_data).items():
             _save_picture(picture, self.folder / "previews" / f"{name}-{epoch + 1:04d}.png")
+        last = epoch + 1 == self.task.epochs or stops_early(self.task, self.rows, self.extended)
+        if not last and time.monotonic() - self.drawn < SECONDS_TO_DRAW:
+            return
         history = {
             key: [float(row[key]) for row in self.rows]
             for key in self.rows[0]
             if key not in ("epoch", "seconds", "peak_memory_mib")
         }
         plot.save(plot.curves(history), self.folder / "curves.png")
+        self.drawn = time.monotonic()
 
 
 def _save_picture(picture, path):
