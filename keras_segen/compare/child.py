@@ -1,8 +1,8 @@
 """The process that trains a task on one backend and records the results.
 
-`run.py` starts it and asks for some of three phases: `parity` records some steps layer by layer,
-`train` trains, into a folder with the backend's name, and `serve` runs the models that the others
-trained. The folder of the comparison holds `experiment.json`; `KERAS_BACKEND` names the backend.
+`run.py` starts it and asks for some of three phases: `train` trains, into a folder with the
+backend's name, `serve` runs the models that the others trained, and `parity` records some steps
+layer by layer. The folder of the comparison holds `experiment.json`; `KERAS_BACKEND` names the backend.
 Keras is imported inside the functions, since the time of its import is measured.
 """
 
@@ -234,8 +234,11 @@ def prepare(threads):
 
 
 def answer(phase, folder, threads):
-    """Runs a phase in a folder."""
+    """Runs a phase in a folder; names that Keras counts begin anew, as in a new process."""
+    import keras
+
     prepare(threads)
+    keras.utils.clear_session()
     folder = Path(folder)
     settings = json.loads((folder / "experiment.json").read_text(encoding="utf-8"))
     for module in settings["modules"]:

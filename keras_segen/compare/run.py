@@ -1,9 +1,10 @@
 """The comparison itself: train one task on each backend, one after the other, and report.
 
 Every backend runs in its own process (`child.py`), alone on the machine, with the same number of
-threads. Then each loads the models that the others saved; the last one does so at once.
+threads. Then each loads the models that the others saved, and does what else is asked for.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import itertools
@@ -58,8 +59,8 @@ def run(
             per core.
         console: a `rich.console.Console` for the live progress; None for the notebook, or else
             standard error.
-        parity_steps: int, training steps that are also compared layer by layer and in float64,
-            before the training (`keras_segen.compare.layerwise.divergence`); 0 for none. If the
+        parity_steps: int, training steps that are also compared layer by layer and in float64
+            (`keras_segen.compare.layerwise.divergence`); 0 for none. If the
             task's precision is float64, the result in float64 decides, and there is no training.
         command: str, the command that repeats the comparison; None for that of this process.
         modules: names of modules that the processes import first, for layers of a user's own.
@@ -109,8 +110,7 @@ def run(
     write_json(folder / "experiment.json", plan)
     if write_own is not None:
         write_own()
-    phases = ["parity"] if parity_steps else []
-    phases += ["train"] if task.precision != divergence.HIGH else []
+    trains = task.precision != divergence.HIGH
     outcomes = {
         backend: {"status": "running", "losses": {name: [] for name in task.losses}}
         for backend in backends
@@ -122,37 +122,45 @@ def run(
                 backend: progress.add_task(backend, total=None, phase="waiting", loss="")
                 for backend in backends
             }
-            for backend in backends:
-                for phase in phases:
-                    outcomes[backend]["status"] = "running"
-                    asked = [phase]
-                    if phase == "train" and backend == backends[-1]:
-                        asked.append("serve")  # the models of the others are there already
-                    outcome, bar = outcomes[backend], bars[backend]
-                    _run_child(asked, backend, folder, threads, outcome, progress, bar)
-                    if outcomes[backend]["status"] == "failed":
-                        break
-            done = [name for name in backends if outcomes[name]["status"] == "ok"]
-            if len(done) > 1 and "train" in phases:
-                for backend in done:
-                    if backend != backends[-1]:
-                        outcome, bar = outcomes[backend], bars[backend]
-                        _run_child(["serve"], backend, folder, threads, outcome, progress, bar)
-                if seconds and all(outcomes[name]["status"] == "ok" for name in done):
-                    bar = progress.add_task("speed", total=None, phase="waiting", loss="")
-                    speed = turns.take_turns(
-                        task,
-                        folder,
-                        done,
-                        threads,
-                        seconds,
-                        modules,
-                        tell=lambda text: progress.update(bar, phase=text),
-                    )
-                    progress.update(bar, phase="done")
-                failures = _train_other_seeds(
-                    task, folder, modules, done, num_seeds, threads, progress
+
+            def process(backend):
+                return _process(
+                    backend, folder, threads, outcomes[backend], progress, bars[backend]
                 )
+
+            def look_closer(ask, backend):
+                """What does not need a process that did nothing before."""
+                if trains:
+                    ask("serve")
+                if parity_steps:
+                    ask("parity")
+                return _train_other_seeds(ask, task, folder, modules, backend, num_seeds)
+
+            # The last one goes on in its process, since the models of the others are there; the
+            # others do so in another one, which has not made the model that it loads.
+            for backend in backends:
+                with process(backend) as ask:
+                    if trains:
+                        ask("train")
+                    if backend == backends[-1] and _all_well(outcomes):
+                        failures += look_closer(ask, backend)
+            for backend in backends[:-1]:
+                if _all_well(outcomes):
+                    with process(backend) as ask:
+                        failures += look_closer(ask, backend)
+            done = [name for name in backends if outcomes[name]["status"] == "ok"]
+            if trains and seconds and len(done) > 1:
+                bar = progress.add_task("speed", total=None, phase="waiting", loss="")
+                speed = turns.take_turns(
+                    task,
+                    folder,
+                    done,
+                    threads,
+                    seconds,
+                    modules,
+                    tell=lambda text: progress.update(bar, phase=text),
+                )
+                progress.update(bar, phase="done")
     except KeyboardInterrupt:
         interrupted = True
         for outcome in outcomes.values():
@@ -169,24 +177,24 @@ def run(
     return result
 
 
-def _train_other_seeds(task, folder, modules, backends, num_seeds, threads, progress):
+def _all_well(outcomes):
+    return all(outcome["status"] != "failed" for outcome in outcomes.values())
+
+
+def _train_other_seeds(ask, task, folder, modules, backend, num_seeds):
     """Trains with the seeds after the task's; returns sentences about what failed."""
-    failures = []
     for k in range(1, num_seeds):
         other = dataclasses.replace(task, seed=task.seed + k)
         there = folder / "seeds" / str(other.seed)
-        for backend in backends if k % 2 == 0 else reversed(backends):
-            (there / backend).mkdir(parents=True, exist_ok=True)
-            plan = {"experiment": other.to_dict(), "modules": modules}
-            write_json(there / "experiment.json", plan)
-            name = f"seed {other.seed}"
-            bar = progress.add_task(name, total=None, phase="waiting", loss="")
-            outcome = {"losses": {loss: [] for loss in task.losses}}
-            _run_child(["train"], backend, there, threads, outcome, progress, bar)
-            if outcome["status"] == "failed":
-                reason = outcome["error"].splitlines()[-1]
-                failures.append(f"With {name}, {report.display_name(backend)} failed: {reason}")
-    return failures
+        (there / backend).mkdir(parents=True, exist_ok=True)
+        write_json(there / "experiment.json", {"experiment": other.to_dict(), "modules": modules})
+        outcome = {"losses": {loss: [] for loss in task.losses}}
+        ask("train", there, outcome, f"seed {other.seed}: ")
+        if outcome["status"] == "failed":
+            reason = outcome["error"].splitlines()[-1]
+            name = report.display_name(backend)
+            return [f"With seed {other.seed}, {name} failed: {reason}"]
+    return []
 
 
 def _of_all_seeds(task, folder, result):
@@ -284,34 +292,42 @@ class NotebookProgress(rich.progress.Progress):
         self.drawn = time.monotonic()
 
 
-def _run_child(phases, backend, folder, threads, outcome, progress, bar):
-    """Runs phases in one child, shows its progress, and records its result in `outcome`."""
+@contextlib.contextmanager
+def _process(backend, folder, threads, outcome, progress, bar):
+    """A process that runs phases: gives a function that asks for one and shows its progress.
 
-    def show(event):
-        if "phase" in event:
-            progress.update(bar, phase=event["phase"], loss="")
-            if "steps" in event:
-                progress.update(bar, total=event["steps"])
+    What became of it is recorded in `outcome`; after a failure nothing more is asked for.
+    """
+
+    def ask(phase, there=folder, outcome=outcome, label=""):
+        if outcome.get("status") == "failed":
             return
-        for name, value in event["losses"].items():
-            outcome["losses"][name].append(value)
-        known = [(n, v) for n, v in event["losses"].items() if v is not None]
-        text = "".join(f", {name} {value:.4f}" for name, value in known)
-        progress.update(bar, completed=event["step"], loss=text)
+
+        def show(event):
+            if "phase" in event:
+                progress.update(bar, phase=label + event["phase"], loss="")
+                if "steps" in event:
+                    progress.update(bar, total=event["steps"], completed=0)
+                return
+            for name, value in event["losses"].items():
+                outcome["losses"][name].append(value)
+            known = [(n, v) for n, v in event["losses"].items() if v is not None]
+            text = "".join(f", {name} {value:.4f}" for name, value in known)
+            progress.update(bar, completed=event["step"], loss=text)
+
+        outcome["status"] = "running"
+        answer = worker.ask(phase, show, folder=str(there.resolve()), threads=threads)
+        outcome["status"] = "failed" if "error" in answer else "ok"
+        if "error" in answer:
+            outcome["error"] = "\n".join(answer["details"].splitlines()[-12:]) or answer["error"]
 
     progress.update(bar, phase="starting", loss="")
     worker = Worker("keras_segen.compare.child", backend, threads, folder / backend / "log.txt")
     try:
-        for phase in phases:
-            answer = worker.ask(phase, show, folder=str(folder.resolve()), threads=threads)
-            if "error" in answer:
-                break
+        yield ask
     finally:
         worker.end()
-    outcome["status"] = "failed" if "error" in answer else "ok"
-    if "error" in answer:
-        outcome["error"] = "\n".join(answer["details"].splitlines()[-12:]) or answer["error"]
-    progress.update(bar, phase="failed" if "error" in answer else "done", loss="")
+    progress.update(bar, phase="failed" if outcome["status"] == "failed" else "done", loss="")
 
 
 def _conclude(task, folder, outcomes, interrupted, command):
