@@ -36,6 +36,15 @@ class Picture(Figure):
     class brings its own PNG.
     """
 
+    def savefig(self, *args, **options):
+        """As in Matplotlib; but the layout is made once, where it draws twice to make it."""
+        layout = self.get_layout_engine()
+        if layout:
+            layout.execute(self)
+            self.set_layout_engine("none")
+        super().savefig(*args, **options)
+        self.set_layout_engine(layout)
+
     def _repr_png_(self):
         file = io.BytesIO()
         self.savefig(file, format="png", dpi=110)
@@ -689,13 +698,8 @@ def save(figure, path):
         ValueError: if the name does not end in `.png`.
     """
     check_name(path)
-    layout = figure.get_layout_engine()
-    if layout:  # placed once: savefig would draw the figure twice for it
-        layout.execute(figure)
-        figure.set_layout_engine("none")
     with write_atomically(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
-    figure.set_layout_engine(layout)
 
 
 def check_name(path):

@@ -127,8 +127,8 @@ def test_an_empty_variable_counts_as_not_set(tmp_path):
     assert (done.stdout, done.stderr) == (f"torch by {tmp_path / 'keras.json'}\n", "")
 
 
-def test_lists():
-    datasets, models = run("datasets").stdout, run("models").stdout
+def test_lists(here):
+    datasets, models = here("datasets"), here("models")
     assert datasets.startswith("shapes  ") and "\nfolder:PATH  " in datasets
     assert len({line[len("fashion_mnist[:PATH]") :][:2] for line in datasets.splitlines()}) == 1
     assert models.startswith("unet  ") and "\nplain_unet  " in models
@@ -136,15 +136,15 @@ def test_lists():
         assert f"\n{name:10}  {name.upper()}: " in models
 
 
-def test_train_resume_evaluate_predict(trained, picture_folder, tmp_path):
-    assert "run is in" in run("train", "--resume", trained).stdout
+def test_train_resume_evaluate_predict(trained, picture_folder, tmp_path, here):
+    assert "run is in" in here("train", "--resume", trained)
     assert list((trained / "tensorboard").glob("events*"))
-    evaluated = run("evaluate", trained, "--split", "val").stdout
+    evaluated = here("evaluate", trained, "--split", "val")
     assert "\n Mean " in evaluated and "4 images of val" in evaluated
     written = json.loads((trained / "evaluation-val.json").read_text())
     assert written["backend"] == keras.backend.backend()
     photo = picture_folder / "test" / "images" / "scene1.png"
-    predicted = run("predict", trained, photo, "--out", tmp_path / "masks").stdout
+    predicted = here("predict", trained, photo, "--out", tmp_path / "masks")
     assert predicted.startswith("1 masks in")
     with Image.open(tmp_path / "masks" / "scene1.png") as mask:
         assert mask.size == (32, 32)

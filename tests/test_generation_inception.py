@@ -55,6 +55,7 @@ def random_weights(theirs):
     return state
 
 
+@pytest.mark.once
 def test_the_network_is_that_of_keras_but_for_the_last_pool():
     size = (139, 139, 3)  # at which the smallest features are 3 x 3
     theirs = keras.applications.InceptionV3(include_top=False, weights=None, input_shape=size)

@@ -117,6 +117,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(finished, picture_folder
     assert not list((tmp_path / "run").glob(".*"))
 
 
+@pytest.mark.once
 def test_a_killed_run_resumes_to_the_same_weights(finished, picture_folder, tmp_path):
     run = tmp_path / "run"
     code = (
@@ -232,7 +233,10 @@ def test_a_folder_without_run_says_so(tmp_path):
             **{"model": "fcn", "stride": 16, "filters": (4, 4, 4, 4, 4, 8)},
             **{"class_weights": "inverse_frequency"},
         },
-        {"model": "fcn", "filters": (8,), "encoder": "efficientnet_lite0"},
+        pytest.param(
+            {"model": "fcn", "filters": (8,), "encoder": "efficientnet_lite0"},
+            marks=pytest.mark.once,
+        ),
     ],
     ids=str,
 )
@@ -318,10 +322,8 @@ def test_a_training_in_two_phases_has_one_history(fine_tuned):
     assert not any(kept_kernels(fine_tuned / "checkpoint-0004.keras"))
 
 
-@pytest.mark.parametrize(
-    "epoch",
-    [pytest.param(2, marks=pytest.mark.once, id="border"), pytest.param(3, id="fine-tuning")],
-)
+@pytest.mark.once
+@pytest.mark.parametrize("epoch", [2, 3], ids=["border", "fine-tuning"])
 def test_either_phase_resumes_to_the_same_weights(fine_tuned, picture_folder, tmp_path, epoch):
     run = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
@@ -496,6 +498,7 @@ def two_classes(tmp_path_factory):
     return root
 
 
+@pytest.mark.once
 def test_a_binary_loss_trains_a_network_of_one_channel(two_classes, tmp_path):
     plan = task(
         two_classes,
