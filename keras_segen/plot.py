@@ -41,7 +41,7 @@ class Picture(Figure):
         layout = self.get_layout_engine()
         if layout:
             layout.execute(self)
-            self.set_layout_engine("none")
+            self.set_layout_engine(None)
         super().savefig(*args, **options)
         self.set_layout_engine(layout)
 

@@ -2,8 +2,8 @@
 
 `run.py` starts it and asks for some of three phases: `train` trains, into a folder with the
 backend's name, `serve` runs the models that the others trained, and `parity` records some steps
-layer by layer. The folder of the comparison holds `experiment.json`; `KERAS_BACKEND` names the backend.
-Keras is imported inside the functions, since the time of its import is measured.
+layer by layer. The folder of the comparison holds `experiment.json`; `KERAS_BACKEND` names the
+backend. Keras is imported inside the functions, since the time of its import is measured.
 """
 
 import functools

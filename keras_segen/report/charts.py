@@ -1,10 +1,9 @@
 """Charts for pages, with lines that differ in color and dash."""
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from keras_segen.plot import INK_COLOR, plain_axes
+from keras_segen.plot import INK_COLOR, Picture, plain_axes
 from keras_segen.report.html import svg
 
 # Two colors that color-blind readers can distinguish, and dashes for readers who see no color.
@@ -25,7 +24,7 @@ class Chart:
     """
 
     def __init__(self, x_label, y_label):
-        self.figure = Figure(figsize=(4.7, 2.7), layout="constrained")
+        self.figure = Picture(figsize=(4.7, 2.7), layout="constrained")
         self.axes = self.figure.subplots()
         plain_axes(self.axes, x_label, y_label)
         self.axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, nbins=6))
