@@ -287,13 +287,10 @@ def test_a_folder_without_a_run_is_named(tmp_path):
         runs.generate(tmp_path, tmp_path / "out.png")
 
 
-def test_the_command_says_what_it_made_and_what_it_cannot(run_folders, tmp_path):
+def test_the_command_says_what_it_made(run_folders, tmp_path):
     command = [sys.executable, "-m", "keras_segen", "generate", str(run_folders / "gan")]
     options = {"cwd": tmp_path, "capture_output": True, "text": True}
     environment = {**os.environ, "COLUMNS": "200"}
     done = subprocess.run([*command, "--class", "star", "--count", "2"], env=environment, **options)
     assert done.stdout.strip() == f"2 samples of {run_folders / 'gan'} (seed 0) in samples.png"
     assert (tmp_path / "samples.png").exists()
-    done = subprocess.run([*command, "--class", "cow"], env=environment, **options)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "error: no class is named 'cow'; expected one of box, disc, star" in done.stderr

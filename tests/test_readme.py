@@ -34,24 +34,39 @@ def blocks(text, language=""):
 PYTHON = {name: blocks(text, "python") for name, text in TEXTS.items() if name != "architecture.md"}
 
 
+# In a process of its own: a script for each page, in a folder of its own.
+SCRIPTS = """
+import json, os, sys
+for name, code in json.loads(sys.argv[1]).items():
+    os.mkdir(name)
+    os.chdir(name)
+    print("The examples of", name, file=sys.stderr)
+    exec(compile(code, name, "exec"), {"__name__": "__main__"})
+    os.chdir("..")
+"""
+
+
 @pytest.mark.parametrize(
-    "name",
+    "names",
     [
-        pytest.param(name, marks=[] if name == "README.md" else pytest.mark.once)
-        for name, found in PYTHON.items()
-        if found
+        pytest.param(["README.md"], id="README.md"),
+        pytest.param(
+            [name for name, found in PYTHON.items() if found and name != "README.md"],
+            id="docs",
+            marks=pytest.mark.once,
+        ),
     ],
 )
-def test_the_examples_run(name, tmp_path):
-    """One after the other, as scripts in a folder of their own, with one epoch of two steps."""
-    code = "\n".join(PYTHON[name])
+def test_the_examples_run(names, tmp_path):
+    """One after the other, with one epoch of two steps."""
+    code = {name: "\n".join(PYTHON[name]) for name in names}
     environment = {
         **os.environ,
         **{"KERAS_MAX_EPOCHS": "1", "KERAS_MAX_STEPS_PER_EPOCH": "2", "MPLBACKEND": "agg"},
         "PYTHONPATH": str(ROOT),
     }
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", SCRIPTS, json.dumps(code)],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
