@@ -15,8 +15,10 @@ WEIGHTS, TIMES = 2**26, 8
 class ClearErrors:
     """A mixin for models: `fit`, `evaluate` and `predict` raise the loader's own errors.
 
-    TensorFlow wraps what a loader of ours raises, such as a ValueError that names a damaged image,
-    in an error of its own with pages about its graph. `fit` also calls `build_optimizer`.
+    Any model of Keras does, with one step per execution on one device. Otherwise TensorFlow takes
+    the batches within its graph, and wraps what a loader of ours raises, such as a ValueError that
+    names a damaged image, in an error of its own with pages about that graph. `fit` also calls
+    `build_optimizer`.
     """
 
     @functools.wraps(keras.Model.fit)

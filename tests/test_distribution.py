@@ -1,4 +1,4 @@
-"""Losses under `tf.distribute`: two replicas on one processor learn what one process learns."""
+"""`tf.distribute`, and several steps per execution: what Keras has on TensorFlow alone."""
 
 import json
 import os
@@ -7,6 +7,10 @@ import sys
 
 import keras
 import pytest
+from test_networks import Damaged
+
+from keras_segen.losses import CrossEntropy
+from keras_segen.segmentation import unet
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="tf.distribute is TensorFlow's"
@@ -103,3 +107,10 @@ def test_two_replicas_learn_what_one_process_learns():
     for name, case in found.items():
         assert case["weights"] < 1e-6, (name, case)
         assert case["losses"][0] == pytest.approx(case["losses"][1], rel=1e-5), name
+
+
+def test_a_loaders_error_of_several_steps_at_once_is_raised_as_it_is():
+    model = unet((8, 8, 3), num_classes=2, filters=(2, 4))
+    model.compile("sgd", loss=CrossEntropy(), steps_per_execution=2)
+    with pytest.raises(OSError, match=r"^images/2.png is cut short: replace it.$"):
+        model.evaluate(Damaged().batches(1), verbose=0)

@@ -60,6 +60,23 @@ def test_a_loaders_error_is_raised_as_it_is(model, method):
         getattr(model, method)(Damaged().batches(2), verbose=0)
 
 
+@pytest.mark.parametrize("method", ["fit", "evaluate", "predict"])
+def test_a_model_of_the_users_own_raises_the_loaders_error_as_it_is(method):
+    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(2, 1)])
+    model.compile("sgd", loss=CrossEntropy())
+    with pytest.raises(OSError, match=r"^images/2.png is cut short: replace it.$") as caught:
+        getattr(model, method)(Damaged().batches(2), verbose=0)
+    assert caught.value.__cause__ is None
+
+
+def test_a_loop_over_batches_raises_the_loaders_error_as_it_is():
+    found = []
+    with pytest.raises(OSError, match=r"^images/2.png is cut short: replace it.$"):
+        for images, masks in Damaged().batches(1):
+            found.append((images.shape, masks.shape))
+    assert found == 2 * [((1, 8, 8, 3), (1, 8, 8))]
+
+
 def test_an_error_in_validation_is_raised_as_it_is(model):
     with pytest.raises(OSError, match=r"^images/2.png is cut short"):
         model.fit(IMAGES, MASKS, validation_data=Damaged().batches(2), verbose=0)

@@ -1,12 +1,14 @@
 """The seam on TensorFlow: see `torch.py` for the same functions on PyTorch."""
 
 import contextlib
+import itertools
 import os
 import threading
 import weakref
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.data.ops.iterator_ops import OwnedIterator  # no public way
 
 from keras_segen.backend import faster
 
@@ -230,28 +232,98 @@ def make_loader(batches):
     pipeline that does not read ahead (`Batches` does, in its own thread or processes). `Batches` is
     the loader's attribute `batches`.
     """
-    rest = len(batches.dataset) % batches.batch_size
-    rows = batches.batch_size if rest == 0 or batches.drop_last else None
+    return _Loader(batches)
 
-    def one_epoch():
+
+class _Loader(tf.data.Dataset):
+    """A data set whose iterators raise what `batches` raises as it was raised.
+
+    What is made of it (`map`, `prefetch`, a distributed data set) has TensorFlow's own iterators.
+    """
+
+    def __init__(self, batches):
+        rest = len(batches.dataset) % batches.batch_size
+        rows = batches.batch_size if rest == 0 or batches.drop_last else None
+        begun = []  # the epoch whose iterator is about to take its first batch
+
+        pipeline = tf.data.Dataset.from_generator(
+            lambda: begun.pop() if begun else _Epoch(batches),
+            output_signature=tf.nest.map_structure(
+                lambda spec: tf.TensorSpec((rows, *spec.shape), spec.dtype), batches.spec
+            ),
+        )
+        pipeline = pipeline.apply(tf.data.experimental.assert_cardinality(len(batches)))
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        options.experimental_optimization.inject_prefetch = False
+        self._pipeline = pipeline.with_options(options)
+        super().__init__(self._pipeline._variant_tensor)
+        self.batches = batches
+        self.begun = begun
+
+    def _inputs(self):
+        return [self._pipeline]
+
+    @property
+    def element_spec(self):
+        return self._pipeline.element_spec
+
+    def __iter__(self):
+        return _Iterator(self) if tf.executing_eagerly() else super().__iter__()
+
+
+class _Iterator(OwnedIterator):
+    """An iterator that makes its next batch before TensorFlow asks for it.
+
+    That is in Python's `next`, or when a graph that asks for it is called. Within the graph,
+    TensorFlow would wrap an error in one of its own, with pages about itself.
+    """
+
+    def __init__(self, loader):
+        super().__init__(loader)
+        self._loader = loader
+        self._epoch = None
+
+    def _prepare(self):
+        if self._epoch is None:
+            epoch = _Epoch(self._loader.batches)
+            epoch.prepare()
+            self._epoch, self._loader.begun[:] = epoch, [epoch]
+        else:
+            self._epoch.prepare()
+
+    def __next__(self):
+        self._prepare()
+        return super().__next__()
+
+    def __tf_tracing_type__(self, context):  # called whenever a graph is
+        self._prepare()
+        return super().__tf_tracing_type__(context)
+
+
+class _Epoch:
+    """An iterator of the batches of the next epoch, which can prepare one before it is asked."""
+
+    def __init__(self, batches):
+        self._batches = self._read(batches)
+        self._prepared = []
+
+    @staticmethod
+    def _read(batches):
         for step, batch in enumerate(batches.read(batches.epoch)):
             if step == len(batches) - 1:
                 batches.epoch += 1
             yield batch
 
-    loader = tf.data.Dataset.from_generator(
-        one_epoch,
-        output_signature=tf.nest.map_structure(
-            lambda spec: tf.TensorSpec((rows, *spec.shape), spec.dtype), batches.spec
-        ),
-    )
-    loader = loader.apply(tf.data.experimental.assert_cardinality(len(batches)))
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    options.experimental_optimization.inject_prefetch = False
-    loader = loader.with_options(options)
-    loader.batches = batches
-    return loader
+    def prepare(self):
+        if not self._prepared:
+            self._prepared.extend(itertools.islice(self._batches, 1))
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return self._prepared.pop() if self._prepared else next(self._batches)
 
 
 _graphs = weakref.WeakKeyDictionary()  # model -> its methods' predictions as graphs, by name

@@ -34,7 +34,7 @@ from keras_segen.backend import faster
 from keras_segen.data.loader import Batches
 from keras_segen.determinism import seed_random_layers
 from keras_segen.files import remove_leftovers, write_atomically, write_csv, write_json
-from keras_segen.networks import build_optimizer, load_keras_file, raise_own_errors
+from keras_segen.networks import build_optimizer, load_keras_file
 from keras_segen.run_folder import (
     check_new,
     check_seal,
@@ -258,12 +258,9 @@ def _fit(task, folder, model, splits, first_epoch, callbacks, verbose, check_num
             task.compile(model, train_data, len(batches), phase)
         build_optimizer(model)
         val_batches = Batches(val_data, task.batch_size)
-        loaders = backend.make_loader(batches), backend.make_loader(val_batches)
-        raise_own_errors(
-            model.fit,
-            loaders,
-            loaders[0],
-            validation_data=loaders[1],
+        model.fit(
+            backend.make_loader(batches),
+            validation_data=backend.make_loader(val_batches),
             epochs=phase.end,
             initial_epoch=max(first_epoch, phase.first),
             shuffle=False,  # the loader has shuffled already
