@@ -1,5 +1,6 @@
 """Checks of arguments that need neither Keras nor a framework."""
 
+import math
 import operator
 
 
@@ -42,3 +43,33 @@ def as_number(value):
         return float(value)
     except (TypeError, ValueError):
         return None
+
+
+def check_weights(class_weights):
+    """Returns class weights as a tuple of floats.
+
+    Raises:
+        ValueError: when they are no sequence of numbers, or one is negative or not finite.
+    """
+    is_sequence = isinstance(class_weights, list | tuple) or hasattr(class_weights, "tolist")
+    try:
+        numbers = [as_number(weight) for weight in class_weights] if is_sequence else [None]
+    except TypeError:  # an array without dimensions
+        numbers = [None]
+    if None in numbers or not all(math.isfinite(weight) and weight >= 0 for weight in numbers):
+        raise ValueError(
+            "class_weights must be one number for each class, finite and not negative, such as "
+            f"(1.0, 3.0); found {class_weights!r}."
+        )
+    return tuple(numbers)
+
+
+def check_number(name, value, above=None, least=None, below=None):
+    """Raises a ValueError if an argument is no finite number, or lies outside its range."""
+    number = as_number(value)
+    fits = number is not None and math.isfinite(number)
+    fits = fits and (above is None or number > above) and (least is None or number >= least)
+    if not fits or (below is not None and number >= below):
+        limits = {"above": above, "at least": least, "below": below}
+        limits = [f"{word} {limit}" for word, limit in limits.items() if limit is not None]
+        raise ValueError(f"{name} must be finite and {' and '.join(limits)}; found {value!r}.")

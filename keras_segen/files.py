@@ -89,17 +89,22 @@ def write_csv(path, rows):
 
 def from_csv(text):
     """Returns the text that `write_csv` was given for a cell."""
-    return text[1:] if text[:1] == "'" and text[1:].startswith(FORMULA) else text
+    return text[1:] if text[:1] == "'" and _is_formula(text) else text
 
 
 def _to_csv(value):
-    if not isinstance(value, str) or not value.startswith(FORMULA):
+    if not isinstance(value, str) or not _is_formula(value):
         return value
     try:
         float(value)
     except ValueError:
         return f"'{value}"
     return value
+
+
+def _is_formula(text):
+    """Whether a text begins as a formula does, or as one that has been made text."""
+    return text.lstrip("'").startswith(FORMULA)
 
 
 def write_json(path, value):

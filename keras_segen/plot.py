@@ -764,8 +764,7 @@ def overlay(image, mask, palette, ignore_class=None, alpha=0.5):
     Raises:
         ValueError: if the sizes differ, an id is out of range, or `alpha` is.
     """
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"`alpha` must lie in [0, 1]. Found: {alpha}.")
+    _check_alpha(alpha)
     image = _image(image, "image")
     mask = _class_ids(mask, image.shape[:2], len(palette), "mask")
     blended = _blend(image, colorize(mask, palette, ignore_class), alpha)
@@ -782,8 +781,17 @@ def objects(image, numbers, alpha=0.6):
 
     Returns:
         RGB image, uint8 `(height, width, 3)`.
+
+    Raises:
+        ValueError: if the sizes differ, or `alpha` is out of range.
     """
     image, numbers = _image(image, "image").copy(), np.asarray(numbers)
+    _check_alpha(alpha)
+    if numbers.shape != image.shape[:2] or numbers.dtype.kind not in "iu":
+        raise ValueError(
+            f"`numbers` are {numbers.dtype} of shape {numbers.shape}; expected whole numbers "
+            f"{image.shape[:2]}, as the image."
+        )
     inside = numbers > 0
     # Multiples of the golden ratio, of which no two are close, once around the colors.
     turns = numbers[inside] * 0.618034 % 1
@@ -998,6 +1006,11 @@ def _outlined(picture, mask):
     outlined = picture.copy()
     outlined[border] = np.where(picture[border].mean(axis=-1, keepdims=True) < 128, 255, 0)
     return outlined
+
+
+def _check_alpha(alpha):
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"`alpha` must lie in [0, 1]. Found: {alpha}.")
 
 
 def _blend(below, above, alpha):

@@ -3,15 +3,25 @@
 import numpy as np
 import pytest
 
-from keras_segen import backend, initialize
-from keras_segen.data import Shapes
+from keras_segen import backend, initialize, plot
+from keras_segen.data import (
+    Augment,
+    BorderWeights,
+    Cells,
+    Shapes,
+    as_instances,
+    border_weights,
+)
 from keras_segen.data.loader import Batches
 from keras_segen.generation import dcgan_generator, sngan_generator, vae_encoder
 from keras_segen.losses import CrossEntropy, Focal, Tversky
 from keras_segen.metrics import MeanIoU, PixelAccuracy, class_ids
-from keras_segen.segmentation import Predictor, evaluate, fcn, plain_unet, unet
+from keras_segen.segmentation import Predictor, components, evaluate, fcn, plain_unet, unet
+from keras_segen.segmentation.detector import Detector
+from keras_segen.tasks import SegmentationTask
 
 MASKS = np.zeros((2, 4, 4), "int32")
+CELLS = Cells("train", 32, length=1)
 LOGITS = np.zeros((2, 4, 4, 3), "float32")
 
 
@@ -70,6 +80,50 @@ BAD = {
         lambda: Batches(Shapes("train", size=8), 2, seed=0, augment=lambda image: image),
         r"augment is .*expected a keras_segen.data.Augment, a function \(image, mask\) or",
     ),
+    "border_weight": (lambda: BorderWeights(CELLS, -1), "weight must be finite and at least 0"),
+    "border_nan": (lambda: BorderWeights(CELLS, np.nan), "weight must be finite.*found nan"),
+    "border_text": (lambda: BorderWeights(CELLS, "10"), "weight must be finite.*found '10'"),
+    "border_sigma": (lambda: BorderWeights(CELLS, 1, -1), "sigma must be finite and above 0"),
+    "border_classes": (
+        lambda: BorderWeights(CELLS, 1, 5, (1, 2, 3)),
+        "expected 2 numbers for the classes of cells",
+    ),
+    "border_zero": (lambda: BorderWeights(CELLS, 1, 5, (0, 1)), "that of the background above 0"),
+    "border_share": (lambda: BorderWeights(CELLS, 1, 5, (-1, 1)), "class_weights must.*negative"),
+    "sigma": (lambda: border_weights(np.eye(3, dtype=int), 0), "sigma must be finite and above"),
+    "numbers": (lambda: border_weights(np.eye(3)), r"numbers are float64 of shape \(3, 3\)"),
+    "numbers_flat": (lambda: border_weights([1, 0, 2]), r"numbers are int64 of shape \(3,\)"),
+    "cells_length": (lambda: Cells(length=1.5), "length is 1.5, expected a whole number"),
+    "cells_seed": (lambda: Cells(seed="a"), "seed is 'a', expected a whole number"),
+    "cells_size": (lambda: Cells(size="96"), "size is '96', expected a number of pixels"),
+    "elastic": (lambda: Augment.parse("elastic=1,-1,2"), "elastic goes from -1.0 to 2.0; expect"),
+    "elastic_nan": (lambda: Augment.parse("elastic=1,nan,1"), r"elastic is .*nan.*; expected \("),
+    "instances": (lambda: as_instances(CELLS, "3"), "max_instances is '3', expected 1 to 254"),
+    "task_border": (
+        lambda: SegmentationTask(data="cells", border_weight=np.inf),
+        "border_weight is inf, expected 0 or more",
+    ),
+    "task_sigma": (
+        lambda: SegmentationTask(data="cells", border_weight=1, border_sigma=0),
+        "border_sigma is 0.0, expected more than 0",
+    ),
+    "components": (
+        lambda: components(np.zeros((4, 4, 2), int), [1]),
+        r"classes have shape \(4, 4, 2\), expected \(height, width\)",
+    ),
+    "rim": (
+        lambda: components(np.zeros((4, 4), int), [1], rim=np.zeros((3, 3))),
+        r"and rim the same; it has \(3, 3\)",
+    ),
+    "objects": (
+        lambda: plot.objects(np.zeros((4, 4, 3)), np.zeros((3, 3), int)),
+        r"expected whole numbers \(4, 4\), as the image",
+    ),
+    "objects_alpha": (
+        lambda: plot.objects(np.zeros((4, 4, 3)), np.ones((4, 4), int), alpha=3),
+        "`alpha` must lie in",
+    ),
+    "detector": (lambda: Detector("model", ("a",)), "model is 'model', expected a MaskRCNN"),
     "nan_ids": (lambda: class_ids([[np.nan, 1.0]]), "The logits hold NaN, which is no class"),
     "nan_predict": (lambda: Predictor(with_nan())(np.zeros((8, 8, 3))), "unet gives NaN or inf"),
     "nan_evaluate": (

@@ -196,6 +196,8 @@ IMAGE = {"id": 1, "file_name": "a.jpg", "height": 20, "width": 30}
         ({"annotations": [{**ENTRY, "segmentation": [[1, 2, 3, 4, 5]]}]}, "at least 3 points"),
         ({"annotations": [{**ENTRY, "segmentation": [[float("nan")] * 6]}]}, "at least 3"),
         ({"annotations": [{**ENTRY, "segmentation": [["x"] * 6]}]}, "at least 3 points"),
+        ({"annotations": [{**ENTRY, "segmentation": [[10**400] * 6]}]}, "at least 3 points"),
+        ({"annotations": [{**ENTRY, "iscrowd": "yes"}]}, "iscrowd is 'yes', expected 0 or 1"),
         (
             {"annotations": [{**ENTRY, "segmentation": {"counts": [4], "size": [2, 2]}}]},
             r"size is \[2, 2\], expected that of the image, \[20, 30\]",
@@ -211,6 +213,12 @@ IMAGE = {"id": 1, "file_name": "a.jpg", "height": 20, "width": 30}
         ({"images": [{**IMAGE, "file_name": "../all.json"}]}, "leads out of the folder"),
         ({"images": [{**IMAGE, "file_name": "/etc/passwd"}]}, "leads out of the folder"),
         ({"images": [{**IMAGE, "file_name": "c.jpg"}], "annotations": []}, "1 of 1 images are"),
+        ({"images": [{**IMAGE, "file_name": ""}]}, "file_name is '', expected that of an image"),
+        ({"images": [{**IMAGE, "file_name": "a\0.jpg"}]}, r"'a.x00.jpg' names no file"),
+        ({"images": [{**IMAGE, "file_name": "a" * 5000}]}, r"'aaa.* names no file"),
+        ({"images": [{**IMAGE, "file_name": "\ud800"}]}, "names no file"),
+        ({"categories": [{"id": 1, "name": "a\nb"}]}, "expected no control characters"),
+        ({"categories": [{"id": 1, "name": "\ud800"}]}, "expected no control characters"),
         ({"categories": [{"id": 1, "name": "x"}, {"id": 2, "name": "x"}]}, "different names"),
         ({"categories": [{"id": i, "name": str(i)} for i in range(300)]}, "at most 254"),
     ],
@@ -320,12 +328,20 @@ def test_labelme_becomes_a_folder(tmp_path):
     assert void[16:].all() and void[2, 20]  # one of five pixels is too small
 
 
+COLORS = encoded(np.full((2, 3, 3), (255, 0, 9), "uint8"))
+
+
 @pytest.mark.parametrize(
     "entry, changes, message",
     [
         (shape("", [[0, 0], [4, 0], [4, 4]]), {}, r"shapes\[0\]: the label is empty"),
         (shape("a", [[0, 0]], "circle"), {}, "expected x and y of 2 points"),
         (shape("a", "no"), {}, "points is 'no', expected a list"),
+        (shape("a", [[10**400, 0], [4, 0], [4, 4]]), {}, "expected x and y of at least 3 points"),
+        (shape("a", [[0, 0], [4, 0], [4, 4]], ["polygon"]), {}, r"shape_type is .*expected text"),
+        (shape("a\0", []), {}, "expected no control characters"),
+        (shape("a", []), {"imagePath": "x\0.png"}, "names no file"),
+        (shape("a", [[0, 0], [2, 2]], "mask", mask=COLORS), {}, "an image in colors; expected"),
         (shape("a", [[0, 0], [2, 2]], "mask", mask="§"), {}, "no base64"),
         (shape("a", [[0, 0], [2, 2]], "mask", mask="AAAA"), {}, "cannot be read as an image"),
         (shape("a", [[0, 0], [2, 2]], "rectangle"), {"imageHeight": 21}, "are for 21 x 30"),

@@ -61,5 +61,5 @@ def test_an_item_depends_on_seed_split_and_index_only():
 def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match=r"size is \(31, 40\), expected at least 32 pixels"):
         data.Cells(size=(31, 40))
-    with pytest.raises(ValueError, match="length is 0, expected at least 1"):
+    with pytest.raises(ValueError, match="length is 0, expected a whole number, at least 1"):
         data.Cells(length=0)

@@ -193,7 +193,7 @@ def test_iteration_pickling_and_negative_indices():
         ({"size": (64, 64, 3)}, "size is"),
         ({"size": 64.5}, "size is 64.5"),
         ({"size": True}, "size is True"),
-        ({"length": 0}, "length is 0, expected at least 1"),
+        ({"length": 0}, "length is 0, expected a whole number, at least 1"),
         ({"channels": 2}, r"channels is 2, expected 3 \(RGB\) or 1 \(gray\)"),
     ],
 )

@@ -59,7 +59,7 @@ with write_atomically(sys.argv[1]) as temporary:
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("name", ["=1+1", "+a", "-a", "@SUM(A1)", "\tx", "\r=x"])
+@pytest.mark.parametrize("name", ["=1+1", "+a", "-a", "@SUM(A1)", "\tx", "\r=x", "'@x"])
 def test_no_text_in_a_csv_file_is_a_formula(tmp_path, name):
     files.write_csv(tmp_path / "table.csv", [["name", "value"], [name, -0.5], ["'a", "-0.5"]])
     with open(tmp_path / "table.csv", newline="", encoding="utf-8") as file:

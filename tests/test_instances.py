@@ -256,8 +256,26 @@ def test_a_run_predicts_a_list_of_instances(opened_run, scenes):
         Detector(opened_run.model, ("a", "b"))
     with pytest.raises(ValueError, match="overlap is of tiles, and there are none"):
         detector.predict(photo, overlap=4)
-    with pytest.raises(ValueError, match="overlap is 48, expected 0 to 47"):
-        detector.predict(photo, full_size=True, overlap=48)
+    for overlap in (48, "4"):
+        with pytest.raises(ValueError, match=f"overlap is {overlap!r}, expected 0 to 47"):
+            detector.predict(photo, full_size=True, overlap=overlap)
+    with pytest.raises(ValueError, match=r"shape \(0, 4, 3\), and no pixel"):
+        detector.predict(photo[:0, :4])
+    for score in ("0.5", None):
+        with pytest.raises(ValueError, match=f"min_score is {score!r}, expected 0 to 1"):
+            Detector(opened_run.model, NAMES, min_score=score)
+
+
+@pytest.mark.once
+def test_a_network_that_gives_nan_finds_nothing_and_says_so(run):
+    model = ks.load(run).model
+    for part in ("rpn", "box_head"):
+        layer = getattr(model, part)
+        kept = layer.get_weights()
+        layer.set_weights([np.full_like(weight, np.nan) for weight in kept])
+        with pytest.raises(ValueError, match="The network gives NaN or infinity: its weights or"):
+            Detector(model, NAMES).predict(np.zeros((48, 48, 3), "uint8"))
+        layer.set_weights(kept)
 
 
 def test_a_photo_of_one_tile_is_found_as_without_tiles(opened_run, scenes):

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import math
+import unicodedata
 from pathlib import Path
 
 import cv2
@@ -179,7 +180,30 @@ def _take(record, key, kinds, where, default=None):
 
 def _words(kinds):
     words = {int: "a whole number", str: "text", list: "a list", dict: "an object"}
-    return " or ".join(words[kind] for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
+    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+    return " or ".join(words.get(kind, "nothing") for kind in kinds)
+
+
+def _name(record, key, where):
+    """Returns the name of a class, which a line of a table and a page can show."""
+    name = _take(record, key, str, where).strip()
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
+        raise ValueError(f"{where}: {key} is {name[:80]!r}; expected no control characters in it")
+    return name
+
+
+def _beside(root, file, where):
+    """Returns the path of a file in the folder `root`, or out of it."""
+    try:
+        path = resolved(root / file)
+        path.exists()  # an error if the system allows no such name
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{where}: {file[:80]!r} names no file ({_reason(error)})") from None
+    return path
+
+
+def _reason(error):
+    return error.strerror if isinstance(error, OSError) else str(error)
 
 
 # COCO.
@@ -190,7 +214,7 @@ def _read_coco(source, content, images):
     categories = {}
     for place, record in enumerate(_take(content, "categories", list, str(source))):
         where = f"{source}, categories[{place}]"
-        categories[_take(record, "id", int, where)] = _take(record, "name", str, where).strip()
+        categories[_take(record, "id", int, where)] = _name(record, "name", where)
     names = [categories[number] for number in sorted(categories)]
     if len(set(names)) < len(names) or "" in names:
         raise ValueError(f"{source}: categories {', '.join(names)}; expected different names")
@@ -202,7 +226,9 @@ def _read_coco(source, content, images):
         number = _take(record, "id", int, where)
         if number in pictures:
             raise ValueError(f"{where}: the id {number} is there twice")
-        path = resolved(root / file)
+        path = _beside(root, file, where)
+        if path == root:
+            raise ValueError(f"{where}: file_name is {file!r}, expected that of an image")
         if not path.is_relative_to(root):
             raise ValueError(
                 f"{where}: {file!r} leads out of the folder {root}; copy the image into it"
@@ -218,7 +244,9 @@ def _read_coco(source, content, images):
         if picture is None or label is None:
             missing = "image_id" if picture is None else "category_id"
             raise ValueError(f"{where}: {missing} {record[missing]} is not in the file")
-        crowd = record.get("iscrowd", 0) in (1, True)
+        crowd = record.get("iscrowd", 0)
+        if crowd not in (0, 1):
+            raise ValueError(f"{where}: iscrowd is {str(crowd)[:80]!r}, expected 0 or 1")
         crowds += crowd
         draw = _coco_shape(record, picture.shape, where)
         picture.objects.append(_Object(label, draw, place, crowd))
@@ -244,7 +272,7 @@ def _points(numbers, where, least=3, most=None):
     """Returns a list of x, y, x, y, … or of pairs (x, y) as float64 `(count, 2)`."""
     try:
         points = np.array(numbers, np.float64).reshape(-1, 2)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         points = np.empty((0, 2))
     few = len(points) < least or (most is not None and len(points) > most)
     if few or not (np.abs(points) < 1e6).all():
@@ -357,8 +385,8 @@ def _read_labelme(base, contents, images):
         objects = []
         for place, record in enumerate(_take(content, "shapes", list, str(path))):
             where = f"{path}, shapes[{place}]"
-            label = _take(record, "label", str, where).strip()
-            kind = record.get("shape_type") or "polygon"
+            label = _name(record, "label", where)
+            kind = _take(record, "shape_type", (str, type(None)), where) or "polygon"
             draw = _labelme_shape(kind, record, where)
             if draw is None:
                 left_out[kind] += 1
@@ -387,7 +415,7 @@ def _labelme_picture(path, stem, content, objects, images):
         shape = tuple(_take(content, key, int, str(path)) for key in ("imageHeight", "imageWidth"))
     file = str(content.get("imagePath") or "").replace("\\", "/")
     root = resolved(path.parent if images is None else images)
-    image = resolved(root / (file if images is None else Path(file).name))
+    image = _beside(root, file if images is None else Path(file).name, path)
     if file and image.is_relative_to(root) and image.is_file():
         return _Picture(stem, str(path), shape, objects, image)
     if content.get("imageData"):
@@ -423,6 +451,8 @@ def _labelme_shape(kind, record, where):
         return draw_circle
     data = _decode_base64(_take(record, "mask", str, where), f"{where}, mask")
     pixels, _ = image_files.read_mask(f"{where}, mask", data)
+    if pixels.ndim != 2:
+        raise ValueError(f"{where}, mask: an image in colors; expected a gray one")
     corner = round(min(y, other_y)), round(min(x, other_x))
     return lambda shape: pixels_in(pixels > 0, corner, (0, 0, *shape))
 

@@ -19,6 +19,7 @@ their rims as well; and beyond 4 sigma from the second object it is 0, under 0.0
 import cv2
 import numpy as np
 
+from keras_segen.arguments import check_number, check_weights
 from keras_segen.data.dataset import Dataset, Wrapped, require_masks
 from keras_segen.data.tree import Spec
 
@@ -37,6 +38,9 @@ def border_weights(numbers, sigma=5.0):
         float32 `(height, width)`, the last factor of the weight: 1 between objects that all but
         touch, 0 far from all or from all but one, and 0 on objects.
 
+    Raises:
+        ValueError: the numbers are none, or `sigma` is not above 0.
+
     Example:
 
     >>> numbers = np.array([[1, 0, 2, 0, 0, 0]])
@@ -44,6 +48,13 @@ def border_weights(numbers, sigma=5.0):
     >>> [round(float(value), 2) for value in found[0]]
     [0.0, 0.61, 0.0, 0.14, 0.01, 0.0]
     """
+    check_number("sigma", sigma, above=0)
+    numbers = np.asarray(numbers)
+    if numbers.ndim != 2 or numbers.dtype.kind not in "iu":
+        raise ValueError(
+            f"numbers are {numbers.dtype} of shape {numbers.shape}, expected whole numbers "
+            "(height, width), another one for each object."
+        )
     height, width = numbers.shape
     reach = int(np.ceil(FAR * sigma))
     nearest, second = np.full((2, height, width), np.inf, np.float32)
@@ -56,7 +67,7 @@ def border_weights(numbers, sigma=5.0):
         distance = cv2.distanceTransform(others, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
         second[here] = np.minimum(second[here], np.maximum(nearest[here], distance))
         nearest[here] = np.minimum(nearest[here], distance)
-    with np.errstate(over="ignore"):  # infinite: there is no second object
+    with np.errstate(over="ignore", divide="ignore"):  # infinite: there is no second object
         weights = np.exp(-np.square(nearest + second) / (2 * sigma**2))
     return np.where((numbers == 0) & (second <= reach), weights, 0).astype(np.float32)
 
@@ -148,7 +159,8 @@ class BorderWeights(Wrapped, Dataset):
 
     Raises:
         ValueError: the data set does not tell objects apart, has no class beside those of
-            objects, or has another number of classes.
+            objects, or has another number of classes; `weight` or a class weight is negative,
+            `sigma` or the weight of a background is not above 0.
 
     Example:
 
@@ -169,9 +181,18 @@ class BorderWeights(Wrapped, Dataset):
                 "expected cells, shapes, cityscapes:PATH, or a folder:PATH with a folder of "
                 "instances beside images and masks, and a class that has no instances."
             )
+        check_number("weight", weight, least=0)
+        check_number("sigma", sigma, above=0)
+        of_classes = (1.0,) * dataset.num_classes if class_weights is None else class_weights
+        of_classes = np.array(check_weights(of_classes))
+        if len(of_classes) != dataset.num_classes or not of_classes[background].all():
+            raise ValueError(
+                f"class_weights is {class_weights}, expected {dataset.num_classes} numbers for the "
+                f"classes of {dataset.name}, that of the background above 0."
+            )
         self.dataset = dataset
         self.weight, self.sigma = float(weight), float(sigma)
-        self.of_classes = np.ones(dataset.num_classes) if class_weights is None else class_weights
+        self.of_classes = of_classes
         void = dataset.ignore_class
         super().__init__(
             dataset.name,
@@ -217,5 +238,5 @@ class BorderWeights(Wrapped, Dataset):
 
     def make_weights(self, stored):
         classes, close = stored // LEVELS, stored % LEVELS
-        of_classes = np.asarray(self.of_classes)[np.where(close > 0, classes, 0)]
+        of_classes = self.of_classes[np.where(close > 0, classes, self._background[0])]
         return 1 + self.weight * close / (LEVELS - 1) / of_classes

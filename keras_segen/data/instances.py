@@ -6,6 +6,7 @@ import warnings
 import cv2
 import numpy as np
 
+from keras_segen.arguments import as_int
 from keras_segen.data.dataset import Dataset, Wrapped, require_masks
 
 # A plane that is stored and augmented holds 65536 * class + number for a pixel of an object. Its
@@ -101,8 +102,8 @@ class Instances(Wrapped, Dataset):
 
     def __init__(self, dataset, max_instances=20):
         require_masks(dataset)
-        if not 1 <= max_instances <= MOST_SLOTS:
-            raise ValueError(f"max_instances is {max_instances}, expected 1 to {MOST_SLOTS}.")
+        if not 1 <= (as_int(max_instances) or 0) <= MOST_SLOTS:
+            raise ValueError(f"max_instances is {max_instances!r}, expected 1 to {MOST_SLOTS}.")
         classes = list(dataset.object_classes)
         if not classes:
             raise ValueError(

@@ -12,6 +12,7 @@ import math
 import numpy as np
 
 from keras_segen import determinism
+from keras_segen.arguments import whole_number
 from keras_segen.data.dataset import Dataset, check_channels, check_size
 
 CLASSES = ("background", "disc", "box", "triangle", "star", "ring")
@@ -39,10 +40,9 @@ class Drawn(Dataset):
             raise ValueError(f"size is {self.size}, expected at least {smallest} pixels each way")
         self.channels = check_channels(channels)
         super().__init__(name, split, class_names, palette, image_shape=(*self.size, self.channels))
-        self.length = lengths[split] if length is None else int(length)
-        if self.length < 1:
-            raise ValueError(f"length is {length}, expected at least 1")
-        self.seed = int(seed)
+        length = lengths[split] if length is None else length
+        self.length = whole_number("length", length, 1, ", at least 1")
+        self.seed = whole_number("seed", seed, -math.inf, "")
 
     def __len__(self):
         return self.length

@@ -1,12 +1,10 @@
 """What all losses share: checks of masks, ignored pixels, weights, sums of losses."""
 
-import math
-
 import keras
 from keras import ops
 
 from keras_segen import backend
-from keras_segen.arguments import as_number
+from keras_segen.arguments import check_weights
 
 # Bases of powers stay above this; about the resolution of float32 at 1.
 TINY = 1e-7
@@ -119,36 +117,6 @@ class SumOfLosses(SegmentationLoss):
     def from_config(cls, config):
         load = keras.saving.deserialize_keras_object
         return cls([(weight, load(loss)) for weight, loss in config["terms"]], config["name"])
-
-
-def check_weights(class_weights):
-    """Returns class weights as a tuple of floats.
-
-    Raises:
-        ValueError: when they are no sequence of numbers, or one is negative or not finite.
-    """
-    is_sequence = isinstance(class_weights, list | tuple) or hasattr(class_weights, "tolist")
-    try:
-        numbers = [as_number(weight) for weight in class_weights] if is_sequence else [None]
-    except TypeError:  # an array without dimensions
-        numbers = [None]
-    if None in numbers or not all(math.isfinite(weight) and weight >= 0 for weight in numbers):
-        raise ValueError(
-            "class_weights must be one number for each class, finite and not negative, such as "
-            f"(1.0, 3.0); found {class_weights!r}."
-        )
-    return tuple(numbers)
-
-
-def check_number(name, value, above=None, least=None, below=None):
-    """Raises a ValueError if an argument is no finite number, or lies outside its range."""
-    number = as_number(value)
-    fits = number is not None and math.isfinite(number)
-    fits = fits and (above is None or number > above) and (least is None or number >= least)
-    if not fits or (below is not None and number >= below):
-        limits = {"above": above, "at least": least, "below": below}
-        limits = [f"{word} {limit}" for word, limit in limits.items() if limit is not None]
-        raise ValueError(f"{name} must be finite and {' and '.join(limits)}; found {value!r}.")
 
 
 def terms_of(loss):

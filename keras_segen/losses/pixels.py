@@ -3,7 +3,8 @@
 import keras
 from keras import ops
 
-from keras_segen.losses.base import TINY, SegmentationLoss, check_number, two_or_more
+from keras_segen.arguments import check_number
+from keras_segen.losses.base import TINY, SegmentationLoss, two_or_more
 
 
 class PixelLoss(SegmentationLoss):

@@ -27,7 +27,7 @@ def components(classes, object_classes, min_pixels=MIN_PIXELS, rim=None):
         rest.
 
     Raises:
-        ValueError: there are more than 65,534 objects.
+        ValueError: there are more than 65,534 objects, or the sizes of the arrays are wrong.
 
     Example:
 
@@ -38,6 +38,12 @@ def components(classes, object_classes, min_pixels=MIN_PIXELS, rim=None):
     [[1, 1, 0, 2], [0, 1, 1, 0]]
     """
     classes = np.asarray(classes)
+    rim = None if rim is None else np.asarray(rim, bool)
+    if classes.ndim != 2 or (rim is not None and rim.shape != classes.shape):
+        raise ValueError(
+            f"classes have shape {classes.shape}, expected (height, width)"
+            + ("." if rim is None else f", and rim the same; it has {rim.shape}.")
+        )
     numbers, last = np.zeros(classes.shape, np.int32), 0
     for k in object_classes:
         _, parts, stats, _ = cv2.connectedComponentsWithStats(

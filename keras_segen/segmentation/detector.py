@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from keras_segen import backend
+from keras_segen.arguments import as_int, as_number
 from keras_segen.data.images import resize_image, to_channels, to_float
 from keras_segen.data.instances import Instance, pixels_in
 from keras_segen.segmentation.boxes import paste
@@ -28,12 +29,15 @@ class Detector:
             gives none below 0.05.
 
     Raises:
-        ValueError: `min_score` or the number of names is wrong.
+        ValueError: `min_score` or the number of names is wrong, or the model finds no objects.
     """
 
     def __init__(self, model, class_names, min_score=MIN_SCORE):
-        if not 0 <= min_score <= 1:
-            raise ValueError(f"min_score is {min_score}, expected 0 to 1.")
+        if not hasattr(model, "detect"):
+            raise ValueError(f"model is {model!r}, expected a MaskRCNN.")
+        number = as_number(min_score)
+        if number is None or not 0 <= number <= 1:
+            raise ValueError(f"min_score is {min_score!r}, expected 0 to 1.")
         if len(class_names) != model.num_classes:
             raise ValueError(
                 f"{len(class_names)} class names for a model of {model.num_classes} classes: "
@@ -41,7 +45,7 @@ class Detector:
             )
         self.model = model
         self.class_names = tuple(class_names)
-        self.min_score = min_score
+        self.min_score = number
         self.image_size = model.image_size
         self.channels = model.pyramid.inputs[0].shape[-1]
 
@@ -90,6 +94,8 @@ class Detector:
             raise ValueError(
                 f"The photo has shape {photo.shape}; expected (height, width, 1 or 3)."
             )
+        if not photo.size:
+            raise ValueError(f"The photo has shape {photo.shape}, and no pixel.")
         photo = to_channels(photo, self.channels)
         if photo.dtype.kind == "f" and not (photo.min() >= 0 and photo.max() <= 1):
             raise ValueError(
@@ -111,10 +117,10 @@ class Detector:
 
     def _predict_in_tiles(self, photo, overlap):
         size = self.image_size
-        overlap = min(size) // 4 if overlap is None else overlap
-        if not 0 <= overlap < min(size):
+        given, overlap = overlap, min(size) // 4 if overlap is None else as_int(overlap)
+        if overlap is None or not 0 <= overlap < min(size):
             raise ValueError(
-                f"overlap is {overlap}, expected 0 to {min(size) - 1}: less than a tile."
+                f"overlap is {given!r}, expected 0 to {min(size) - 1}: less than a tile."
             )
         tiles, finds = [], []
         for top in starts(photo.shape[0], size[0], overlap):

@@ -462,11 +462,17 @@ class MaskRCNN(Composite):
             K, 0 for an empty slot; "scores", float32 `(batch, n)`, the highest first; "masks",
             float32 `(batch, n, 28, 28)`, probabilities within the box (`boxes.paste` enlarges
             them). n is `stages.detections`.
+
+        Raises:
+            ValueError: scores or moves of boxes are not finite. (In a compiled TensorFlow graph:
+                `tf.errors.InvalidArgumentError`.)
         """
         outputs = self(images, training=training)
+        check_finite(outputs["scores"], outputs["deltas"])
         rois, found = self.propose(outputs["scores"], outputs["deltas"])
         count, pairs = rois.shape[1], rois.shape[1] * self.num_classes
         logits, deltas = self.box_head(self.align(outputs["levels"], rois, 7), training=training)
+        check_finite(logits, deltas)
 
         # Each proposal as each class: (batch, count * K)
         scores = ops.softmax(ops.reshape(logits, (-1, count, self.num_classes + 1)))[..., 1:]
@@ -538,3 +544,13 @@ def mean_of(values, flags, among):
     """
     number = ops.sum(ops.cast(among, values.dtype))
     return ops.sum(ops.where(flags, values, 0.0)) / ops.maximum(number, 1.0)
+
+
+def check_finite(*tensors):
+    """Raises if a tensor holds NaN or infinity: its boxes would lie nowhere."""
+    for tensor in tensors:
+        backend.check(
+            ops.all(ops.isfinite(tensor)),
+            "The network gives NaN or infinity: its weights or the images are not finite. "
+            "keras-segen train --check-numerics names the layer that makes them.",
+        )
