@@ -84,3 +84,5 @@ def test_settings_without_effect_are_left_out():
     assert found["encoder_weights"] == "imagenet" and found["parameters"] == 3
     assert {"stride", "freeze_epochs", "fold", "weight_decay"} <= set(found)
     assert not {"label_smoothing", "class_weights", "fine_tune_rate"} & set(found)
+    old = {"model": "unet", "optimizer": "adam", "weight_decay": 0.1, "encoder_weights": "imagenet"}
+    assert set(fields.applying(SegmentationTask, old)) == {"model", "optimizer"}  # no encoder named

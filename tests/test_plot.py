@@ -255,6 +255,8 @@ def test_curves_says_what_never_changes_in_words():
     (axes,) = plot.curves({"loss": [0.5, 0.5], "val_loss": [0.5, 0.5]}).axes
     assert axes.get_title(loc="left") == "loss" and len(axes.lines) == 2
     assert len(plot.curves({"loss": [0.5, 0.5], "val_loss": [0.5, 0.4], "dice": [1, 2]}).axes) == 2
+    # After one epoch nothing has changed yet, and nothing is known to stay.
+    assert len(plot.curves({"loss": [0.5], "val_loss": [0.6], "dice": [1]}).axes) == 2
 
 
 def test_curves_leaves_gaps_for_nan_none_and_infinity():
