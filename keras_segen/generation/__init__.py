@@ -14,6 +14,7 @@ from keras_segen.generation.explore import interpolation, neighbors, samples, tr
 from keras_segen.generation.extractors import Extractor, load_extractor
 from keras_segen.generation.gan import GAN
 from keras_segen.generation.sngan import sngan_discriminator, sngan_generator
+from keras_segen.generation.stylegan2 import stylegan2_discriminator, stylegan2_generator
 from keras_segen.generation.vae import VAE, vae_decoder, vae_encoder
 
 # The models that make images, and what builds their two networks.
@@ -44,6 +45,8 @@ __all__ = [
     "samples",
     "sngan_discriminator",
     "sngan_generator",
+    "stylegan2_discriminator",
+    "stylegan2_generator",
     "traversal",
     "vae_decoder",
     "vae_encoder",
