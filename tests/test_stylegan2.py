@@ -1,15 +1,23 @@
-"""StyleGAN2: its blocks against NumPy, its networks on both backends."""
+"""StyleGAN2: its blocks against NumPy, its networks and its training on both backends."""
 
 import keras
 import numpy as np
 import pytest
 from keras import ops
+from keras.optimizers import SGD
 from scipy import signal
 
 import keras_segen as ks
 from keras_segen import backend
 from keras_segen.compare.layerwise.record import computing_in
-from keras_segen.generation import stylegan2, stylegan2_discriminator, stylegan2_generator
+from keras_segen.generation import (
+    StyleGAN,
+    dcgan_generator,
+    stylegan2,
+    stylegan2_discriminator,
+    stylegan2_generator,
+)
+from keras_segen.generation.adversarial import PathLength
 
 SHAPE, FILTERS = (8, 12, 2), (3, 4)
 
@@ -184,3 +192,177 @@ def test_every_level_has_a_style_and_noise_of_its_own():
 def test_arguments_out_of_range_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def style_gan(num_classes=None, **rules):
+    gan = StyleGAN(*networks(num_classes), num_classes, half_life=100.0)
+    gan.compile(**{"r1_every": 4, "path_length_every": 2, **rules})
+    gan.run_eagerly = True  # tracing takes longer than these steps
+    return gan
+
+
+IMAGES = np.random.default_rng(3).random((7, 4, *SHAPE)).astype("float32")
+LABELS = np.arange(4) % 3
+
+
+def values(variables):
+    return [ops.convert_to_numpy(variable).copy() for variable in variables]
+
+
+def logs_of(gan, images, labels=None):
+    gan.reset_metrics()
+    logs = gan.train_on_batch(images, labels, return_dict=True)
+    return {name: float(value) for name, value in logs.items()}
+
+
+def test_seven_steps_are_the_same_on_every_backend():
+    """Of D and G, two on R1, four on the path length; all weights learn.
+
+    By SGD: without momentum, Adam takes a gradient of 1e-9 for as much as any other.
+    """
+    gan = style_gan(3, generator_optimizer=SGD(0.01), discriminator_optimizer=SGD(0.02))
+    weights = gan.generator.trainable_weights + gan.discriminator.trainable_weights
+    before = values(weights)
+    logs = [logs_of(gan, images, LABELS) for images in IMAGES]
+    found = [logs[i][name] for i in (0, 4, 6) for name in ("d_loss", "g_loss", "path_penalty")]
+    found += [logs[i]["r1_penalty"] for i in (0, 4)]
+    np.testing.assert_allclose(found, AFTER_STEPS, rtol=1e-4)
+    for i, each in enumerate(logs):
+        assert bool(each["r1_penalty"]) == (i % 4 == 0), i
+        assert bool(each["path_penalty"]) == (i % 2 == 0), i
+    steps = [
+        int(ops.convert_to_numpy(x.iterations))
+        for x in (gan.optimizer.discriminator, gan.optimizer.generator)
+    ]
+    assert steps == [7 + 2, 7 + 4]
+    for weight, old, new in zip(weights, before, values(weights), strict=True):
+        assert np.abs(old - new).max() > 0, weight.path
+
+
+AFTER_STEPS = [1.4000943, 0.672212, 0.6047147, 1.3961496, 0.6814145, 0.2536051, 1.3602326]
+AFTER_STEPS += [0.6901395, 0.6407809, 0.00283592, 0.00057293]
+
+
+def test_a_step_on_a_penalty_moves_one_player_by_the_penalty_alone():
+    gan = style_gan(style_mixing=0.0)
+    real = gan.check_images(IMAGES[0])
+    gan.compile(SGD(1.0), SGD(1.0), r1=2.0, r1_every=3, path_length=0.0)
+    before = values(gan.variables)
+    gan.r1_step(real, None)
+    ours = gan.discriminator.trainable_variables
+    kept = [v for v in gan.variables if not any(v is w for w in ours)]
+    moved = {id(v): old for v, old in zip(gan.variables, before, strict=True)}
+    for variable in kept:
+        np.testing.assert_array_equal(ops.convert_to_numpy(variable), moved[id(variable)])
+    assert max(np.abs(ops.convert_to_numpy(v) - moved[id(v)]).max() for v in ours) > 1e-3
+
+
+def test_the_path_length_of_an_even_image_is_known():
+    """Images that are twice the first style: the gradient is twice a direction."""
+    directions = numbers(0, 5, 2, 3, 1).astype("float32")
+    styles = ops.convert_to_tensor(numbers(1, 5, 4, 6).astype("float32"))
+    weight = keras.Variable(2.0)
+
+    def synthesize(styles):
+        return weight * ops.reshape(styles[:, 0], (-1, 2, 3, 1))
+
+    penalty, mean = PathLength(3.0, every=4).penalty(
+        synthesize, weight * styles, ops.convert_to_tensor(directions), ops.convert_to_tensor(1.5)
+    )
+    lengths = 2 * np.sqrt(np.square(directions).sum((1, 2, 3)) / 6 / 4)  # 6 pixels, 4 layers
+    new_mean = 1.5 + 0.01 * (lengths.mean() - 1.5)
+    assert float(ops.convert_to_numpy(mean)) == pytest.approx(new_mean, rel=1e-5)
+    expected = 3 * 4 * np.square(lengths - new_mean).mean()
+    assert float(ops.convert_to_numpy(penalty)) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.once
+def test_adam_is_corrected_for_the_steps_on_penalties():
+    gan = style_gan(r1_every=4, path_length=0.0)
+    discriminator, generator = gan.optimizer.discriminator, gan.optimizer.generator
+    assert float(ops.convert_to_numpy(discriminator.learning_rate)) == pytest.approx(2.5e-3 * 0.8)
+    assert (discriminator.beta_1, discriminator.beta_2) == (0, pytest.approx(0.99**0.8))
+    assert float(ops.convert_to_numpy(generator.learning_rate)) == pytest.approx(2.5e-3)
+    assert (generator.beta_1, generator.beta_2) == (0, 0.99)
+
+
+@pytest.mark.once
+def test_the_average_has_a_half_life_in_images():
+    gan = style_gan()
+
+    def kept(step, count):
+        gan.step.assign(step)
+        return float(ops.convert_to_numpy(gan.share_kept(count)))
+
+    assert kept(0, 4) == 0  # the first is the generator itself
+    assert kept(10, 4) == pytest.approx(0.5 ** (4 / (0.05 * 40)))  # a twentieth of those seen
+    assert kept(10_000, 4) == pytest.approx(0.5 ** (4 / 100))
+    assert kept(10_000, 8) == pytest.approx(kept(10_000, 4) ** 2)
+
+
+def test_styles_are_mixed_from_a_layer_on():
+    gan = style_gan()
+    codes = gan.random_codes(200)
+    gan.style_mixing = 0.5
+    styles = ops.convert_to_numpy(gan.styles(codes, None, "codes"))
+    first = ops.convert_to_numpy(gan.generator.get_layer("mapping")(codes))
+    own = np.abs(styles - first[:, None]).max(-1) < 1e-5  # (images, layers)
+    assert own[:, 0].all() and (own[:, :-1] >= own[:, 1:]).all()
+    assert own.all(1).mean() == pytest.approx(0.5, abs=0.1)
+    assert {int(row.sum()) for row in own} == {1, 2, 3, 4}  # any layer may be the first to change
+    mean = ops.convert_to_numpy(gan.generator.get_layer("mapping").get_layer("mean").mean)
+    assert 0 < np.abs(mean).max() < 0.01  # the first step of the moving mean
+
+
+def test_truncation_brings_images_closer_to_that_of_the_mean_style():
+    gan = style_gan(num_classes=3)
+    images = gan.generate(6, labels=1)
+    network = gan.ema_generator
+    expected = backend.infer(network, [gan.draw_codes(6), np.ones(6, "int32")])
+    np.testing.assert_allclose(images, np.clip((expected + 1) / 2, 0, 1), atol=1e-5)
+    assert images.min() >= 0 and images.max() <= 1
+    network.get_layer("mapping").get_layer("mean").mean.assign(np.full(5, 0.5))
+    spread = [images.std(0).mean()]
+    for truncation in (0.5, 0.0):
+        gan.truncation.assign(truncation)
+        images = gan.generate(6, labels=1)
+        spread.append(images.std(0).mean())
+    assert spread[0] > spread[1] > spread[2] and spread[2] < 1e-6
+    synthesis, noise = network.get_layer("synthesis"), network.get_layer("noise")
+    inputs = np.full((1, 4, 5), 0.5, "float32"), ops.convert_to_numpy(noise.value)[None]
+    mean_image = (backend.infer(synthesis, list(inputs)) + 1) / 2
+    np.testing.assert_allclose(images[:1], np.clip(mean_image, 0, 1), atol=1e-5)
+
+
+@pytest.mark.once
+def test_a_saved_style_gan_goes_on_in_the_middle_of_its_cycle(tmp_path):
+    whole, first = style_gan(), style_gan()
+    for images in IMAGES[:3]:
+        whole.train_on_batch(images), first.train_on_batch(images)
+    backend.save_model(first, tmp_path / "gan.keras")
+    second = keras.models.load_model(tmp_path / "gan.keras", safe_mode=True)
+    assert second.rules == whole.rules and second.half_life == 100
+    for images in IMAGES[3:5]:
+        whole.train_on_batch(images), second.train_on_batch(images)
+    for a, b in ((whole, second), (whole.optimizer, second.optimizer)):
+        for x, y in zip(values(a.variables), values(b.variables), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: style_gan(path_length=-1.0), "path_length of at least 0"),
+        (lambda: style_gan(r1=1.0, r1_every=0), "r1 of at least 0, in every step or fewer"),
+        (lambda: style_gan(style_mixing=1.5), r"style_mixing is 1.5, expected a share in \[0, 1\]"),
+        (lambda: StyleGAN(*networks(), half_life=0.0), "half_life is 0.0, expected more than 0"),
+        (
+            lambda: StyleGAN(dcgan_generator(SHAPE, 5, (4,)), networks()[1]),
+            "has no mapping and no noise and no synthesis: expected one with styles",
+        ),
+    ],
+)
+def test_rules_out_of_range_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
