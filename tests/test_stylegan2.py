@@ -201,7 +201,7 @@ def style_gan(num_classes=None, **rules):
     return gan
 
 
-IMAGES = np.random.default_rng(3).random((7, 4, *SHAPE)).astype("float32")
+IMAGES = np.random.default_rng(3).random((5, 4, *SHAPE)).astype("float32")
 LABELS = np.arange(4) % 3
 
 
@@ -215,8 +215,8 @@ def logs_of(gan, images, labels=None):
     return {name: float(value) for name, value in logs.items()}
 
 
-def test_seven_steps_are_the_same_on_every_backend():
-    """Of D and G, two on R1, four on the path length; all weights learn.
+def test_five_steps_are_the_same_on_every_backend():
+    """Of D and G, two on R1, three on the path length; all weights learn.
 
     By SGD: without momentum, Adam takes a gradient of 1e-9 for as much as any other.
     """
@@ -224,7 +224,7 @@ def test_seven_steps_are_the_same_on_every_backend():
     weights = gan.generator.trainable_weights + gan.discriminator.trainable_weights
     before = values(weights)
     logs = [logs_of(gan, images, LABELS) for images in IMAGES]
-    found = [logs[i][name] for i in (0, 4, 6) for name in ("d_loss", "g_loss", "path_penalty")]
+    found = [logs[i][name] for i in (0, 4) for name in ("d_loss", "g_loss", "path_penalty")]
     found += [logs[i]["r1_penalty"] for i in (0, 4)]
     np.testing.assert_allclose(found, AFTER_STEPS, rtol=1e-4)
     for i, each in enumerate(logs):
@@ -234,13 +234,13 @@ def test_seven_steps_are_the_same_on_every_backend():
         int(ops.convert_to_numpy(x.iterations))
         for x in (gan.optimizer.discriminator, gan.optimizer.generator)
     ]
-    assert steps == [7 + 2, 7 + 4]
+    assert steps == [5 + 2, 5 + 3]
     for weight, old, new in zip(weights, before, values(weights), strict=True):
         assert np.abs(old - new).max() > 0, weight.path
 
 
-AFTER_STEPS = [1.4000943, 0.672212, 0.6047147, 1.3961496, 0.6814145, 0.2536051, 1.3602326]
-AFTER_STEPS += [0.6901395, 0.6407809, 0.00283592, 0.00057293]
+AFTER_STEPS = [1.4000943, 0.672212, 0.6047147, 1.3961496, 0.6814145, 0.2536051]
+AFTER_STEPS += [0.00283592, 0.00057293]
 
 
 def test_a_step_on_a_penalty_moves_one_player_by_the_penalty_alone():
@@ -337,12 +337,12 @@ def test_truncation_brings_images_closer_to_that_of_the_mean_style():
 @pytest.mark.once
 def test_a_saved_style_gan_goes_on_in_the_middle_of_its_cycle(tmp_path):
     whole, first = style_gan(), style_gan()
-    for images in IMAGES[:3]:
+    for images in IMAGES[:1]:
         whole.train_on_batch(images), first.train_on_batch(images)
     backend.save_model(first, tmp_path / "gan.keras")
     second = keras.models.load_model(tmp_path / "gan.keras", safe_mode=True)
     assert second.rules == whole.rules and second.half_life == 100
-    for images in IMAGES[3:5]:
+    for images in IMAGES[1:2]:
         whole.train_on_batch(images), second.train_on_batch(images)
     for a, b in ((whole, second), (whole.optimizer, second.optimizer)):
         for x, y in zip(values(a.variables), values(b.variables), strict=True):
