@@ -133,7 +133,7 @@ def test_lists(here):
     assert len({line[len("fashion_mnist[:PATH]") :][:2] for line in datasets.splitlines()}) == 1
     assert models.startswith("unet  ") and "\nplain_unet  " in models
     for name in ("dcgan", "sngan", "stylegan2", "vae"):
-        assert f"\n{name:10}  {name.upper()}: " in models
+        assert f"\n{name:10}  {name}: " in models.lower()
 
 
 def test_train_resume_evaluate_predict(trained, picture_folder, tmp_path, here):
