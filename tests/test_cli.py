@@ -132,8 +132,8 @@ def test_lists(here):
     assert datasets.startswith("shapes  ") and "\nfolder:PATH  " in datasets
     assert len({line[len("fashion_mnist[:PATH]") :][:2] for line in datasets.splitlines()}) == 1
     assert models.startswith("unet  ") and "\nplain_unet  " in models
-    for name in ("dcgan", "sngan", "vae"):
-        assert f"\n{name:10}  {name.upper()}: " in models
+    for name in ("dcgan", "sngan", "stylegan2", "vae"):
+        assert f"\n{name:10}  {name}: " in models.lower()
 
 
 def test_train_resume_evaluate_predict(trained, picture_folder, tmp_path, here):
@@ -172,7 +172,7 @@ def test_a_generator_is_trained_and_judged(tmp_path, here, monkeypatch):
 
 def test_extractors_are_for_pictures(trained, refuse):
     said = refuse("evaluate", trained, "--count", 40)
-    assert "error: count is for dcgan, sngan, vae, and this is a run of unet" in said
+    assert "error: count is for dcgan, sngan, stylegan2, vae, and this is a run of unet" in said
 
 
 def test_predict_takes_every_option(trained, picture_folder, tmp_path, here, refuse):
@@ -253,8 +253,8 @@ def test_a_terminated_training_says_how_to_go_on(picture_folder, tmp_path):
         (["train", "--resume", "nowhere"], "no run.json"),
         (["train", "--resume", "nowhere", "--seed", "1"], "--seed would change nothing"),
         (["train", "fcn", "--resume", "nowhere"], "model would change nothing"),
-        (["train", "unet", "--r1", "1"], "--r1 is for dcgan, sngan; unet has none"),
-        (["train", "vae", "--loss", "hinge"], "fcn, dcgan, sngan; vae has none"),
+        (["train", "unet", "--r1", "1"], "--r1 is for dcgan, sngan, stylegan2; unet has none"),
+        (["train", "vae", "--loss", "hinge"], "fcn, dcgan, sngan, stylegan2; vae has none"),
         (["crossval", "vae"], "vae makes new pictures"),
         (["train", "--backend", "jax"], "'jax'"),
         (["evaluate", "nowhere"], "no run.json"),
@@ -423,7 +423,7 @@ def test_help_shows_what_is_common_first():
     assert places == sorted(places)
     defaults = "Default: unet, plain_unet, fcn adam; mask_rcnn adamw."
     assert f"One of adam, adamw, sgd. {defaults}" in shown
-    assert "dcgan 100; sngan 128; vae 64" in shown
+    assert "dcgan 100; sngan, stylegan2 128; vae 64" in shown
     assert "--fold " not in run("crossval", "--help").stdout
 
 

@@ -15,6 +15,7 @@ from keras_segen.generation import adversarial
 from keras_segen.runs import crossval, training
 from keras_segen.tasks import SegmentationTask, fields, registry
 from keras_segen.tasks.gan import GanTask
+from keras_segen.tasks.style import StyleTask
 from keras_segen.tasks.vae import VaeTask, bounds
 
 OTHER = {"tensorflow": "torch", "torch": "tensorflow"}[keras.backend.backend()]
@@ -60,8 +61,8 @@ def states(path, trained):
     return [keras.ops.convert_to_numpy(variable) for variable in variables]
 
 
-def assert_equal_runs(a, b, trained, rtol=1e-5, atol=1e-6):
-    first, second = (states(run / "checkpoint-0003.keras", trained) for run in (a, b))
+def assert_equal_runs(a, b, trained, rtol=1e-5, atol=1e-6, last=3):
+    first, second = (states(run / f"checkpoint-000{last}.keras", trained) for run in (a, b))
     assert len(first) == len(second) > 20
     for x, y in zip(first, second, strict=True):
         np.testing.assert_allclose(x, y, rtol=rtol, atol=atol)
@@ -168,6 +169,37 @@ def test_an_interrupted_vae_resumes_to_the_same_state(vae_run, pictures, tmp_pat
     assert_equal_runs(vae_run, run, trained)
 
 
+@pytest.mark.once
+def test_stylegan2_resumes_in_the_middle_of_a_cycle_and_truncates(pictures, tmp_path):
+    """Killed in the third of four epochs of 4 steps: between the two on R1, at steps 0 and 16."""
+    trained = plan("stylegan2", pictures, filters=(4, 4), epochs=5)
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    training.train(trained, whole, verbose=0)
+    with pytest.raises(KeyboardInterrupt):
+        training.train(trained, run, callbacks=[StopInEpoch(2)], verbose=0)
+    training.resume(run, verbose=0)
+    assert_equal_runs(whole, run, trained, last=5)
+    history = training.read_history(run)
+    assert [x > 0 for x in history["r1_penalty"]] == [True, False, False, False, True]
+    assert [x > 0 for x in history["path_penalty"]] == [True, False, True, False, True]
+
+    sheets = []
+    for truncation in (None, 1.0, 0.5):
+        out = tmp_path / f"{truncation}.png"
+        runs.generate(run, out, truncation=truncation)
+        with Image.open(out) as sheet:
+            sheets.append(np.asarray(sheet.convert("RGB")).astype(int))
+    assert np.abs(sheets[0] - sheets[1]).max() <= 1 and np.abs(sheets[0] - sheets[2]).max() > 1
+    with pytest.raises(ValueError, match="truncation is -1.0, expected at least 0"):
+        runs.generate(run, out, truncation=-1.0)
+
+
+@pytest.mark.once
+def test_truncation_is_for_models_with_styles(gan_run, tmp_path):
+    with pytest.raises(ValueError, match="truncation is for models with styles.*dcgan has none"):
+        runs.generate(gan_run, tmp_path / "out.png", truncation=0.5)
+
+
 @pytest.mark.skipif(OTHER not in frameworks.installed(), reason=f"{OTHER} is not installed")
 def test_runs_go_on_on_the_other_backend(gan_run, vae_run, pictures, tmp_path):
     """Both optimizers' memories, the average, and the position in the noise come along."""
@@ -212,10 +244,16 @@ def test_resuming_a_finished_run_only_adds_a_missing_animation(gan_run):
         {
             **{"model": "dcgan", "loss": "least_squares", "label_smoothing": 0.1, "r1": 0.5},
             **{"ema": 0.0, "channels": 1, "precision": "mixed_bfloat16"},
+            **{"augment_discriminator": "diffaugment"},
         },
         {
             **{"model": "sngan", "conditional": True, "filters": None, "image_size": (8, 12)},
             **{"beta_1": 0.5, "beta_2": 0.99, "augment": "default"},
+        },
+        {
+            **{"model": "stylegan2", "conditional": True, "filters": (4, 4), "schedule": "cosine"},
+            **{"augment_discriminator": "diffaugment", "discriminator_learning_rate": 1e-3},
+            **{"r1": 1.0, "half_life": 50.0, "style_mixing": 0.5, "precision": "mixed_float16"},
         },
         {
             **{"model": "vae", "conditional": True, "filters": None, "likelihood": "bernoulli"},
@@ -249,6 +287,7 @@ def test_options_reach_the_model(pictures):
         "label_smoothing": 0.2,
         "discriminator_steps": 3,
         "r1_every": 1,
+        "augment_discriminator": "none",
     }
     assert model.ema == 0.9 and model.latent_dim == 3
     for optimizer in (model.optimizer.generator, model.optimizer.discriminator):
@@ -292,11 +331,11 @@ def test_a_gan_sees_full_batches_only(pictures):
 def test_names_and_choices_are_those_of_the_models():
     """The tasks know them without importing Keras."""
     assert tuple(segmentation.MODELS) == SegmentationTask.MODELS
-    assert tuple(generation.NETWORKS) == GanTask.MODELS + VaeTask.MODELS
+    assert tuple(generation.NETWORKS) == GanTask.MODELS + StyleTask.MODELS + VaeTask.MODELS
     assert tuple(adversarial.LOSSES) == fields.meaning(GanTask, "loss").choices
 
 
-@pytest.mark.parametrize("model", ["dcgan", "sngan", "vae"])
+@pytest.mark.parametrize("model", ["dcgan", "sngan", "stylegan2", "vae"])
 def test_an_experiment_goes_to_plain_values_and_back(model):
     trained = registry.kind_of(model)(model=model, filters=(8, 16), image_size=(32, 48))
     assert registry.read(trained.to_dict()) == trained
@@ -307,6 +346,9 @@ def test_an_experiment_goes_to_plain_values_and_back(model):
     [
         (GanTask, {"model": "unet"}, "model is 'unet', expected one of 'dcgan', 'sngan'"),
         (GanTask, {"loss": "dice"}, "loss is 'dice', expected one of 'non_saturating'"),
+        (StyleTask, {"half_life": 0.0}, "half_life is 0.0, expected more than 0"),
+        (StyleTask, {"style_mixing": 1.5}, "style_mixing is 1.5, .* below 1"),
+        (GanTask, {"augment_discriminator": "ada"}, "expected one of 'none', 'diffaugment'"),
         (GanTask, {"r1": -1.0}, "r1 is -1.0, expected 0 or more"),
         (GanTask, {"gradient_penalty": float("nan")}, "gradient_penalty is nan"),
         (GanTask, {"discriminator_steps": 0}, "discriminator_steps is 0, expected 1"),
@@ -432,7 +474,9 @@ def test_evaluating_a_run_knows_what_its_model_makes(gan_run, tmp_path):
         runs.evaluate(gan_run, "test")
     run = training.load_run(gan_run)
     write_json(tmp_path / "run.json", {**run, "experiment": {"model": "unet"}})
-    with pytest.raises(ValueError, match="count is for dcgan, sngan, vae, and this is a run"):
+    with pytest.raises(
+        ValueError, match="count is for dcgan, sngan, stylegan2, vae, and this is a run"
+    ):
         runs.evaluate(tmp_path, count=50)
 
 

@@ -9,9 +9,14 @@ from keras import layers, ops
 
 import keras_segen as ks
 from keras_segen import backend
-from keras_segen.compare.layerwise.record import copy_in
-from keras_segen.generation import dcgan_discriminator
-from keras_segen.generation.adversarial import R1, GradientPenalty
+from keras_segen.compare.layerwise.record import computing_in, copy_in
+from keras_segen.generation import (
+    dcgan_discriminator,
+    stylegan2_discriminator,
+    stylegan2_generator,
+)
+from keras_segen.generation.adversarial import R1, GradientPenalty, PathLength
+from keras_segen.generation.diffaugment import diffaugment
 from keras_segen.layers import SpectralNormalization
 
 on_tensorflow = pytest.mark.skipif(
@@ -51,6 +56,25 @@ def gradients_and_differences(penalty, variables, step=1e-5):
         variable.assign(here)
         pairs.append((float(slope), (ahead - behind) / (2 * step)))
     return np.array(pairs).T
+
+
+def assert_slopes(penalty, variables, step=1e-6):
+    """Holds a gradient to finite differences, all variables moved at once, in three directions."""
+    kept = KeepsGradients()
+    backend.minimize(lambda: (penalty(), []), variables, kept)
+    here = [ops.convert_to_numpy(variable).copy() for variable in variables]
+    for number in range(3):
+        directions = [numbers(100 * number + i, x.shape) for i, x in enumerate(here)]
+        found, values = 0.0, []
+        for gradient, direction in zip(kept.gradients, directions, strict=True):
+            found += np.sum(ops.convert_to_numpy(gradient) * direction)
+        for sign in (1, -1):
+            for variable, x, direction in zip(variables, here, directions, strict=True):
+                variable.assign(x + sign * step * direction)
+            values.append(float(ops.convert_to_numpy(penalty())))
+        expected = (values[0] - values[1]) / (2 * step)
+        assert abs(expected) > 1e-5
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def assert_second_order(network, images, variables):
@@ -245,3 +269,48 @@ def test_tensorflow_is_left_as_it_was_however_slopes_overlap():
     with pytest.raises(ZeroDivisionError):
         backend.input_gradient(lambda x: x / (1 // 0), x)
     assert nn.moments is stock
+
+
+def in_float64(network):
+    """A copy in float64, whose weights all have an ordinary size."""
+    network = copy_in(network, "float64")
+    for index, weight in enumerate(network.weights):
+        weight.assign(numbers(10 + index, weight.shape))
+    return network
+
+
+def test_the_gradient_of_a_path_length_is_right():
+    """Down to the mapping network: the slope is not cut off from what made the styles."""
+    with computing_in("float64"):
+        generator = in_float64(stylegan2_generator((4, 4, 2), 3, (2, 2), mapping_layers=1))
+        mapping, synthesis = (generator.get_layer(name) for name in ("mapping", "synthesis"))
+        shapes = (4, 3), (2, synthesis.inputs[1].shape[1]), (2, 4, 4, 2)
+        codes, noise, directions = (
+            ops.convert_to_tensor(numbers(i, shape)) for i, shape in enumerate(shapes)
+        )
+        first = ops.convert_to_tensor([[[True]] * 2 + [[False]] * 2] * 2)
+
+        def penalty():
+            w = mapping(codes)[:, None]
+            styles = ops.where(first, w[:2], w[2:])  # two codes for each image
+            return PathLength(2.0).penalty(
+                lambda styles: synthesis([styles, noise]), styles, directions, 0.5
+            )[0]
+
+        for part in (mapping, synthesis):
+            assert_slopes(penalty, part.trainable_variables)
+
+
+def test_the_gradient_of_r1_is_right_through_an_augmented_batch():
+    """Of StyleGAN2's discriminator, which compares the images of a batch."""
+    with computing_in("float64"):
+        network = in_float64(stylegan2_discriminator((4, 4, 2), (2, 2)))
+        images = ops.convert_to_tensor(10 * numbers(0, (4, 4, 4, 2)))
+
+        def penalty():
+            scores, r1 = R1(1.0).penalty(
+                lambda x: network(diffaugment(x, ("test", 0), step=0)), images
+            )
+            return r1 + 0 * ops.mean(scores)
+
+        assert_slopes(penalty, network.trainable_variables)

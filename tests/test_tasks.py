@@ -48,7 +48,7 @@ def test_a_task_of_ones_own_is_judged(run):
 def test_what_a_task_is_not_made_for_is_said(run, tmp_path):
     with pytest.raises(ValueError, match="denoiser takes the noise off images and makes no images"):
         runs.generate(run, tmp_path / "out.png")
-    with pytest.raises(ValueError, match="extractor is for dcgan, sngan, vae"):
+    with pytest.raises(ValueError, match="extractor is for dcgan, sngan, stylegan2, vae"):
         runs.evaluate(run, extractor="efficientnet_lite0")
 
 

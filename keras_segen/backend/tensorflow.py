@@ -104,7 +104,17 @@ def double_precision():
 
 
 def input_gradient(fn, x):
-    """Differentiates `sum(fn(x))` by `x`; the result can be differentiated again.
+    """Differentiates `sum(fn(x))` by `x`; the result can be differentiated again, but not by what
+    made `x`.
+
+    Arguments, results and errors are those of `slope_at`.
+    """
+    return slope_at(fn, tf.stop_gradient(x))
+
+
+def slope_at(fn, x):
+    """Differentiates `sum(fn(x))` by `x`; the result can be differentiated by all that it depends
+    on, also by what made `x`.
 
     Args:
         fn: callable from a tensor to a tensor.
@@ -117,7 +127,6 @@ def input_gradient(fn, x):
     Raises:
         ValueError: when `fn` resizes images, which TensorFlow cannot differentiate twice.
     """
-    x = tf.stop_gradient(x)
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(x)
         with _differentiable_twice():
@@ -176,8 +185,8 @@ def _refuse_to_resize(
     if not getattr(_here, "twice", False):
         return _stock_resize(images, size, method, preserve_aspect_ratio, antialias, name)
     raise ValueError(
-        "A penalty on a network's slope (r1, gradient_penalty) differentiates twice, and "
-        "TensorFlow has no second derivative of a resized image: for bilinear interpolation it "
+        "A penalty on a network's slope (r1, gradient_penalty, path_length) differentiates twice, "
+        "and TensorFlow has no second derivative of a resized image: for bilinear interpolation it "
         "would silently be left out. Enlarge with UpSampling2D(interpolation='nearest') or "
         "Conv2DTranspose, shrink with AveragePooling2D, or train on PyTorch (KERAS_BACKEND=torch)."
     )

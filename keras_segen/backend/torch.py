@@ -153,17 +153,26 @@ def double_precision():
 
 
 def input_gradient(fn, x):
-    """Differentiates `sum(fn(x))` by `x`; the result can be differentiated again.
+    """Differentiates `sum(fn(x))` by `x`; the result can be differentiated again, but not by what
+    made `x`.
+
+    Arguments, results and errors are those of `slope_at`.
+    """
+    return slope_at(fn, x.detach().requires_grad_(True))
+
+
+def slope_at(fn, x):
+    """Differentiates `sum(fn(x))` by `x`; the result can be differentiated by all that it depends
+    on, also by what made `x`.
 
     Args:
         fn: callable from a tensor to a tensor.
-        x: a float tensor.
+        x: a float tensor that depends on variables.
 
     Returns:
         outputs: `fn(x)`.
         gradient: a tensor of the shape of `x`.
     """
-    x = x.detach().requires_grad_(True)
     outputs = fn(x)
     (gradient,) = torch.autograd.grad(outputs.sum(), x, create_graph=True)
     return outputs, gradient

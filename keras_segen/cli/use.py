@@ -142,6 +142,10 @@ def generate(
     class_name: Annotated[
         str | None, typer.Option("--class", help="The class of all samples, such as cat.")
     ] = None,
+    truncation: Annotated[
+        float | None,
+        typer.Option(help="For stylegan2: below 1, samples are more typical and differ less."),
+    ] = None,
     interpolate: Annotated[
         int | None, typer.Option(help="Interpolate between samples in this many steps.")
     ] = None,
@@ -175,6 +179,7 @@ def generate(
     from keras_segen import runs
 
     options = {"count": count, "class_name": class_name, "separate": separate}
+    options |= {"truncation": truncation}
     options |= {"interpolate": interpolate, "traverse": traverse}
     options |= {"nearest": nearest, "split": split, "extractor": extractor}
     console.print(runs.generate(run, out, seed=seed, **options))

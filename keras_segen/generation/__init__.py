@@ -14,12 +14,15 @@ from keras_segen.generation.explore import interpolation, neighbors, samples, tr
 from keras_segen.generation.extractors import Extractor, load_extractor
 from keras_segen.generation.gan import GAN
 from keras_segen.generation.sngan import sngan_discriminator, sngan_generator
+from keras_segen.generation.style_gan import StyleGAN
+from keras_segen.generation.stylegan2 import stylegan2_discriminator, stylegan2_generator
 from keras_segen.generation.vae import VAE, vae_decoder, vae_encoder
 
 # The models that make images, and what builds their two networks.
 NETWORKS = {
     "dcgan": (dcgan_generator, dcgan_discriminator),
     "sngan": (sngan_generator, sngan_discriminator),
+    "stylegan2": (stylegan2_generator, stylegan2_discriminator),
     "vae": (vae_encoder, vae_decoder),
 }
 
@@ -28,6 +31,7 @@ __all__ = [
     "NETWORKS",
     "VAE",
     "Extractor",
+    "StyleGAN",
     "compare_features",
     "dcgan_discriminator",
     "dcgan_generator",
@@ -44,6 +48,8 @@ __all__ = [
     "samples",
     "sngan_discriminator",
     "sngan_generator",
+    "stylegan2_discriminator",
+    "stylegan2_generator",
     "traversal",
     "vae_decoder",
     "vae_encoder",

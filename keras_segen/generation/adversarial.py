@@ -5,6 +5,7 @@ D gives each image a score: high for real, low for fake. Scores are logits, floa
 """
 
 import dataclasses
+from typing import ClassVar
 
 import keras
 from keras import ops
@@ -60,8 +61,27 @@ LOSSES = {
 SMOOTHED = choices.SMOOTHED_GAN_LOSSES
 
 
+class Lazy:
+    """A penalty that is due in every n-th step only, `every`, with n times its `weight`."""
+
+    def __post_init__(self):
+        if not self.weight >= 0 or self.every < 1:
+            raise ValueError(
+                f"Expected {self.NAME} of at least 0, in every step or fewer; found {self}."
+            )
+
+    @property
+    def share_of_losses(self):
+        """The share of steps on the losses, if the penalty has steps of its own."""
+        return self.every / (self.every + 1) if self.weight else 1.0
+
+    def when_due(self, step, take):
+        """What `take` returns, a number, in the steps when the penalty is due; else 0."""
+        return ops.cond(step % self.every == 0, take, lambda: ops.zeros(()))
+
+
 @dataclasses.dataclass(frozen=True)
-class R1:
+class R1(Lazy):
     """Keeps the scores flat at real images: half the squared length of D's gradient there.
 
     Reference: Mescheder, Geiger, Nowozin (2018), "Which training methods for GANs do actually
@@ -76,12 +96,9 @@ class R1:
         ValueError: when a number is out of range.
     """
 
+    NAME: ClassVar[str] = "r1"
     weight: float
     every: int = 1
-
-    def __post_init__(self):
-        if not self.weight >= 0 or self.every < 1:
-            raise ValueError(f"Expected r1 of at least 0, in every step or fewer; found {self}.")
 
     def __call__(self, discriminate, images, step):
         """Scores real images: scores `(batch, 1)`, and the penalty times its weight.
@@ -95,9 +112,7 @@ class R1:
             return discriminate(images), 0.0
 
         def with_penalty():
-            scores, gradient = backend.input_gradient(discriminate, images)
-            r1 = ops.mean(_squared_lengths(gradient)) / 2
-            return scores, self.weight * self.every * r1
+            return self.penalty(discriminate, images)
 
         def without_penalty():
             return discriminate(images), ops.zeros(())
@@ -105,6 +120,12 @@ class R1:
         if self.every == 1:
             return with_penalty()
         return ops.cond(step % self.every == 0, with_penalty, without_penalty)
+
+    def penalty(self, discriminate, images):
+        """As the call, in a step when the penalty is due."""
+        scores, gradient = backend.input_gradient(discriminate, images)
+        r1 = ops.mean(_squared_lengths(gradient)) / 2
+        return scores, self.weight * self.every * r1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +165,53 @@ class GradientPenalty:
         # The root of 0 has no derivative.
         lengths = ops.sqrt(_squared_lengths(gradient) + 1e-12)
         return self.weight * ops.mean(ops.square(lengths - 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class PathLength(Lazy):
+    """Keeps a step in a style equally long in the image, whatever the style and the direction.
+
+    The penalty is the squared difference between the length of the gradient, by the style, of an
+    image in a random direction, and the mean of these lengths so far.
+
+    Reference: Karras et al. (2020), "Analyzing and improving the image quality of StyleGAN",
+    https://arxiv.org/abs/1912.04958
+
+    Args:
+        weight: float; 0 for no penalty.
+        every: int, n to compute the penalty in every n-th step only, with n times the weight.
+
+    Raises:
+        ValueError: when a number is out of range.
+    """
+
+    NAME: ClassVar[str] = "path_length"
+    weight: float
+    every: int = 1
+
+    def penalty(self, synthesize, styles, directions, mean):
+        """The penalty times its weight, and the mean that includes these lengths.
+
+        Args:
+            synthesize: callable from styles to images `(batch, height, width, channels)`.
+            styles: float `(batch, layers, latent_dim)`; learns, together with what made it.
+            directions: standard normal `(batch, height, width, channels)`.
+            mean: float, a tensor without dimensions: the mean so far.
+        """
+        height, width = directions.shape[1:3]
+
+        def along(styles):
+            images = ops.cast(synthesize(styles), directions.dtype)
+            return ops.sum(images * directions, axis=(1, 2, 3)) / (height * width) ** 0.5
+
+        brightness, gradient = backend.slope_at(along, styles)
+        # The length of a layer's gradient, squared, is their mean over the layers.
+        squares = _squared_lengths(gradient) / styles.shape[1]
+        lengths = ops.sqrt(squares + 1e-12)  # the root of 0 has no derivative
+        mean = mean + 0.01 * (ops.mean(lengths) - mean)
+        penalty = ops.mean(ops.square(lengths - mean))
+        # Nothing, for the biases that no length depends on: they, too, get a gradient.
+        return self.weight * self.every * penalty + 0 * ops.mean(brightness), mean
 
 
 def _squared_lengths(x):

@@ -16,8 +16,10 @@ import keras
 from keras import ops
 
 from keras_segen import backend
+from keras_segen.choices import DISCRIMINATOR_AUGMENTATIONS
 from keras_segen.generation import adversarial
 from keras_segen.generation.adversarial import LOSSES, SMOOTHED
+from keras_segen.generation.diffaugment import diffaugment
 from keras_segen.generation.latent import LatentModel, check_inputs
 
 
@@ -95,6 +97,7 @@ class GAN(LatentModel):
         label_smoothing=0.0,
         discriminator_steps=1,
         r1_every=1,
+        augment_discriminator="none",
     ):
         """Says how the two are trained.
 
@@ -110,6 +113,8 @@ class GAN(LatentModel):
                 5 with the Wasserstein loss and its penalty.
             r1_every: int, n to compute r1 in every n-th step of D only, with n times the weight;
                 16 in StyleGAN2.
+            augment_discriminator: str, `"none"`, or `"diffaugment"`: all that D sees, real or
+                fake, is changed at random; for few images (`keras_segen.generation.diffaugment`).
 
         Raises:
             ValueError: when a value is out of range, or there is no such loss.
@@ -125,6 +130,13 @@ class GAN(LatentModel):
             raise ValueError(f"discriminator_steps is {discriminator_steps}, expected 1 or more.")
         self.r1 = adversarial.R1(r1, r1_every)
         self.gradient_penalty = adversarial.GradientPenalty(gradient_penalty, self.seed)
+        if augment_discriminator not in DISCRIMINATOR_AUGMENTATIONS:
+            raise ValueError(
+                f"augment_discriminator is {augment_discriminator!r}, expected one of "
+                f"{', '.join(map(repr, DISCRIMINATOR_AUGMENTATIONS))}."
+            )
+        self.augment_discriminator = augment_discriminator
+        self.label_smoothing, self.discriminator_steps = label_smoothing, discriminator_steps
         self.rules = {
             "loss": loss,
             "r1": r1,
@@ -132,6 +144,7 @@ class GAN(LatentModel):
             "label_smoothing": label_smoothing,
             "discriminator_steps": discriminator_steps,
             "r1_every": r1_every,
+            "augment_discriminator": augment_discriminator,
         }
         self.d_loss_fn, self.g_loss_fn, self.threshold = LOSSES[loss]
         super().compile(
@@ -164,15 +177,15 @@ class GAN(LatentModel):
         images, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
         images, labels = self.check_images(images), self.check_labels(labels)
         codes = self.random_codes(ops.shape(images)[0])
-        every = self.rules["discriminator_steps"]
-        if every == 1:
+        if self.discriminator_steps == 1:
             self.generator_step(images, codes, labels)
         else:
             ops.cond(
-                (self.step + 1) % every == 0,
+                (self.step + 1) % self.discriminator_steps == 0,
                 lambda: self.generator_step(images, codes, labels),
                 lambda: self.step_without_generator(images, codes, labels),
             )
+        self.penalty_steps(images, labels)
         self.step.assign_add(1)
         return self.get_metrics_result()
 
@@ -180,14 +193,14 @@ class GAN(LatentModel):
         """D learns to score real images high and fakes low, wherever the fakes come from."""
         fakes = ops.stop_gradient(fakes)
 
-        def discriminate(images):
-            return self.discriminator(self.join(images, labels), training=True)
+        def discriminate(images, what="real"):
+            return self.judge(images, labels, what)
 
         def loss_fn():
             real, r1 = self.r1(discriminate, images, self.step)
-            fake = discriminate(fakes)
+            fake = discriminate(fakes, "fake")
             penalty = r1 + self.gradient_penalty(discriminate, images, fakes, self.step)
-            loss = self.d_loss_fn(real, fake, self.rules["label_smoothing"])
+            loss = self.d_loss_fn(real, fake, self.label_smoothing)
             results = {"loss": loss, "real": real, "fake": fake}
             if "d_penalty" in self.trackers:
                 results["penalty"] = penalty
@@ -202,12 +215,12 @@ class GAN(LatentModel):
         """D learns from new fakes, then G learns to make fakes that D scores high."""
 
         def loss_fn():
-            fakes = self.generator(self.join(codes, labels), training=True)
+            fakes = self.make_fakes(codes, labels)
             # Inside: the same fakes serve both, and G's gradient through them is yet to come.
             self.discriminator_step(images, fakes, labels)
             # Discards what D would update, such as running averages: this is G's turn.
             with keras.StatelessScope():
-                scores = self.discriminator(self.join(fakes, labels), training=True)
+                scores = self.judge(fakes, labels, "fake, in the turn of G")
             loss = self.g_loss_fn(scores)
             return loss + sum(self.generator.losses), loss
 
@@ -215,22 +228,34 @@ class GAN(LatentModel):
             loss_fn, self.generator.trainable_variables, self.optimizer.generator
         )
         self._track(images, g_loss=loss)
-        self._average_generator()
+        keep = self.share_kept(ops.shape(images)[0])
+        for average, weight in zip(self.ema_generator.weights, self.generator.weights, strict=True):
+            average.assign(weight + keep * (average - weight))
 
     def step_without_generator(self, images, codes, labels):
         """A step of D alone: what G would update, such as running averages, is discarded."""
         with keras.StatelessScope():
-            fakes = self.generator(self.join(codes, labels), training=True)
+            fakes = self.make_fakes(codes, labels)
         self.discriminator_step(images, fakes, labels)
 
-    def _average_generator(self):
-        """Moves the averaged generator a little toward the generator."""
+    def judge(self, images, labels, what):
+        """Scores images in training, augmented if D sees augmented ones; `what` keys the change."""
+        if self.augment_discriminator == "diffaugment":
+            images = diffaugment(images, (f"augmentation of {what}", self.seed), self.step)
+        return self.discriminator(self.join(images, labels), training=True)
+
+    def make_fakes(self, codes, labels):
+        """Makes images in training: what G learns from, and D."""
+        return self.generator(self.join(codes, labels), training=True)
+
+    def share_kept(self, count):
+        """How much of the averaged generator stays in a step on `count` images."""
         # The steps so far, this one included.
         steps = ops.cast(self.optimizer.generator.iterations, self.float_dtype)
-        keep = ops.minimum(self.ema, (steps - 1) / (steps + 9))
-        pairs = zip(self.ema_generator.weights, self.generator.weights, strict=True)
-        for average, weight in pairs:
-            average.assign(weight + keep * (average - weight))
+        return ops.minimum(self.ema, (steps - 1) / (steps + 9))
+
+    def penalty_steps(self, images, labels):
+        """Steps on penalties alone; here there are none."""
 
     def test_step(self, data):
         images, labels, _ = keras.utils.unpack_x_y_sample_weight(data)
@@ -243,7 +268,7 @@ class GAN(LatentModel):
         self._track(images, g_loss=self.g_loss_fn(fake))
         self._track_discriminator(images, self.d_loss_fn(real, fake, 0.0), real, fake)
         results = self.get_metrics_result()
-        return {name: results[name] for name in results if name != "d_penalty"}
+        return {name: results[name] for name in results if not name.endswith("penalty")}
 
     def _track_discriminator(self, images, loss, real, fake, penalty=None):
         self._track(images, d_loss=loss)

@@ -11,8 +11,8 @@ def generate(folder, out="samples.png", *, seed=0, **options):
         folder: the run folder.
         out: path of the PNG to write, a grid.
         seed: int, for the images; other seeds give others.
-        **options: `count`, `class_name`, `interpolate`, `traverse`, `nearest`, `split`,
-            `extractor`, `separate`, as in the task's `generate`; None for its default.
+        **options: `count`, `class_name`, `truncation`, `interpolate`, `traverse`, `nearest`,
+            `split`, `extractor`, `separate`, as in the task's `generate`; None for its default.
 
     Returns:
         str, what was made and where it is.

@@ -1,9 +1,13 @@
-"""The task of training a GAN."""
+"""The task of training a GAN, and what all such tasks share."""
 
 import dataclasses
 from typing import ClassVar
 
-from keras_segen.choices import GAN_LOSSES, SMOOTHED_GAN_LOSSES
+from keras_segen.choices import (
+    DISCRIMINATOR_AUGMENTATIONS,
+    GAN_LOSSES,
+    SMOOTHED_GAN_LOSSES,
+)
 from keras_segen.tasks import fields
 from keras_segen.tasks.fields import field
 from keras_segen.tasks.generation import GenerationTask
@@ -23,18 +27,13 @@ BLOCKS = {"sngan": 4}
 
 @fields.document
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GanTask(GenerationTask):
-    """One training of a GAN, completely described. None means the paper's value: `GAN_DEFAULTS`.
+class AdversarialTask(GenerationTask):
+    """What the trainings of GANs share. The optimizer is Adam.
 
-    Without `filters`, `dcgan` has those of the paper's code, and `sngan` 64 in each block, a
-    quarter of the paper's. The discriminator of `dcgan` has as many channels as the generator,
-    that of `sngan` four blocks of half the first.
-
-    The optimizer is Adam. An incomplete last batch of an epoch is dropped, since its
-    statistics would differ in the discriminator's batch normalization.
+    An incomplete last batch of an epoch is dropped, since its statistics would differ in the
+    discriminator.
     """
 
-    MODELS: ClassVar[tuple] = ("dcgan", "sngan")
     quantities: ClassVar[dict] = {
         "d_loss": "loss of the discriminator",
         "g_loss": "loss of the generator",
@@ -42,8 +41,6 @@ class GanTask(GenerationTask):
         "val_d_fake_accuracy": "share of generated images seen through",
     }
 
-    model: str = "dcgan"
-    learning_rate: float = 2e-4
     discriminator_learning_rate: float | None = field(
         "Learning rate of the discriminator. Without it, the generator's.", default=None, above=0
     )
@@ -56,6 +53,64 @@ class GanTask(GenerationTask):
     r1: float = field(
         "Weight of the squared slope of the discriminator at real images.", default=0.0, at_least=0
     )
+    augment_discriminator: str = field(
+        "Random changes of all images that the discriminator sees, real or fake, for few pictures.",
+        default="none",
+        choices=DISCRIMINATOR_AUGMENTATIONS,
+    )
+    beta_1: float | None = field("Adam's, for both networks.", default=None, at_least=0, below=1)
+    beta_2: float | None = field("Adam's, for both networks.", default=None, at_least=0, below=1)
+
+    def batch_options(self, dataset):
+        return {**super().batch_options(dataset), "drop_last": True}
+
+    def build_model(self, dataset, tell=lambda line: None):
+        model = super().build_model(dataset, tell)
+        model.ema_generator.set_weights(model.generator.get_weights())
+        return model
+
+    def count_parameters(self, model):
+        return model.generator.count_params() + model.discriminator.count_params()
+
+    @property
+    def losses(self):
+        return ("d_loss", "g_loss")
+
+    def decoder_of(self, model):
+        return model.ema_generator
+
+    def parts(self, model):
+        return {"generator": model.generator, "discriminator": model.discriminator}
+
+    def run_layers(self, model, images, target):
+        """The generator on codes, the discriminator on real images and then on fakes."""
+        import keras
+
+        images, labels = model.check_images(images), model.check_labels(target)
+        codes = model.draw_codes(len(images)).astype(model.float_dtype)
+        codes = keras.ops.convert_to_tensor(codes)
+        fakes = model.generator(model.join(codes, labels), training=False)
+        for each in (images, fakes):
+            model.discriminator(model.join(each, labels), training=False)
+
+
+@fields.document
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GanTask(AdversarialTask):
+    """One training of a GAN, completely described. None means the paper's value: `GAN_DEFAULTS`.
+
+    Without `filters`, `dcgan` has those of the paper's code, and `sngan` 64 in each block, a
+    quarter of the paper's. The discriminator of `dcgan` has as many channels as the generator,
+    that of `sngan` four blocks of half the first.
+
+    The optimizer is Adam. An incomplete last batch of an epoch is dropped, since its
+    statistics would differ in the discriminator's batch normalization.
+    """
+
+    MODELS: ClassVar[tuple] = ("dcgan", "sngan")
+
+    model: str = "dcgan"
+    learning_rate: float = 2e-4
     gradient_penalty: float = field(
         "Weight of the penalty that keeps the slope of the discriminator between real and fake "
         "images at 1; 10 with wasserstein.",
@@ -71,8 +126,6 @@ class GanTask(GenerationTask):
     ema: float = field(
         "How much of the averaged generator stays in each step.", default=0.999, at_least=0, below=1
     )
-    beta_1: float | None = field("Adam's, for both networks.", default=None, at_least=0, below=1)
-    beta_2: float | None = field("Adam's, for both networks.", default=None, at_least=0, below=1)
 
     def __post_init__(self):
         super().__post_init__()
@@ -88,9 +141,6 @@ class GanTask(GenerationTask):
             return GAN_DEFAULTS[field][model]
         return super().default(field, model)
 
-    def batch_options(self, dataset):
-        return {**super().batch_options(dataset), "drop_last": True}
-
     def networks(self, build_first, build_second, image_shape, num_classes):
         filters = other_filters = self.filters  # None: the paper's
         if self.model in BLOCKS:
@@ -104,14 +154,6 @@ class GanTask(GenerationTask):
 
         return generation.GAN(first, second, num_classes, self.ema, self.seed)
 
-    def build_model(self, dataset, tell=lambda line: None):
-        model = super().build_model(dataset, tell)
-        model.ema_generator.set_weights(model.generator.get_weights())
-        return model
-
-    def count_parameters(self, model):
-        return model.generator.count_params() + model.discriminator.count_params()
-
     def compile(self, model, dataset, steps_per_epoch, phase=None):
         steps = self.epochs * steps_per_epoch
         other_rate = self.discriminator_learning_rate or self.learning_rate
@@ -123,6 +165,7 @@ class GanTask(GenerationTask):
             gradient_penalty=self.gradient_penalty,
             label_smoothing=self.label_smoothing,
             discriminator_steps=self.discriminator_steps,
+            augment_discriminator=self.augment_discriminator,
         )
 
     def _adam(self, rate, steps):
@@ -130,27 +173,6 @@ class GanTask(GenerationTask):
 
         return keras.optimizers.Adam(self.rate(rate, steps), self.beta_1, self.beta_2)
 
-    @property
-    def losses(self):
-        return ("d_loss", "g_loss")
-
-    def decoder_of(self, model):
-        return model.ema_generator
-
     def layerwise(self):
         """Both players move in every step, so that each step shows all layers."""
         return dataclasses.replace(super().layerwise(), discriminator_steps=1)
-
-    def parts(self, model):
-        return {"generator": model.generator, "discriminator": model.discriminator}
-
-    def run_layers(self, model, images, target):
-        """The generator on codes, the discriminator on real images and then on fakes."""
-        import keras
-
-        images, labels = model.check_images(images), model.check_labels(target)
-        codes = model.draw_codes(len(images)).astype(model.float_dtype)
-        codes = keras.ops.convert_to_tensor(codes)
-        fakes = model.generator(model.join(codes, labels), training=False)
-        for each in (images, fakes):
-            model.discriminator(model.join(each, labels), training=False)

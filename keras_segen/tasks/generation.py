@@ -253,6 +253,7 @@ class GenerationTask(Task):
         *,
         count=None,
         class_name=None,
+        truncation=None,
         interpolate=None,
         traverse=None,
         nearest=False,
@@ -265,6 +266,8 @@ class GenerationTask(Task):
         Args:
             count: int, samples or rows of the grid; None for 64 samples or 8 rows.
             class_name: str, the class of all of them, or None.
+            truncation: float, for models with styles: below 1, images are more typical and differ
+                less; or None.
             interpolate: int, steps of `keras_segen.generation.interpolation`; or None.
             traverse: int, steps of `keras_segen.generation.traversal`; or None.
             nearest: bool, whether to draw `keras_segen.generation.neighbors`.
@@ -293,6 +296,8 @@ class GenerationTask(Task):
             count = 64 if given in ([], ["separate"]) else 8
         names = tuple(about["class_names"])
         label = None if class_name is None else self._label(model, names, class_name)
+        if truncation is not None:
+            self.truncate(model, truncation)
         if separate is not None:
             explore.write_separately(model, separate, count, label, seed, names)
             return f"{count} samples", separate
@@ -318,6 +323,12 @@ class GenerationTask(Task):
     def images_to_traverse(self, seed):
         """Images for the KL divergence of each dimension, for a model with an encoder."""
         return None
+
+    def truncate(self, model, truncation):
+        """Brings the styles of a model closer to their mean, for a model that has styles."""
+        raise ValueError(
+            f"truncation is for models with styles, such as stylegan2; {self.model} has none."
+        )
 
     def _label(self, model, names, class_name):
         if model.num_classes is None:

@@ -8,9 +8,10 @@ from keras_segen.spelling import did_you_mean
 from keras_segen.tasks.gan import GanTask
 from keras_segen.tasks.instances import InstanceTask
 from keras_segen.tasks.segmentation import SegmentationTask
+from keras_segen.tasks.style import StyleTask
 from keras_segen.tasks.vae import VaeTask
 
-KINDS = [SegmentationTask, InstanceTask, GanTask, VaeTask]
+KINDS = [SegmentationTask, InstanceTask, GanTask, StyleTask, VaeTask]
 
 
 def register(kind):
