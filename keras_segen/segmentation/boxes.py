@@ -320,26 +320,37 @@ def instances(planes, max_instances):
     return found[..., :4], ops.cast(found[..., 4], "int32")
 
 
-def share_of(pixels, boxes):
-    """Measures which share of the pixels of boxes is marked.
+def sums_above(pixels):
+    """Counts the marked pixels above and to the left of each corner of a pixel.
 
     Args:
         pixels: bool `(batch, height, width)`.
+
+    Returns:
+        float32 `(batch, height + 1, width + 1)`.
+    """
+    sums = ops.cumsum(ops.cumsum(ops.cast(pixels, "float32"), axis=1), axis=2)
+    return ops.pad(sums, ((0, 0), (1, 0), (1, 0)))
+
+
+def share_of(sums, boxes):
+    """Measures which share of the pixels of boxes is marked.
+
+    Args:
+        sums: what `sums_above` gives; the sum over any box is made of four of them.
         boxes: `(batch, n, 4)`, or `(1, n, 4)` for the same in all images; sides are rounded to
             pixels, what is beyond the image is cut off.
 
     Returns:
         `(batch, n)` of the type of the boxes; 0 for empty ones.
     """
-    height, width = pixels.shape[1:]
-    # Sums over all pixels above and to the left: those over any box are four of them.
-    sums = ops.cumsum(ops.cumsum(ops.cast(pixels, boxes.dtype), axis=1), axis=2)
-    sums = ops.reshape(ops.pad(sums, ((0, 0), (1, 0), (1, 0))), (-1, (height + 1) * (width + 1)))
-    boxes = ops.round(clip(boxes, (height, width)))
+    rows, columns = sums.shape[1:]
+    sums = ops.cast(ops.reshape(sums, (-1, rows * columns)), boxes.dtype)
+    boxes = ops.round(clip(boxes, (rows - 1, columns - 1)))
     x1, y1, x2, y2 = (ops.cast(boxes[..., i], "int32") for i in range(4))
 
     def above(y, x):
-        index = y * (width + 1) + x
+        index = y * columns + x
         return take(sums, ops.broadcast_to(index, (ops.shape(sums)[0], index.shape[1])))
 
     marked = above(y2, x2) - above(y1, x2) - above(y2, x1) + above(y1, x1)

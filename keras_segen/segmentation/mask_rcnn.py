@@ -334,13 +334,16 @@ class MaskRCNN(Composite):
             part = slice(start, start + len(anchors))
             start += len(anchors)
             best, index = box.highest(scores[:, part], min(before, len(anchors)))
-            short = 0, before - index.shape[1]
             moved = box.take(deltas[:, part], index)
             anchors = ops.convert_to_tensor(anchors, deltas.dtype)
             anchors = ops.take(anchors, index, axis=0)
-            found.append(ops.pad(best, ((0, 0), short), constant_values=-np.inf))
-            moves.append(ops.pad(moved, ((0, 0), short, (0, 0))))
-            references.append(ops.pad(anchors, ((0, 0), short, (0, 0))))
+            if index.shape[1] < before:
+                short = (0, 0), (0, before - index.shape[1])
+                best = ops.pad(best, short, constant_values=-np.inf)
+                moved, anchors = (ops.pad(x, (*short, (0, 0))) for x in (moved, anchors))
+            found.append(best)
+            moves.append(moved)
+            references.append(anchors)
         # A row for each level of each image: (batch * levels, before, …)
         scores = ops.reshape(ops.stack(found, axis=1), (-1, before))
         moves, references = (
@@ -363,7 +366,9 @@ class MaskRCNN(Composite):
         """The sum of the five losses of a batch; `y_pred` is what `call` returned."""
         true_boxes, true_classes = box.instances(y, self.max_instances)
         true_boxes = ops.cast(true_boxes, y_pred["deltas"].dtype)
-        truth = y, true_boxes, true_classes
+        # Nothing is negative where more than half is void.
+        void = box.sums_above(y == box.VOID)
+        truth = y, void, true_boxes, true_classes
         losses = self.rpn_losses(y_pred, truth, training)
         losses |= self.head_losses(y_pred, truth, training)
         for name, value in losses.items():
@@ -374,20 +379,21 @@ class MaskRCNN(Composite):
 
     def rpn_losses(self, outputs, truth, training):
         """What the RPN said about anchors, sampled at random: two losses."""
-        planes, true_boxes, true_classes = truth
+        planes, void, true_boxes, true_classes = truth
         anchors = ops.convert_to_tensor(np.concatenate(self.anchors), outputs["deltas"].dtype)
         count = min(self.stages.anchors_sampled, anchors.shape[0])
-        overlap, best, which = self.compare(anchors[None], true_boxes, true_classes)
+        overlap = compare(anchors[None], true_boxes, true_classes)
+        best = ops.max(overlap, axis=1)
         highest = ops.max(overlap, axis=2, keepdims=True)  # of each object
-        favorite = ops.any(ops.logical_and(overlap > 0, overlap >= highest), axis=1)
+        favorite = ops.any(overlap >= ops.where(highest > 0, highest, 2.0), axis=1)
         positive = ops.logical_or(best >= 0.7, favorite)
-        negative = ops.logical_and(best < 0.3, self.counts(planes, anchors[None]))
+        negative = ops.logical_and(best < 0.3, box.share_of(void, anchors[None]) <= 0.5)
         negative = ops.logical_and(negative, ops.logical_not(positive))
         noise = self.noise("anchors", planes, anchors.shape[0], training)
         index, positive, sampled = box.sample(positive, negative, noise, count, count // 2)
         scores = box.take(outputs["scores"], index)
         entropy = ops.softplus(scores) - ops.where(positive, scores, 0.0)
-        own = box.take(true_boxes, box.take(which, index))  # the object of each anchor
+        own = box.take(true_boxes, whose(overlap, index))
         target = box.encode(own, ops.take(anchors, index, axis=0), RPN_WEIGHTS)
         distance = smooth_l1(box.take(outputs["deltas"], index) - target, beta=1 / 9)
         return {
@@ -397,19 +403,20 @@ class MaskRCNN(Composite):
 
     def head_losses(self, outputs, truth, training):
         """What the heads said about proposals and true boxes, sampled at random: three losses."""
-        planes, true_boxes, true_classes = truth
+        planes, void, true_boxes, true_classes = truth
         proposals, found = self.propose(outputs["scores"], outputs["deltas"])
         proposals = ops.concatenate([proposals, true_boxes], axis=1)
         found = ops.concatenate([found, true_classes > 0], axis=1)
-        _, best, which = self.compare(proposals, true_boxes, true_classes)
+        overlap = compare(proposals, true_boxes, true_classes)
+        best = ops.max(overlap, axis=1)
         count = min(self.stages.boxes_sampled, proposals.shape[1])
         most = count // 4
         positive = ops.logical_and(found, best >= 0.5)
-        negative = ops.logical_and(best < 0.5, self.counts(planes, proposals))
+        negative = ops.logical_and(best < 0.5, box.share_of(void, proposals) <= 0.5)
         negative = ops.logical_and(found, negative)
         noise = self.noise("proposals", planes, proposals.shape[1], training)
         index, positive, sampled = box.sample(positive, negative, noise, count, most)
-        boxes, which = box.take(proposals, index), box.take(which, index)
+        boxes, which = box.take(proposals, index), whose(overlap, index)
         classes = ops.where(positive, box.take(true_classes, which), 0)
 
         logits, deltas = self.box_head(self.align(outputs["levels"], boxes, 7), training=training)
@@ -433,16 +440,6 @@ class MaskRCNN(Composite):
             "box_loss": mean_of(distance, positive, sampled),
             "mask_loss": mean_of(ops.mean(mask_entropy, axis=(2, 3)), positive, positive),
         }
-
-    def compare(self, boxes, true_boxes, true_classes):
-        """IoU `(batch, objects, n)`, -1 for empty slots; the best of each box, and whose it is."""
-        overlap = box.iou(true_boxes, boxes)  # the long axis last: faster
-        overlap = ops.where((true_classes > 0)[..., None], overlap, -1.0)
-        return overlap, ops.max(overlap, axis=1), ops.cast(ops.argmax(overlap, axis=1), "int32")
-
-    def counts(self, planes, boxes):
-        """Whether boxes may be negative: not where more than half is void."""
-        return box.share_of(planes == box.VOID, boxes) <= 0.5
 
     def noise(self, name, planes, columns, training):
         """Uniform numbers, a row for each image: by step in training, else by its place."""
@@ -506,6 +503,18 @@ class MaskRCNN(Composite):
         stages = config["stages"].items()
         stages = {name: tuple(x) if isinstance(x, list) else x for name, x in stages}
         return super().from_config({**config, "stages": Stages(**stages)})
+
+
+def compare(boxes, true_boxes, true_classes):
+    """IoU `(batch, objects, n)` of true boxes and boxes, -1 for empty slots."""
+    overlap = box.iou(true_boxes, boxes)  # the long axis last: faster
+    return ops.where((true_classes > 0)[..., None], overlap, -1.0)
+
+
+def whose(overlap, index):
+    """Which object those at `index` `(batch, m)` of the n boxes overlap most: int32."""
+    overlap = ops.take_along_axis(overlap, index[:, None], axis=2)  # (batch, objects, m)
+    return ops.cast(ops.argmax(overlap, axis=1), "int32")
 
 
 def own_masks(masks, own):
