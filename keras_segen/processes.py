@@ -127,6 +127,7 @@ def serve(handlers):
     global _answers
     _answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    sys.stdout.reconfigure(line_buffering=True)  # what was said last is in the log, too
     for line in sys.stdin:
         asked = json.loads(line)
         try:

@@ -25,7 +25,15 @@ CLASSES = {
         "Tversky",
     ),
     "metrics": ("ClassIoU", "ConfusionMatrix", "MeanDice", "MeanIoU", "PixelAccuracy"),
-    "generation": ("GAN", "VAE"),
+    "generation": ("GAN", "StyleGAN", "VAE"),
+    "generation.stylegan2": (
+        "EqualizedConv2D",
+        "EqualizedDense",
+        "Learned",
+        "MinibatchDeviation",
+        "MovingMean",
+        "StyledConv2D",
+    ),
     "segmentation.mask_rcnn": ("MaskRCNN",),
 }
 

@@ -509,8 +509,9 @@ def charts(report):
     found, losses = [], series(report, "losses")
     for loss, of_each in losses.items():
         if any(np.isfinite(values).any() for values in of_each.values()):
-            chart = line_chart(report, "training step", quantities.get(loss, loss), of_each)
-            title = f"{chart.axes.get_ylabel().capitalize()} of every step"
+            name = quantities.get(loss, loss.replace("_", " ").replace("rpn", "RPN"))
+            chart = line_chart(report, "training step", name, of_each)
+            title = f"{name[0].upper()}{name[1:]} of every step"
             note = "Where the lines coincide, the dashes are on the line."
             found.append((title, note if len(chart.axes.lines) > 1 else "", chart.svg()))
 

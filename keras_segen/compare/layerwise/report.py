@@ -31,10 +31,10 @@ def lines(parity):
     flips = {layer["name"]: layer["flips"] for layer in parity["layers"] if layer["flips"]}
     if flips:
         flipped = {name: flip for name, flip in flips.items() if flip["flipped"]}
+        count = sum(flip["flipped"] for flip in flipped.values())
         text = (
-            f"{sum(flip['flipped'] for flip in flipped.values()):,} of "
-            f"{sum(flip['of'] for flip in flips.values()):,} ReLU gates are open on one backend "
-            "and closed on the other"
+            f"{count:,} of {sum(flip['of'] for flip in flips.values()):,} ReLU gates "
+            f"{'is' if count == 1 else 'are'} open on one backend and closed on the other"
         )
         if flipped:
             text += f", in {listing(list(flipped)[:4])}{' and others' if len(flipped) > 4 else ''}"
