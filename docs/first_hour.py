@@ -2,6 +2,7 @@
 
     python docs/first_hour.py                      # writes docs/first_hour.md
     python docs/first_hour.py --skip "make test"   # names it, and does not run it
+    python docs/first_hour.py --redo "make test"   # once more, in the current commit
 
 The clone, and what each command printed, are kept in build/first_hour: after an interruption the
 same call goes on with the next command. `--again` begins anew. The exit status is 1 if a command
@@ -142,8 +143,9 @@ def in_words(seconds):
     return f"{seconds // 60:.0f} min {seconds % 60:02.0f} s"
 
 
-def write_page(records, commit):
+def write_page(records):
     """Writes docs/first_hour.md."""
+    commit = records[0]["commit"]
     total = sum(each["seconds"] for each in records)
     failed = [each for each in records if each["status"]]
     skipped = [each for each in records if each["status"] is None]
@@ -175,6 +177,8 @@ def write_page(records, commit):
         if shown or output:
             lines += ["", "```console", *shown, *output, "```"]
         status = f" It failed, with status {each['status']}." if each["status"] else ""
+        if each["commit"] != commit:
+            status += f" This was run in the clone brought to {each['commit']}."
         lines += ["", f"{in_words(each['seconds'])}.{status}"]
     PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -184,6 +188,7 @@ def main():
     parser.add_argument("--skip", action="append", default=[], help="commands that begin so")
     parser.add_argument("--offline", action="store_true", help="skip what needs a network")
     parser.add_argument("--again", action="store_true", help="begin anew")
+    parser.add_argument("--redo", help="run the commands that begin so once more")
     given = parser.parse_args()
     work = ROOT / "build" / "first_hour"
     clone, log = work / "keras-segen", work / "transcript.json"
@@ -192,13 +197,18 @@ def main():
     if not clone.is_dir():
         work.mkdir(parents=True, exist_ok=True)
         subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
+    if given.redo:
+        subprocess.run(["git", "pull", "--quiet"], cwd=clone, check=True)
     commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=clone, text=True)
+    commit = commit.strip()
     todo = with_preparations(steps((clone / "README.md").read_text(encoding="utf-8")))
     records = json.loads(log.read_text(encoding="utf-8")) if log.exists() else []
     skipped = {start: "left out by the one who ran this" for start in given.skip}
     skipped |= {start: "it needs a network" for start in OFFLINE if given.offline}
-    for heading, language, code, purpose in todo[len(records) :]:
-        print(f"{len(records) + 1} of {len(todo)}: {code.strip().splitlines()[0]}", flush=True)
+    for number, (heading, language, code, purpose) in enumerate(todo):
+        if number < len(records) and not (given.redo and code.startswith(given.redo)):
+            continue
+        print(f"{number + 1} of {len(todo)}: {code.strip().splitlines()[0]}", flush=True)
         reason = next((why for start, why in skipped.items() if code.startswith(start)), None)
         if reason is None:
             status, seconds, output = run(language, code, clone)
@@ -207,9 +217,10 @@ def main():
         print(f"    {in_words(seconds)}" + (f", status {status}" if status else ""), flush=True)
         record = {"heading": heading, "language": language, "code": code, "purpose": purpose}
         record |= {"status": status, "seconds": seconds, "output": shorten(output, clone)}
-        records.append(record)
+        record["commit"] = commit
+        records[number : number + 1] = [record]
         log.write_text(json.dumps(records, indent=1), encoding="utf-8")
-    write_page(records, commit.strip())
+    write_page(records)
     sys.exit(any(each["status"] for each in records))
 
 

@@ -120,9 +120,15 @@ def test_the_first_hour_is_written_without_the_paths_of_the_machine(monkeypatch,
         "status": 3,
         "seconds": 61,
         "output": first_hour.shorten(output, Path("/somewhere/clone")),
+        "commit": "abc",
     }
-    first_hour.write_page([record, record | {"status": None, "output": "no time"}], "abc")
+    skipped = record | {"status": None, "output": "no time"}
+    first_hour.write_page([record, skipped, record | {"status": 0, "commit": "def"}])
     page = (tmp_path / "page.md").read_text(encoding="utf-8")
-    assert "2 min 02 s in all, 1 failed" in page and "$ keras-segen x\n~/keras-segen/0\n" in page
+    assert (
+        "clone of abc: 3 min 03 s in all, 1 failed" in page
+        and "$ keras-segen x\n~/keras-segen/0\n" in page
+    )
     assert "… 76 lines …" in page and "/somewhere" not in page
+    assert page.endswith("1 min 01 s. This was run in the clone brought to def.\n")
     assert "1 min 01 s. It failed, with status 3." in page and "Not run: no time." in page
