@@ -215,6 +215,26 @@ def test_another_order_of_summation_is_no_fault(seed):
     assert all(check["passed"] for check in divergence.checks(found))
 
 
+@keras.saving.register_keras_serializable(package="test_layerwise")
+class PutsOutItsWeight(layers.Layer):
+    def build(self, input_shape):
+        self.weight = self.add_weight(shape=(SIZE, SIZE, 2), initializer="ones")
+
+    def call(self, inputs):
+        return ops.broadcast_to(self.weight, (ops.shape(inputs)[0], SIZE, SIZE, 2))
+
+
+def test_what_a_layer_puts_out_is_recorded_before_the_step_moves_it():
+    images = keras.Input((SIZE, SIZE, 3), name="images")
+    x = layers.Concatenate(name="both")([images, PutsOutItsWeight(name="start")(images)])
+    model = keras.Model(images, layers.Conv2D(NUM_CLASSES, 1, name="logits")(x))
+    ks.initialize(model.get_layer("logits"), seed=0)
+    found = recorded(model, steps=1).arrays
+    np.testing.assert_array_equal(found["float32/training/start"], 1)
+    (moved,) = (value for key, value in found.items() if key.startswith("float32/weights/start"))
+    assert (moved != 1).all()
+
+
 NUM_SEEDS = 8
 
 

@@ -96,13 +96,6 @@ class StyleTask(AdversarialTask):
             augment_discriminator=self.augment_discriminator,
         )
 
-    def layerwise(self):
-        """Without the path length, whose step comes after Adam has moved the generator.
-
-        With a `beta_1` of 0, Adam makes a whole step of the rounding of a gradient near 0.
-        """
-        return dataclasses.replace(super().layerwise(), path_length=0.0)
-
     def truncate(self, model, truncation):
         if not truncation >= 0:
             raise ValueError(f"truncation is {truncation}, expected at least 0, such as 0.7.")

@@ -175,7 +175,7 @@ class Seen:
     Args:
         name: str, with `:1` behind it for the layer's second output, and so on.
         layer: the layer or operation; for an input of one of several networks its `InputLayer`.
-        tensor: what came out.
+        values: array, what came out: a copy, since a weight that comes out moves with the step.
         sources: list of the names of what went in; None for what no layer put out.
         shapes: list of the shapes of what went in.
         turn: int, how many updates of weights came before in this step.
@@ -184,7 +184,7 @@ class Seen:
 
     name: str
     layer: object
-    tensor: object
+    values: np.ndarray
     sources: list
     shapes: list
     turn: int
@@ -212,8 +212,11 @@ def watching(networks, updates=(), with_operations=False):
             if keras.backend.is_float_dtype(keras.backend.standardize_dtype(tensor.dtype)):
                 full = f"{name}:{counts[name]}" if counts[name] else name
                 counts[name] += 1
-                seen.append(Seen(full, layer, tensor, sources, shapes, len(updates), operations))
-                names[id(tensor)] = full  # `seen` keeps the tensor, and so its id
+                seen.append(
+                    Seen(full, layer, _numpy(tensor), sources, shapes, len(updates), operations)
+                )
+                names[id(tensor)] = full
+                kept.append(tensor)
 
     def watched(name, layer, call):
         def replacement(*args, **kwargs):
@@ -286,7 +289,7 @@ def _follow(found, model, batches, precision, subject, tell):
     with watching(networks) as seen:
         subject.run_layers(model, *_tensors(batches[0][:2], precision))
     for each in seen:
-        keep("inference", each.name, each.tensor)
+        keep("inference", each.name, each.values)
     del seen
     weights = _names_of_weights(model, networks)
 
@@ -311,9 +314,9 @@ def _follow(found, model, batches, precision, subject, tell):
             found.layers = [_layer_record(each, weights, started, updates) for each in seen]
             found.layers += _model_record(model, weights, started, updates)
         for each in seen:
-            keep("training", each.name, each.tensor)
+            keep("training", each.name, each.values)
             if first and _limit(each.layer) is not None:
-                _keep_gates(arrays, each.name, each.layer, _numpy(each.tensor))
+                _keep_gates(arrays, each.name, each.layer, each.values)
         del seen
         after = [_numpy(variable) for variable in trainable]
         if k == 0:
@@ -388,7 +391,7 @@ def _layer_record(seen, weights, started, updates):
         "module": type(layer).__module__,
         "settings": settings,
         "default": default,
-        "shape": [int(size) for size in seen.tensor.shape],
+        "shape": [int(size) for size in seen.values.shape],
         "sources": seen.sources,
         "input_shapes": seen.shapes,
         "operations": seen.operations,
