@@ -584,7 +584,8 @@ def test_page_and_terminal_tell_where_the_backends_part(tmp_path):
     reports.print_report(complete_report(), Console(file=file, width=2000), tmp_path)
     for text in (page, file.getvalue()):
         assert "Equal to rounding in all 2 layers" in text
-        assert re.search(r"\d of 64 ReLU gates (is|are) open on one backend .*, in down0_relu1;", text)
+        gates = r"\d of 64 ReLU gates (is|are) open on one backend .*, in down0_relu1;"
+        assert re.search(gates, text)
         assert "Over 20 steps the difference of the weights went from" in text
         assert "The smallest tolerance that would have been needed: " in text
         assert "Report to" not in text
