@@ -26,7 +26,7 @@ CLASSES = {
     ),
     "metrics": ("ClassIoU", "ConfusionMatrix", "MeanDice", "MeanIoU", "PixelAccuracy"),
     "generation": ("GAN", "StyleGAN", "VAE"),
-    "generation.stylegan2": (
+    "generation.styled_layers": (
         "EqualizedConv2D",
         "EqualizedDense",
         "Learned",

@@ -13,7 +13,7 @@ from keras_segen.compare.layerwise.record import computing_in
 from keras_segen.generation import (
     StyleGAN,
     dcgan_generator,
-    stylegan2,
+    styled_layers,
     stylegan2_discriminator,
     stylegan2_generator,
 )
@@ -68,7 +68,7 @@ def one_by_one(x, style, kernel, demodulate, double):
 def test_one_convolution_equals_a_kernel_for_each_image(kernel_size, demodulate, double):
     x, styles = numbers(0, 3, 4, 6, 3), numbers(1, 3, 2, 5)
     with computing_in("float64"):
-        layer = stylegan2.StyledConv2D(
+        layer = styled_layers.StyledConv2D(
             2, kernel_size, style=1, double=double, demodulate=demodulate, dtype="float64"
         )
         found = ops.convert_to_numpy(
@@ -86,7 +86,7 @@ def test_one_convolution_equals_a_kernel_for_each_image(kernel_size, demodulate,
 def test_halving_filters_before_it_leaves_pixels_out(kernel_size):
     x = numbers(0, 2, 6, 8, 3)
     with computing_in("float64"):
-        layer = stylegan2.EqualizedConv2D(2, kernel_size, halve=True, dtype="float64")
+        layer = styled_layers.EqualizedConv2D(2, kernel_size, halve=True, dtype="float64")
         found = ops.convert_to_numpy(layer(ops.convert_to_tensor(x)))
     kernel = ops.convert_to_numpy(layer.kernel) / (kernel_size**2 * 3) ** 0.5
     for n, image in enumerate(x):
@@ -102,7 +102,7 @@ def test_halving_filters_before_it_leaves_pixels_out(kernel_size):
 
 
 def test_noise_comes_in_before_the_leaky_relu_and_each_layer_has_its_own():
-    layer = stylegan2.StyledConv2D(2, 1, style=0, noise_from=3)
+    layer = styled_layers.StyledConv2D(2, 1, style=0, noise_from=3)
     x, styles, noise = np.zeros((2, 2, 3, 1)), np.ones((2, 1, 4)), numbers(0, 2, 12)
     inputs = [ops.convert_to_tensor(a.astype("float32")) for a in (x, styles, noise)]
     np.testing.assert_array_equal(ops.convert_to_numpy(layer(inputs)), 0)  # strength 0 at first
@@ -116,7 +116,7 @@ def test_noise_comes_in_before_the_leaky_relu_and_each_layer_has_its_own():
 @pytest.mark.parametrize("batch, group", [(8, 4), (6, 6), (3, 3)])
 def test_the_deviation_is_that_of_every_group(batch, group):
     x = numbers(0, batch, 2, 3, 5).astype("float32")
-    found = ops.convert_to_numpy(stylegan2.MinibatchDeviation()(ops.convert_to_tensor(x)))
+    found = ops.convert_to_numpy(styled_layers.MinibatchDeviation()(ops.convert_to_tensor(x)))
     np.testing.assert_array_equal(found[..., :5], x)
     for k in range(batch):
         members = x[k % (batch // group) :: batch // group]
@@ -137,8 +137,8 @@ def test_weights_start_at_one_size_and_are_scaled_in_use():
 
 
 @pytest.mark.once
-def test_the_published_networks_have_as_many_weights():
-    """256 pixels: known from the authors' models."""
+def test_the_papers_networks_have_so_many_weights():
+    """256 pixels, with the paper's filters."""
     filters = (64, 128, 256, 512, 512, 512, 512)
     for network, count in (
         (stylegan2_generator((256, 256, 3), filters=filters), 24_767_458),

@@ -7,7 +7,7 @@ in G's, and every change can be differentiated, for G's gradient and for D's slo
 Reference: Zhao et al. (2020), "Differentiable augmentation for data-efficient GAN training",
 https://arxiv.org/abs/2006.10738
 
-Differs from the paper: nothing. Gray images have no saturation to change.
+As in the paper. Gray images have no saturation to change.
 """
 
 from keras import ops
